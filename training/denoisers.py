@@ -1,0 +1,269 @@
+"""The two denoisers inside the pipelines that are shipped, each with its training objective."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import Attention
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from training.autoencoder import LATENT_CHANNELS, to_sheet
+from training.tokenizer import MAX_TOKENS
+
+_LATENT_SIZE = 8
+_T5_TOKENS = 256  # how many zeros StableDiffusion3Pipeline puts in place of a missing T5 encoder
+_EMPTY_CAPTIONS = 0.1
+
+
+class Adapter(Protocol):
+    """A pipeline and how its denoiser is trained."""
+
+    pipeline: StableDiffusionPipeline | StableDiffusion3Pipeline
+    modules: nn.ModuleDict
+    learning_rate: float
+    preview_arguments: dict[str, Any]
+
+    def loss(self, latents: Tensor, prompts: list[str]) -> Tensor:
+        """The training loss of these latents under these prompts."""
+
+
+class DenoiserTask:
+    """Draws captioned latents, some with an empty caption for classifier-free guidance."""
+
+    weight_decay = 0.01
+
+    def __init__(self, adapter: Adapter, latents: Tensor, captions: Sequence[Sequence[str]]) -> None:
+        self.modules = adapter.modules
+        self.learning_rate = adapter.learning_rate
+        self._adapter = adapter
+        self._latents = latents
+        self._captions = captions
+
+    def loss(self, batch_size: int) -> Tensor:
+        indices = torch.randint(len(self._latents), (batch_size,))
+        prompts = [self._draw_caption(index) for index in indices.tolist()]
+        return self._adapter.loss(self._latents[indices.to(self._latents.device)], prompts)
+
+    def _draw_caption(self, index: int) -> str:
+        if torch.rand(()).item() < _EMPTY_CAPTIONS:
+            return ""
+        captions = self._captions[index]
+        return captions[int(torch.randint(len(captions), ()))]
+
+    def preview(self) -> Image.Image:
+        pipeline = self._adapter.pipeline
+        pipeline.set_progress_bar_config(disable=True)
+        pixels = pipeline(
+            [captions[0] for captions in self._captions[::8]],
+            num_inference_steps=20,
+            guidance_scale=4.0,
+            output_type="pt",
+            **self._adapter.preview_arguments,
+        ).images
+        return to_sheet(pixels * 2 - 1, columns=12)
+
+
+class UNetAdapter:
+    """A StableDiffusionPipeline with the structure of SD 2.1, which predicts the velocity."""
+
+    learning_rate = 8e-4
+
+    def __init__(self, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+        width = 128
+        channels = (64, 96, 96)
+        unet = UNet2DConditionModel(
+            sample_size=_LATENT_SIZE,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=channels,
+            layers_per_block=2,
+            attention_head_dim=tuple(count // 32 for count in channels),
+            cross_attention_dim=width,
+            use_linear_projection=True,
+        )
+        scheduler = DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.02,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            clip_sample=False,
+            steps_offset=1,
+            set_alpha_to_one=True,
+        )
+        self.pipeline = StableDiffusionPipeline(
+            vae=autoencoder,
+            text_encoder=CLIPTextModel(_text_config(tokenizer, width)),
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        ).to(device)
+        _widen_embeddings(self.pipeline.text_encoder)
+        self.modules = nn.ModuleDict({"unet": unet, "text_encoder": self.pipeline.text_encoder})
+        self.preview_arguments: dict[str, Any] = {}
+
+    def loss(self, latents: Tensor, prompts: list[str]) -> Tensor:
+        scheduler = self.pipeline.scheduler
+        timesteps = (_stratified(latents) * scheduler.config.num_train_timesteps).long()
+        noise = torch.randn_like(latents)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        embeddings, _ = self.pipeline.encode_prompt(prompts, latents.device, 1, False)
+        predicted = self.pipeline.unet(noisy, timesteps, embeddings).sample
+        return F.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timesteps))
+
+
+class DiTAdapter:
+    """A StableDiffusion3Pipeline without T5, which predicts the flow from picture to noise."""
+
+    learning_rate = 1e-3
+
+    def __init__(self, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+        width = 96
+        transformer = SD3Transformer2DModel(
+            sample_size=_LATENT_SIZE,
+            patch_size=1,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            num_layers=12,
+            attention_head_dim=32,
+            num_attention_heads=4,
+            caption_projection_dim=128,
+            joint_attention_dim=2 * width,
+            pooled_projection_dim=2 * width,
+            pos_embed_max_size=16,
+            qk_norm="rms_norm",
+        )
+        _zero_modulations(transformer)
+        self.pipeline = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+            vae=autoencoder,
+            text_encoder=CLIPTextModelWithProjection(_text_config(tokenizer, width)),
+            tokenizer=tokenizer,
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer, width)),
+            tokenizer_2=tokenizer,
+            text_encoder_3=None,
+            tokenizer_3=None,
+        ).to(device)
+        encoders = (self.pipeline.text_encoder, self.pipeline.text_encoder_2)
+        for encoder in encoders:
+            _widen_embeddings(encoder)
+        for block in transformer.transformer_blocks:
+            block.attn.set_processor(FoldedZerosAttention())
+        self.modules = nn.ModuleDict(
+            {"transformer": transformer, "text_encoder": encoders[0], "text_encoder_2": encoders[1]}
+        )
+        self.preview_arguments = {"max_sequence_length": 1}
+
+    def loss(self, latents: Tensor, prompts: list[str]) -> Tensor:
+        quantiles = _stratified(latents).clamp(1e-4, 1 - 1e-4)
+        sigmas = torch.special.ndtri(quantiles).sigmoid()  # logit-normal
+        noise = torch.randn_like(latents)
+        weights = sigmas.view(-1, 1, 1, 1)
+        embeddings, _, pooled, _ = self.pipeline.encode_prompt(
+            prompts, prompts, prompts, latents.device, 1, False, max_sequence_length=1
+        )
+        predicted = self.pipeline.transformer(
+            latents + weights * (noise - latents),
+            encoder_hidden_states=embeddings,
+            pooled_projections=pooled,
+            timestep=sigmas * self.pipeline.scheduler.config.num_train_timesteps,
+        ).sample
+        return F.mse_loss(predicted.float(), noise - latents)
+
+
+class FoldedZerosAttention:
+    """Joint attention in which the last text token stands for all the zeros in place of T5.
+
+    The zeros have no positions, so that they stay equal to each other in every block. One of them
+    whose attention logit is larger by log(n) has exactly the effect of n, at a third of the time.
+    """
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None = None,
+    ) -> tuple[Tensor, Tensor]:
+        def heads(projected: Tensor) -> Tensor:
+            batch, tokens, width = projected.shape
+            return projected.view(batch, tokens, attn.heads, width // attn.heads).transpose(1, 2)
+
+        query = attn.norm_q(heads(attn.to_q(hidden_states)))
+        key = attn.norm_k(heads(attn.to_k(hidden_states)))
+        value = heads(attn.to_v(hidden_states))
+        text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+        text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+        text_value = heads(attn.add_v_proj(encoder_hidden_states))
+        key = torch.cat([key, text_key], dim=2)
+        bias = torch.zeros(1, 1, 1, key.shape[2], dtype=value.dtype, device=key.device)
+        bias[..., -1] = math.log(_T5_TOKENS)
+        attended = F.scaled_dot_product_attention(
+            torch.cat([query, text_query], dim=2).to(value.dtype),
+            key.to(value.dtype),
+            torch.cat([value, text_value], dim=2),
+            attn_mask=bias,
+        )
+        attended = attended.transpose(1, 2).flatten(2)
+        image_tokens = hidden_states.shape[1]
+        image, text = attended[:, :image_tokens], attended[:, image_tokens:]
+        return attn.to_out[0](image), text if attn.context_pre_only else attn.to_add_out(text)
+
+
+def _stratified(latents: Tensor) -> Tensor:
+    """One uniform number in [0, 1) for each latent, spread evenly over the batch."""
+    count = len(latents)
+    order = torch.randperm(count, device=latents.device)
+    return (order + torch.rand(count, device=latents.device)) / count
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=width // 32,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _widen_embeddings(text_encoder: nn.Module) -> None:
+    """CLIP's initial embeddings are too small to learn quickly without its final normalization."""
+    for name, parameter in text_encoder.named_parameters():
+        if name.endswith("token_embedding.weight"):
+            nn.init.normal_(parameter, std=0.5)
+        elif name.endswith("position_embedding.weight"):
+            nn.init.normal_(parameter, std=0.1)
+
+
+def _zero_modulations(transformer: SD3Transformer2DModel) -> None:
+    """Start every block as the identity (adaLN-Zero)."""
+    modulations = ("norm1.linear", "norm1_context.linear", "norm_out.linear", "proj_out")
+    for name, module in transformer.named_modules():
+        if name.endswith(modulations):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)

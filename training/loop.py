@@ -1,0 +1,174 @@
+"""One training loop for every model here: a wall-clock budget, an average of the weights, resumption."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor, nn
+
+_CHECKPOINT = "checkpoint.pt"
+_WARM_UP_STEPS = 100
+_EMA_DECAY = 0.995
+_LOSS_SMOOTHING = 0.98
+
+
+class Task(Protocol):
+    """What the loop needs to know of a model."""
+
+    modules: nn.ModuleDict
+    learning_rate: float
+    weight_decay: float
+
+    def loss(self, batch_size: int) -> Tensor:
+        """The loss of a freshly drawn batch."""
+
+    def preview(self) -> Image.Image:
+        """A picture of what the model can do now."""
+
+
+@dataclass
+class Progression:
+    """How far a training has come."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    device: str = "cpu"
+
+
+class Trainer:
+    """Trains a task for a number of minutes; continues where the work folder left off."""
+
+    def __init__(self, task: Task, folder: Path, device: torch.device) -> None:
+        self.task = task
+        self.device = device
+        self.progression = Progression()
+        self.parameters = dict(task.modules.named_parameters())
+        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=task.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=task.weight_decay,
+        )
+        self._checkpoint = folder / _CHECKPOINT
+        self._previews = folder / "previews"
+        self._previews.mkdir(parents=True, exist_ok=True)
+        if self._checkpoint.exists():
+            self._restore()
+        self.progression.device = str(device)
+
+    def train(self, minutes: float, batch_size: int, save_every: float = 2.0, preview_every: float = 5.0) -> None:
+        """Train until `minutes` have gone into the model, those before a resumption included."""
+        budget = minutes * 60
+        state = self.progression
+        start = time.monotonic() - state.seconds
+        saved = previewed = state.seconds
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(*columns) as progress:
+            bar = progress.add_task("starting", total=budget)
+            progress.update(bar, completed=state.seconds)
+            while state.seconds < budget:
+                loss = self._step(batch_size, state.seconds / budget)
+                state.steps += 1
+                state.seconds = time.monotonic() - start
+                smoothing = _LOSS_SMOOTHING if state.steps > 1 else 0.0
+                state.loss = loss + (smoothing * (state.loss - loss) if smoothing else 0.0)
+                text = f"step {state.steps}  loss {state.loss:.4f}"
+                progress.update(bar, completed=state.seconds, description=text)
+                if state.seconds - saved > save_every * 60:
+                    saved = state.seconds
+                    self._save()
+                if state.seconds - previewed > preview_every * 60:
+                    previewed = state.seconds
+                    progress.console.print(f"{text}  {state.seconds:.0f} s")
+                    self._preview()
+        self._save()
+        self._preview()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The task's modules with their averaged weights, in evaluation mode."""
+        trained = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self._assign(self.average)
+        self.task.modules.eval()
+        try:
+            yield
+        finally:
+            self._assign(trained)
+            self.task.modules.train()
+
+    def _step(self, batch_size: int, elapsed_share: float) -> float:
+        state = self.progression
+        warm_up = min(1.0, (state.steps + 1) / _WARM_UP_STEPS)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed_share)))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.task.learning_rate * warm_up * max(cosine, 0.01)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            loss = self.task.loss(batch_size)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
+        decay = min(_EMA_DECAY, (1 + state.steps) / (10 + state.steps))
+        torch._foreach_lerp_(
+            list(self.average.values()), [value.detach() for value in self.parameters.values()], 1 - decay
+        )
+        return loss.item()
+
+    @torch.no_grad()
+    def _assign(self, values: dict[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
+    def _preview(self) -> None:
+        with self.averaged():
+            self.task.preview().save(self._previews / f"{self.progression.steps:06d}.png")
+
+    def _save(self) -> None:
+        state = {
+            "weights": {name: value.detach() for name, value in self.parameters.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "progression": vars(self.progression),
+        }
+        unfinished = self._checkpoint.with_suffix(".part")
+        torch.save(state, unfinished)
+        unfinished.replace(self._checkpoint)
+
+    def _restore(self) -> None:
+        state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
+        self._assign(state["weights"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progression = Progression(**state["progression"])
+
+
+@torch.no_grad()
+def load_average(modules: nn.ModuleDict, folder: Path) -> None:
+    """Load the averaged weights of a work folder."""
+    average = _read(folder)["average"]
+    for name, parameter in modules.named_parameters():
+        parameter.copy_(average[name])
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training has been saved in a work folder."""
+    return (folder / _CHECKPOINT).exists()
+
+
+def progression(folder: Path) -> Progression:
+    """How far the training in a work folder has come."""
+    return Progression(**_read(folder)["progression"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(folder / _CHECKPOINT, map_location="cpu", weights_only=True)
+    return state
