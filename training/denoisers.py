@@ -214,15 +214,13 @@ class FoldedZerosAttention:
         text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
         text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
         text_value = heads(attn.add_v_proj(encoder_hidden_states))
+        query = torch.cat([query, text_query], dim=2) / math.sqrt(query.shape[-1])
         key = torch.cat([key, text_key], dim=2)
-        bias = torch.zeros(1, 1, 1, key.shape[2], dtype=value.dtype, device=key.device)
-        bias[..., -1] = math.log(_T5_TOKENS)
-        attended = F.scaled_dot_product_attention(
-            torch.cat([query, text_query], dim=2).to(value.dtype),
-            key.to(value.dtype),
-            torch.cat([value, text_value], dim=2),
-            attn_mask=bias,
-        )
+        value = torch.cat([value, text_value], dim=2)
+        scores = (query @ key.transpose(-1, -2)).float()  # plain, as fused attention is slow backwards on CPUs
+        bias = scores.new_zeros(scores.shape[-1])
+        bias[-1] = math.log(_T5_TOKENS)
+        attended = (scores + bias).softmax(dim=-1).to(value.dtype) @ value
         attended = attended.transpose(1, 2).flatten(2)
         image_tokens = hidden_states.shape[1]
         image, text = attended[:, :image_tokens], attended[:, image_tokens:]
