@@ -1,0 +1,31 @@
+# `make demo` and `make test` are all the set-up there is: each makes its own environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test check environment clean
+
+environment: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: environment ## a picture from a prompt on two processes, beside the sequential one
+	$(BIN)/asyncdiff generate "rocket" --devices 2 --components 2 --steps 50 --seed 0 --out out.png --compare
+
+test: environment ## the tests (no GPU, no network, two cores)
+	$(BIN)/python -m pytest
+
+check: environment ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,28 @@
+"""asyncdiff: asynchronous denoising for any Hugging Face diffusers pipeline."""
+
+from asyncdiff.api import AsyncDiff
+from asyncdiff.demo import load_demo
+from asyncdiff.errors import (
+    AsyncDiffError,
+    ConfigurationError,
+    ExchangeError,
+    LabelError,
+    RankMismatchError,
+    SplitError,
+    TraceError,
+)
+from asyncdiff.report import DenoiserReport, Report
+
+__all__ = [
+    "AsyncDiff",
+    "AsyncDiffError",
+    "ConfigurationError",
+    "DenoiserReport",
+    "ExchangeError",
+    "LabelError",
+    "RankMismatchError",
+    "Report",
+    "SplitError",
+    "TraceError",
+    "load_demo",
+]

@@ -1,0 +1,193 @@
+"""`AsyncDiff`: attach asynchronous denoising to a diffusers pipeline."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from asyncdiff import distributed
+from asyncdiff.clock import Clock
+from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
+from asyncdiff.exchange import Exchange, LocalExchange
+from asyncdiff.report import Report
+from asyncdiff.runtime import DenoiserRuntime
+from asyncdiff.schedule import Schedule
+
+logger = logging.getLogger(__name__)
+
+Split = Sequence[Sequence[str]]
+
+
+class AsyncDiff:
+    """Divides a pipeline's denoiser over several devices that all compute at the same time.
+
+    After `warmup` ordinary steps the N components of the denoiser run in parallel, each on what the
+    others made one round earlier (AsyncDiff, NeurIPS 2024, section 3.2). The pipeline is used as
+    before: `pipe(prompt)`. `disable()` leaves it as it was; as a context manager it does so at the end.
+
+    Args:
+        pipe: any diffusers pipeline with a `unet` or `transformer`.
+        components: N ≥ 1, how many parts the denoiser is divided into.
+        stride: S ≥ 1, how many noise predictions one round yields (section 3.3). N + S − 1 devices.
+        warmup: w ≥ 1, how many steps are computed as usual at first. Choose (w − 1) divisible by S.
+        time_shift: after the warm-up give every component the timestep before, to match its inputs' age.
+        split: N lists of module names of the denoiser, one per component; by default the division is
+            found by counting the cost of every unit. Units that no list names run on every device.
+        method: "paper", the recurrence of the paper.
+        executor: "distributed": one process per device, on `torch.distributed`; "local": all ranks
+            in this process, the same numbers; "auto": distributed where torchrun or a process group is.
+        timeout: seconds after which waiting for another rank is an error.
+
+    Raises:
+        ConfigurationError: numbers that cannot work, or a pipeline without a denoiser.
+        SplitError: a split that does not fit the denoiser.
+        ExchangeError: a rank did not join in time.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        components: int = 2,
+        stride: int = 1,
+        warmup: int = 3,
+        *,
+        time_shift: bool = False,
+        split: Split | None = None,
+        method: Literal["paper"] = "paper",
+        executor: Literal["auto", "local", "distributed"] = "auto",
+        timeout: float = 300.0,
+    ) -> None:
+        if method != "paper":
+            raise ConfigurationError(f"method must be 'paper', not {method!r}")
+        if executor not in ("auto", "local", "distributed"):
+            raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {executor!r}")
+        if timeout <= 0:
+            raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout!r}")
+        self._schedule = Schedule(components, stride, warmup, time_shift)
+        if (warmup - 1) % stride:
+            logger.warning(
+                "warmup=%d: with stride=%d the steps before the first round reuse a prediction; "
+                "choose a warmup with (warmup - 1) divisible by the stride",
+                warmup,
+                stride,
+            )
+        denoisers = _denoisers(pipe)
+        for name, denoiser in denoisers.items():
+            _check_split(name, denoiser, components, split)
+        launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
+        self._executor = "distributed" if launched else "local"
+        self._runtimes: list[DenoiserRuntime] = []
+        self._exchange = self._open_exchange(next(iter(denoisers.values())), timeout)
+        self._clock = Clock(pipe)
+        try:
+            for name, denoiser in denoisers.items():
+                self._runtimes.append(
+                    DenoiserRuntime(name, denoiser, self._schedule, split, self._exchange, self._clock)
+                )
+        except AsyncDiffError:
+            self.disable()
+            raise
+        self._clock.on_generation.append(self._begin_generation)
+        self._warned_of_generation = -1
+
+    def report(self) -> Report:
+        """What the last generation really did, on this rank; warns where nothing was accelerated."""
+        report = Report(
+            executor=self._executor,
+            ranks=tuple(self._exchange.ranks),
+            world_size=self._schedule.world_size,
+            components=self._schedule.components,
+            stride=self._schedule.stride,
+            warmup=self._schedule.warmup,
+            bytes_sent=self._exchange.traffic.bytes_sent,
+            seconds_waited=self._exchange.traffic.seconds_waited,
+            denoisers=tuple(runtime.report() for runtime in self._runtimes),
+        )
+        ran = any(denoiser.counts.steps for denoiser in report.denoisers)
+        if ran and not report.accelerated:
+            self._warn_not_accelerated()
+        return report
+
+    def disable(self) -> None:
+        """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
+        for runtime in self._runtimes:
+            runtime.detach()
+        self._runtimes = []
+        self._clock.close()
+        self._exchange.close()
+
+    def __enter__(self) -> "AsyncDiff":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.disable()
+
+    def _open_exchange(self, denoiser: nn.Module, timeout: float) -> Exchange:
+        if self._executor == "local":
+            return LocalExchange(self._schedule.world_size)
+        device = next(denoiser.parameters()).device
+        started = distributed.join(device, timeout)
+        world_size = torch.distributed.get_world_size()
+        needed = self._schedule.world_size
+        if world_size != needed:
+            components, stride = self._schedule.components, self._schedule.stride
+            raise ConfigurationError(
+                f"rank {torch.distributed.get_rank()}: components={components} and stride={stride} need "
+                f"components + stride - 1 = {needed} ranks, but there are {world_size}; start {needed} processes, or "
+                f"use components={max(world_size - stride + 1, 1)}"
+            )
+        return distributed.DistributedExchange(device, timeout, started)
+
+    def _begin_generation(self) -> None:
+        self._exchange.traffic.bytes_sent = 0
+        self._exchange.traffic.seconds_waited = 0.0
+        if 0 < len(self._clock.timesteps) <= self._schedule.warmup:
+            self._warn_not_accelerated()
+
+    def _warn_not_accelerated(self) -> None:
+        if self._warned_of_generation == self._clock.generation:
+            return
+        self._warned_of_generation = self._clock.generation
+        warnings.warn(
+            f"asyncdiff accelerates nothing in this generation of {len(self._clock.timesteps)} steps: "
+            f"no step is a parallel round (warmup={self._schedule.warmup}); see report()",
+            stacklevel=3,
+        )
+
+
+def _denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's noise-prediction networks: its `unet`s and `transformer`s."""
+    components = getattr(pipe, "components", {})
+    found = {
+        name: module
+        for name, module in components.items()
+        if name.startswith(("unet", "transformer")) and isinstance(module, nn.Module)
+    }
+    if not found:
+        raise ConfigurationError(
+            f"{type(pipe).__name__} has no denoiser: a `unet` or a `transformer` that is a torch module is needed"
+        )
+    if getattr(pipe, "scheduler", None) is None:
+        raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
+    return found
+
+
+def _check_split(name: str, denoiser: nn.Module, components: int, split: Split | None) -> None:
+    """What can be said of a split before the first call."""
+    if split is None:
+        return
+    if len(split) != components:
+        raise SplitError(f"the split has {len(split)} lists of module names, but components={components}")
+    modules = {own for own, _ in denoiser.named_modules() if own}
+    for names in split:
+        if isinstance(names, str) or not names:
+            raise SplitError("every component of a split is a list of at least one module name")
+        for own in names:
+            if own not in modules:
+                raise SplitError(f"{own!r} in the split is no module of the pipeline's {name!r}")

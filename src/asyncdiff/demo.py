@@ -1,0 +1,81 @@
+"""The two small text-to-image pipelines that come with asyncdiff, and how well they do what they are told."""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+__all__ = ["DemoName", "demo_prompts", "load_demo", "prompt_agreement"]
+
+DemoName = Literal["unet", "dit"]
+
+_CHECKPOINTS = Path(__file__).parent / "checkpoints"
+_THUMBNAIL_SIZE = 16
+
+
+def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+    """Load a demo pipeline from the checkpoints inside this package; nothing is downloaded.
+
+    Both draw emoji of 64x64 pixels from prompts such as "a red apple":
+
+    - "unet" is a `StableDiffusionPipeline` with a UNet structured like that of Stable Diffusion 2.1,
+    - "dit" is a `StableDiffusion3Pipeline` with a transformer of 12 blocks.
+
+    `demo_prompts()` lists what they know how to draw.
+    """
+    if name not in get_args(DemoName):
+        known = " or ".join(repr(known) for known in get_args(DemoName))
+        raise ValueError(f"There is no demo pipeline {name!r}; choose {known}.")
+    pipeline = DiffusionPipeline.from_pretrained(_CHECKPOINTS / name, torch_dtype=torch_dtype, local_files_only=True)
+    return pipeline
+
+
+def demo_prompts() -> list[str]:
+    """One prompt for each picture that the demo pipelines have learnt, e.g. "red apple"."""
+    return [captions[0] for captions in _captions()]
+
+
+def prompt_agreement(images: Sequence[Image.Image], prompts: Sequence[str]) -> float:
+    """How often, in per cent, the picture closest to an image is the one that was prompted.
+
+    The prompts must be captions of the demo pipelines' training pictures. Closest means the smallest
+    Euclidean distance between thumbnails among all the training pictures.
+    """
+    if not images or len(images) != len(prompts):
+        raise ValueError(f"Expected as many images as prompts, not {len(images)} and {len(prompts)}.")
+    picture_of = {caption: index for index, captions in enumerate(_captions()) for caption in captions}
+    unknown = [prompt for prompt in prompts if prompt not in picture_of]
+    if unknown:
+        raise ValueError(f"The demo pipelines have not learnt {unknown[0]!r}; see demo_prompts().")
+    thumbnails = np.stack([_thumbnail(image) for image in images])
+    distances = ((thumbnails[:, None] - _reference_thumbnails()[None]) ** 2).sum(axis=-1)
+    expected = np.array([picture_of[prompt] for prompt in prompts])
+    return 100.0 * float(np.mean(distances.argmin(axis=1) == expected))
+
+
+@functools.cache
+def _captions() -> tuple[tuple[str, ...], ...]:
+    """The captions of every training picture, its prompt first."""
+    text = (_CHECKPOINTS / "captions.json").read_text(encoding="utf-8")
+    return tuple(tuple(captions) for captions in json.loads(text))
+
+
+@functools.cache
+def _reference_thumbnails() -> npt.NDArray[np.float32]:
+    """The thumbnails of the training pictures, in the order of their captions."""
+    with Image.open(_CHECKPOINTS / "pictures.png") as column:
+        size = column.width
+        tiles = [column.crop((0, top, size, top + size)) for top in range(0, column.height, size)]
+    return np.stack([_thumbnail(tile) for tile in tiles])
+
+
+def _thumbnail(image: Image.Image) -> npt.NDArray[np.float32]:
+    small = image.convert("RGB").resize((_THUMBNAIL_SIZE, _THUMBNAIL_SIZE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.float32).ravel() / np.float32(255)

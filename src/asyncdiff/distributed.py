@@ -1,0 +1,262 @@
+"""The exchange between processes: torch.distributed, point to point, every wait with a limit."""
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncdiff.errors import ExchangeError, RankMismatchError
+from asyncdiff.exchange import Traffic, pack, view_of
+from asyncdiff.graph import Edge, Graph
+from asyncdiff.routing import Message
+from asyncdiff.store import EdgeStore
+
+logger = logging.getLogger(__name__)
+
+_ALIGNMENT = 64
+_AGREEMENT_TOLERANCE = 1e-3
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several: a process group exists, or torchrun started it."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size() > 1
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def join(device: torch.device, timeout: float) -> bool:
+    """Make sure that the default process group exists; returns whether it was started here.
+
+    Raises:
+        ExchangeError: not every rank joined in time.
+    """
+    if dist.is_initialized():
+        return False
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ExchangeError(
+            f"executor='distributed' needs a process group or torchrun's environment ({', '.join(missing)} not set); "
+            "start the script with: torchrun --nproc-per-node=N script.py"
+        )
+    backend = _backend(device)
+    rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    logger.info("rank %s: starting a %s process group of %s ranks", rank, backend, world_size)
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"rank {rank}: not all of the {world_size} ranks joined within {timeout:g} s: {error}"
+        ) from error
+    return True
+
+
+def _backend(device: torch.device) -> str:
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+class DistributedExchange:
+    """One rank of a run on `torch.distributed`.
+
+    Messages to higher and to lower ranks have a group each, so that two directions never block each
+    other on one communicator; predictions and small talk have their own.
+    """
+
+    def __init__(self, device: torch.device, timeout: float, owns_process_group: bool) -> None:
+        self.rank = dist.get_rank()
+        self.ranks: Sequence[int] = (self.rank,)
+        self.traffic = Traffic()
+        self.timeout = timeout
+        self._owns_process_group = owns_process_group
+        self._device = device
+        limit = timedelta(seconds=timeout)
+        backend = _backend(device)
+        try:
+            self.upward, self.downward, self._predictions = (
+                dist.new_group(backend=backend, timeout=limit) for _ in range(3)
+            )
+            self._control = dist.new_group(backend="gloo", timeout=limit)
+            self._share_random_state()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {self.rank}: the {dist.get_world_size()} ranks did not all get ready within {timeout:g} s: {error}"
+            ) from error
+
+    def open(self, graph: Graph, messages: Sequence[Message]) -> "DistributedChannel":
+        return DistributedChannel(self, graph, messages, self._device)
+
+    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
+        shared: dict[int, list[Tensor]] = {}
+        works = []
+        for step, source in sources.items():
+            mine = source == self.rank
+            shared[step] = []
+            for tensor in predictions[step]:
+                buffer = (
+                    tensor.contiguous() if mine else torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                )
+                shared[step].append(buffer)
+                what = f"the noise prediction of step {step} from rank {source}"
+                works.append((self.start(what, dist.broadcast, buffer, source, self._predictions, True), what))
+                if mine:
+                    self.traffic.bytes_sent += buffer.nbytes * (dist.get_world_size() - 1)
+        for work, what in works:
+            self.wait(work, what)
+        return shared
+
+    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
+        mine = torch.cat([digest, scale]).double().cpu()
+        counts = self._gather(torch.tensor([mine.numel()]), what)
+        if len({int(count) for count in counts}) > 1:
+            raise RankMismatchError(f"rank {self.rank}: {what} differ in structure between the ranks")
+        everyone = self._gather(mine, what)
+        for rank, other in enumerate(everyone):
+            values, scales = other.chunk(2)
+            own, own_scales = everyone[0].chunk(2)
+            off = (values - own).abs() > _AGREEMENT_TOLERANCE * torch.maximum(scales, own_scales)
+            if bool(off.any()):
+                raise RankMismatchError(
+                    f"rank {self.rank}: {what} of rank {rank} are not those of rank 0; every rank must run the same "
+                    "call (same prompt, same size, and a generator with the same seed, or none)"
+                )
+
+    def close(self) -> None:
+        if self._owns_process_group and dist.is_initialized():
+            logger.info("rank %d: destroying the process group that this run started", self.rank)
+            dist.destroy_process_group()
+
+    def start(self, what: str, operation: object, *arguments: object, **named: object) -> dist.Work:
+        """Start an asynchronous operation; `what` names it in the error if it cannot start."""
+        try:
+            work = operation(*arguments, **named)  # type: ignore[operator]
+        except RuntimeError as error:
+            raise ExchangeError(f"rank {self.rank}: {what} could not be started: {error}") from error
+        return work  # type: ignore[no-any-return]
+
+    def wait(self, work: dist.Work, what: str) -> None:
+        """Wait for an operation, at most for the time limit."""
+        begin = time.perf_counter()
+        try:
+            # NCCL's own watchdog enforces the group's limit; its wait only orders the streams.
+            finished = work.wait(timedelta(seconds=self.timeout)) if self._device.type != "cuda" else work.wait()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {self.rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
+                f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
+            ) from error
+        if finished is False:
+            raise ExchangeError(f"rank {self.rank}: {what} did not finish")
+        self.traffic.seconds_waited += time.perf_counter() - begin
+
+    def _gather(self, mine: Tensor, what: str) -> list[Tensor]:
+        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        text = f"comparing {what} with the other ranks"
+        self.wait(self.start(text, dist.all_gather, everyone, mine, self._control, True), text)
+        return everyone
+
+    def _share_random_state(self) -> None:
+        """Random numbers drawn without a generator must be the same on all ranks: take rank 0's state."""
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        for state in states:
+            text = "the random state from rank 0"
+            self.wait(self.start(text, dist.broadcast, state, 0, self._control, True), text)
+        torch.set_rng_state(states[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(states[1], self._device)
+        if self.rank:
+            logger.info("rank %d: took over the random state of rank 0", self.rank)
+
+
+class _Parcel:
+    """A message's standing buffer and where each edge lies in it."""
+
+    def __init__(self, graph: Graph, message: Message, device: torch.device, copies: int) -> None:
+        self.message = message
+        self.parts: dict[Edge, slice] = {}
+        self.leaves = {edge: graph.units[edge.unit].outputs[edge.leaf] for edge in message.edges}
+        end = 0
+        for edge, leaf in self.leaves.items():
+            self.parts[edge] = slice(end, end + leaf.bytes)
+            end += -(-leaf.bytes // _ALIGNMENT) * _ALIGNMENT
+        self.buffers = [torch.empty(end, dtype=torch.uint8, device=device) for _ in range(copies)]
+        self.works: list[dist.Work | None] = [None] * copies
+        self.missing: set[Edge] = set()
+
+    @property
+    def description(self) -> str:
+        return f"{len(self.parts)} live edges from rank {self.message.source} to rank {self.message.reader}"
+
+    def tensor(self, edge: Edge, copy: int) -> Tensor:
+        leaf = self.leaves[edge]
+        if leaf.dtype is None:
+            raise ExchangeError(f"edge {edge} is no tensor")
+        return view_of(self.buffers[copy][self.parts[edge]], leaf.dtype, leaf.shape, leaf.stride)
+
+
+class DistributedChannel:
+    """Sends every message as soon as its last edge exists; waits for one at the first use of its edges."""
+
+    def __init__(
+        self, exchange: DistributedExchange, graph: Graph, messages: Sequence[Message], device: torch.device
+    ) -> None:
+        self.store = EdgeStore()
+        self._exchange = exchange
+        rank = exchange.rank
+        self._outgoing = [_Parcel(graph, message, device, 1) for message in messages if message.source == rank]
+        # Two buffers: the version that this round reads, and the one that arrives meanwhile.
+        self._incoming = [_Parcel(graph, message, device, 2) for message in messages if message.reader == rank]
+        self._tags = {id(message): tag for tag, message in enumerate(messages)}
+        self._copy = 0
+
+    def start_round(self) -> None:
+        self._copy = 1 - self._copy
+        for parcel in self._outgoing:
+            parcel.missing = set(parcel.parts)
+        for parcel in self._incoming:
+            self._finish(parcel, self._copy)
+            parcel.works[self._copy] = self._start(parcel, dist.irecv, parcel.message.source, self._copy)
+
+    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        for parcel in self._outgoing:
+            if edge not in parcel.missing:
+                continue
+            self._finish(parcel, 0)
+            pack(tensor, parcel.buffers[0][parcel.parts[edge]])
+            parcel.missing.discard(edge)
+            if not parcel.missing:
+                parcel.works[0] = self._start(parcel, dist.isend, parcel.message.reader, 0)
+                self._exchange.traffic.bytes_sent += parcel.buffers[0].nbytes
+
+    def end_round(self, version: int) -> None:
+        for parcel in self._incoming:
+            for edge in parcel.parts:
+                self.store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
+
+    def close(self) -> None:
+        for parcel in (*self._incoming, *self._outgoing):
+            for copy in range(len(parcel.works)):
+                self._finish(parcel, copy)
+
+    def _receive(self, parcel: _Parcel, edge: Edge, copy: int) -> Tensor:
+        """A live edge that may still be on its way."""
+        self._finish(parcel, copy)
+        return parcel.tensor(edge, copy)
+
+    def _start(self, parcel: _Parcel, operation: object, peer: int, copy: int) -> dist.Work:
+        message = parcel.message
+        group = self._exchange.upward if message.source < message.reader else self._exchange.downward
+        return self._exchange.start(
+            parcel.description, operation, parcel.buffers[copy], peer, group=group, tag=self._tags[id(message)]
+        )
+
+    def _finish(self, parcel: _Parcel, copy: int) -> None:
+        work, parcel.works[copy] = parcel.works[copy], None
+        if work is not None:
+            self._exchange.wait(work, parcel.description)

@@ -1,0 +1,29 @@
+"""Every error that asyncdiff raises on purpose."""
+
+
+class AsyncDiffError(Exception):
+    """Base class of the errors of this package."""
+
+
+class ConfigurationError(AsyncDiffError, ValueError):
+    """The numbers asked for (components, stride, warm-up, world size) cannot work."""
+
+
+class SplitError(AsyncDiffError, ValueError):
+    """The denoiser cannot be divided as asked for."""
+
+
+class TraceError(AsyncDiffError, RuntimeError):
+    """The data of a denoiser call could not be followed."""
+
+
+class LabelError(AsyncDiffError, RuntimeError):
+    """The timestep label of a later step cannot be derived for this pipeline."""
+
+
+class ExchangeError(AsyncDiffError, RuntimeError):
+    """A tensor did not arrive from, or could not be sent to, another rank."""
+
+
+class RankMismatchError(AsyncDiffError, RuntimeError):
+    """The ranks were not given the same work."""

@@ -1,0 +1,121 @@
+"""What moves between the devices of a run: the interface, and its one-process form."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from asyncdiff.graph import Edge, Graph
+from asyncdiff.routing import Message
+from asyncdiff.store import EdgeStore
+
+
+@dataclass
+class Traffic:
+    """What a process sent, and how long it waited for the others, since the generation began."""
+
+    bytes_sent: int = 0
+    seconds_waited: float = 0.0
+
+
+class Channel(Protocol):
+    """The live edges of one stream of denoiser calls."""
+
+    store: EdgeStore
+
+    def start_round(self) -> None:
+        """Get ready for what the other ranks will make in this round."""
+
+    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        """A rank of this process has made a live edge."""
+
+    def end_round(self, version: int) -> None:
+        """From now on the store holds (or promises) the edges made in this round, as `version`."""
+
+    def close(self) -> None:
+        """Wait for what is still on its way and forget it."""
+
+
+class Exchange(Protocol):
+    """Moves live edges and noise predictions between ranks."""
+
+    ranks: Sequence[int]
+    traffic: Traffic
+
+    def open(self, graph: Graph, messages: Sequence[Message]) -> Channel:
+        """A channel for one stream."""
+
+    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
+        """Give every rank the noise predictions of `sources` (step to rank).
+
+        `predictions` holds, for every step, tensors of the right shape; those of the steps whose
+        source is a rank of this process are the predictions.
+        """
+
+    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
+        """Raise RankMismatchError if `digest` differs between ranks by more than rounding of `scale`."""
+
+    def close(self) -> None:
+        """Leave the run."""
+
+
+class LocalExchange:
+    """All ranks in this process: nothing moves, the numbers are those of the distributed run."""
+
+    def __init__(self, world_size: int) -> None:
+        self.ranks: Sequence[int] = range(world_size)
+        self.traffic = Traffic()
+
+    def open(self, graph: Graph, messages: Sequence[Message]) -> "LocalChannel":
+        return LocalChannel(messages)
+
+    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
+        return {step: list(tensors) for step, tensors in predictions.items()}
+
+    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
+        del digest, scale, what  # one process agrees with itself
+
+    def close(self) -> None:
+        return None
+
+
+class LocalChannel:
+    """Keeps what a round makes until the round is over, so that every rank reads the round before."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.store = EdgeStore()
+        self._wanted = {(message.source, edge) for message in messages for edge in message.edges}
+        self._pending: dict[Edge, Tensor] = {}
+
+    def start_round(self) -> None:
+        self._pending = {}
+
+    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        if (rank, edge) in self._wanted:
+            self._pending[edge] = tensor
+
+    def end_round(self, version: int) -> None:
+        for edge, tensor in self._pending.items():
+            self.store.put(edge, version, tensor)
+
+    def close(self) -> None:
+        self._pending = {}
+
+
+def pack(tensor: Tensor, into: Tensor) -> None:
+    """Copy a tensor into a part of a byte buffer, in the tensor's own memory order."""
+    view_of(into, tensor.dtype, tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def view_of(part: Tensor, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+    """A byte buffer's part as a tensor; a stride that leaves gaps becomes a contiguous one."""
+    flat = part.view(dtype)
+    dense = sorted((step, size) for step, size in zip(stride, shape, strict=True) if size > 1)
+    expected = 1
+    for step, size in dense:
+        if step != expected:
+            return flat.view(*shape)
+        expected *= size
+    return flat.as_strided(tuple(shape), tuple(stride))

@@ -1,0 +1,94 @@
+"""The timestep labels of earlier and later steps, in the form in which the pipeline gives them to the denoiser."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from asyncdiff.errors import LabelError
+
+_TOLERANCE = 4e-3  # bfloat16 keeps 8 bits of a label
+
+
+class Labels:
+    """Learns in the warm-up how a pipeline turns the scheduler's timesteps into the denoiser's argument.
+
+    A pipeline may scale, shift or expand a timestep before the denoiser sees it. The pairs of both,
+    seen in the warm-up, give the (affine) transformation with which later labels are made.
+    """
+
+    def __init__(self, timesteps: Sequence[float]) -> None:
+        self._timesteps = list(timesteps)
+        self._arguments: dict[int, Any] = {}
+        self._pairs: list[tuple[float, float]] = []
+        self._first_position: int | None = None
+
+    def given(self, index: int, argument: Any) -> None:
+        """The pipeline gave `argument` to the denoiser at step `index`."""
+        self._arguments = {step: old for step, old in self._arguments.items() if step >= index - 1}
+        self._arguments[index] = argument
+
+    def learn(self, index: int, timestep: Any) -> None:
+        """Step `index` is over; the scheduler was told that its timestep was `timestep`."""
+        timestep = _uniform_value(timestep)
+        if self._first_position is None:
+            matches = [k for k, value in enumerate(self._timesteps) if math.isclose(value, timestep, rel_tol=1e-6)]
+            if not matches:
+                return
+            self._first_position = matches[0] - index
+        self._pairs.append((timestep, _uniform_value(self._arguments[index])))
+
+    def last(self) -> int | None:
+        """The index of the generation's last step, where it is known."""
+        if self._first_position is None:
+            return None
+        return len(self._timesteps) - 1 - self._first_position
+
+    def argument(self, step: int, current: int) -> Any:
+        """The denoiser's timestep argument for `step`, at the step `current`.
+
+        Raises:
+            LabelError: `step` lies ahead and the pipeline's transformation is not an affine one.
+        """
+        if step in self._arguments:
+            return self._arguments[step]
+        if self._first_position is None:
+            raise LabelError(
+                "the labels of later steps cannot be derived: the timestep that the pipeline gives to "
+                "scheduler.step is none of scheduler.timesteps; use stride=1 and time_shift=False"
+            )
+        value = self._transform(self._timesteps[self._first_position + step])
+        like = self._arguments[current]
+        return torch.full_like(like, value) if isinstance(like, Tensor) else type(like)(value)
+
+    def _transform(self, timestep: float) -> float:
+        (first, made), (other, made_other) = self._pairs[0], self._pairs[-1]
+        if first == made and other == made_other:
+            slope, offset = 1.0, 0.0
+        elif first == other or math.isclose(made * other, made_other * first, rel_tol=_TOLERANCE, abs_tol=1e-9):
+            slope, offset = (made / first if first else 1.0), 0.0
+        else:
+            slope = (made_other - made) / (other - first)
+            offset = made - slope * first
+        for seen, label in self._pairs:
+            if not math.isclose(slope * seen + offset, label, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * abs(slope)):
+                raise LabelError(
+                    f"the labels of later steps cannot be derived: the pipeline gives the denoiser {label:g} for the "
+                    f"scheduler's timestep {seen:g}, which is no affine function of it; use stride=1 and time_shift=False"
+                )
+        return slope * timestep + offset
+
+
+def _uniform_value(argument: Any) -> float:
+    """The one number in a timestep argument."""
+    if not isinstance(argument, Tensor):
+        return float(argument)
+    low, high = float(argument.min()), float(argument.max())
+    if low != high:
+        raise LabelError(
+            f"the labels of later steps cannot be derived: the denoiser is given different timesteps at once "
+            f"({low:g} to {high:g}); use stride=1 and time_shift=False"
+        )
+    return low

@@ -1,0 +1,97 @@
+"""What a generation really did: the honest account of a run."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Counts:
+    """Counted while a generation runs, on one rank and for one denoiser."""
+
+    full: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    stored: int = 0
+    units_run: int = 0
+    units_skipped: int = 0
+    seconds_full: float = 0.0
+    seconds_rounds: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Denoiser calls in all."""
+        return self.full.total() + self.rounds + self.stored
+
+
+@dataclass(frozen=True)
+class DenoiserReport:
+    """One denoiser in one generation, as this rank saw it.
+
+    Attributes:
+        name: the pipeline's name for it.
+        components: the module names of each component's units.
+        shares: each component's part of the cost of one ordinary call.
+        live_edges: for each component, the tensors that it reads from others ("unit → leaf").
+        bytes_per_round: what all ranks together send in one round, predictions left out.
+        counts: steps by kind, and the time in them.
+        modelled_speedup: of the denoising loop, from the shares, without communication.
+    """
+
+    name: str
+    components: tuple[tuple[str, ...], ...]
+    shares: tuple[float, ...]
+    live_edges: tuple[tuple[str, ...], ...]
+    bytes_per_round: int
+    counts: Counts
+    modelled_speedup: float
+
+    def __str__(self) -> str:
+        counts = self.counts
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
+        lines = [
+            f"{self.name}: {counts.steps} denoiser calls = {counts.full.total()} in full ({reasons or 'none'}), "
+            f"{counts.rounds} parallel rounds, {counts.stored} from stored predictions",
+            f"  time in full calls {counts.seconds_full:.2f} s, in rounds {counts.seconds_rounds:.2f} s; "
+            f"unit calls run in rounds {counts.units_run}, skipped {counts.units_skipped}",
+        ]
+        for number, units in enumerate(self.components):
+            first, last = (units[0], units[-1]) if units else ("–", "–")
+            lines.append(
+                f"  component {number}: {len(units)} units ({first} … {last}), {self.shares[number]:.1%} of a call, "
+                f"reads {len(self.live_edges[number])} live edges"
+            )
+        lines.append(
+            f"  {self.bytes_per_round / 2**20:.2f} MiB of live edges per round over all ranks; "
+            f"modelled speed-up of this loop without communication {self.modelled_speedup:.2f}x"
+        )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The last (or the running) generation on this rank."""
+
+    executor: str
+    ranks: tuple[int, ...]
+    world_size: int
+    components: int
+    stride: int
+    warmup: int
+    bytes_sent: int
+    seconds_waited: float
+    denoisers: tuple[DenoiserReport, ...]
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether any step was computed as a parallel round."""
+        return any(denoiser.counts.rounds for denoiser in self.denoisers)
+
+    def __str__(self) -> str:
+        who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"
+        lines = [
+            f"asyncdiff N={self.components} S={self.stride} w={self.warmup}, executor {self.executor}, {who}: "
+            f"sent {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
+        ]
+        lines += [str(denoiser) for denoiser in self.denoisers]
+        if not self.accelerated:
+            lines.append("  NOTHING WAS ACCELERATED: no step was computed as a parallel round")
+        return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""Record one ordinary denoiser call as plain data: its module calls, its operators and what each reads.
+
+The call itself is not changed: its result is the ordinary one, so that a trace costs no extra call.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+ValueId = int
+
+_SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One tensor operator: where it ran, what it read, made and wrote to, and what it cost."""
+
+    call: int
+    reads: tuple[ValueId, ...]
+    makes: tuple[ValueId, ...]
+    overwrites: tuple[tuple[ValueId, ValueId], ...]
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of a module's output. `value` is None for what is no tensor (kept in `constant`)."""
+
+    value: ValueId | None
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    constant: Any = None
+    input_index: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in bytes."""
+        if self.dtype is None:
+            return 0
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+
+@dataclass
+class ModuleCall:
+    """One call of one module: its place in the call tree and in the order of operators."""
+
+    name: str
+    ordinal: int
+    parent: int
+    has_parameters: bool
+    owns_called_list: bool = False
+    first_operator: int = 0
+    end_operator: int = 0
+    inputs: tuple[ValueId, ...] = ()
+    outputs: tuple[Leaf, ...] = ()
+    structure: TreeSpec | None = None
+    children: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All of one denoiser call. `calls[0]` is the call of the denoiser itself."""
+
+    calls: tuple[ModuleCall, ...]
+    operators: tuple[Operator, ...]
+
+
+class _Values:
+    """Gives every tensor value a number: a region of a storage between two writes is one value."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, tuple[Callable[[], bool], dict[tuple[Any, ...], ValueId]]] = {}
+        self._count = 0
+
+    def of(self, tensor: Tensor) -> ValueId:
+        regions = self._regions(tensor)
+        region = _region(tensor)
+        if region not in regions:
+            regions[region] = self._new()
+        return regions[region]
+
+    def made(self, tensor: Tensor, is_alias: bool) -> ValueId:
+        if not is_alias:
+            self._storages.pop(_storage_key(tensor), None)
+        return self.of(tensor)
+
+    def written(self, tensor: Tensor) -> tuple[tuple[ValueId, ValueId], ...]:
+        """Every value that lives in the tensor's storage is another one from now on."""
+        self.of(tensor)
+        regions = self._regions(tensor)
+        pairs = []
+        for region, old in regions.items():
+            regions[region] = self._new()
+            pairs.append((old, regions[region]))
+        return tuple(pairs)
+
+    def _regions(self, tensor: Tensor) -> dict[tuple[Any, ...], ValueId]:
+        key = _storage_key(tensor)
+        entry = self._storages.get(key)
+        if entry is None or entry[0]():
+            expired = StorageWeakRef(tensor.untyped_storage()).expired  # type: ignore[no-untyped-call]
+            entry = self._storages[key] = (expired, {})
+        return entry[1]
+
+    def _new(self) -> ValueId:
+        self._count += 1
+        return self._count
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _region(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values = _Values()
+        self.calls: list[ModuleCall] = []
+        self.operators: list[Operator] = []
+        self.stack: list[int] = []
+        self.ordinals: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        reads = tuple(self.values.of(tensor) for tensor in inputs)
+        storages = {_storage_key(tensor) for tensor in inputs}
+        result = func(*args, **kwargs)
+        overwrites: list[tuple[ValueId, ValueId]] = []
+        if func._schema.is_mutable:
+            for tensor in _mutated(func, args, kwargs):
+                overwrites += self.values.written(tensor)
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        makes = []
+        for tensor in outputs:
+            is_alias = _storage_key(tensor) in storages
+            if is_alias and func._schema.is_mutable:
+                makes.append(self.values.of(tensor))
+            else:
+                makes.append(self.values.made(tensor, is_alias))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            flops = int(formula(*args, **kwargs, out_val=result))
+        elif func._overloadpacket is _SDPA_ON_CPU:
+            query, key = args[0], args[1]
+            flops = 4 * query.numel() * key.shape[-2]
+        else:
+            flops = 0
+        is_view = all(_storage_key(tensor) in storages for tensor in outputs) and not overwrites
+        moved = 0 if is_view else sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        self.operators.append(
+            Operator(self.stack[-1] if self.stack else 0, reads, tuple(makes), tuple(overwrites), flops, moved)
+        )
+        return result
+
+    def enter(self, name: str, module: nn.Module, arguments: Any) -> None:
+        ordinal = self.ordinals.get(name, 0)
+        self.ordinals[name] = ordinal + 1
+        parent = self.stack[-1] if self.stack else -1
+        index = len(self.calls)
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        call = ModuleCall(
+            name=name,
+            ordinal=ordinal,
+            parent=parent,
+            has_parameters=next(module.parameters(), None) is not None,
+            first_operator=len(self.operators),
+            inputs=tuple(self.values.of(tensor) for tensor in tensors),
+        )
+        self.calls.append(call)
+        if parent >= 0:
+            self.calls[parent].children.append(index)
+        self.stack.append(index)
+
+    def leave(self, output: Any) -> None:
+        call = self.calls[self.stack.pop()]
+        call.end_operator = len(self.operators)
+        leaves, call.structure = tree_flatten(output)
+        call.outputs = tuple(self._leaf(leaf, call) for leaf in leaves)
+
+    def _leaf(self, leaf: Any, call: ModuleCall) -> Leaf:
+        if not isinstance(leaf, Tensor):
+            return Leaf(None, constant=leaf)
+        value = self.values.of(leaf)
+        index = call.inputs.index(value) if value in call.inputs else None
+        return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = args[position] if position < len(args) else kwargs.get(argument.name)
+        yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+
+
+@contextmanager
+def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder of every module call below the denoiser while the context lasts."""
+    with ExitStack() as stack:
+        for name, module in denoiser.named_modules():
+            if not name:
+                continue
+
+            def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                recorder.enter(name, module, (args, kwargs))
+
+            def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                recorder.leave(output)
+
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield
+
+
+def record(
+    denoiser: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Trace]:
+    """Call `forward(*args, **kwargs)` of the denoiser once and record it.
+
+    Returns the call's own result and the trace.
+    """
+    recorder = _Recorder()
+    with _observed(denoiser, recorder), recorder:
+        recorder.enter("", denoiser, (args, kwargs))
+        result = forward(*args, **kwargs)
+        recorder.leave(result)
+    _mark_lists(denoiser, recorder.calls)
+    return result, Trace(tuple(recorder.calls), tuple(recorder.operators))
+
+
+def _mark_lists(denoiser: nn.Module, calls: list[ModuleCall]) -> None:
+    lists = {name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)}
+    for call in calls:
+        prefix = f"{call.name}." if call.name else ""
+        call.owns_called_list = any(
+            calls[child].has_parameters and _enclosing_list(calls[child].name, prefix, lists) for child in call.children
+        )
+
+
+def _enclosing_list(name: str, prefix: str, lists: set[str]) -> bool:
+    """Whether a module list stands between the owner (`prefix`) and the module `name`."""
+    parts = name[len(prefix) :].split(".")
+    return any(prefix + ".".join(parts[:end]) in lists for end in range(1, len(parts)))
