@@ -84,7 +84,7 @@ class DistributedExchange:
             self._share_random_state()
         except RuntimeError as error:
             raise ExchangeError(
-                f"rank {self.rank}: the {dist.get_world_size()} ranks did not all get ready within {timeout:g} s: {error}"
+                f"rank {self.rank}: not all of the {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
             ) from error
 
     def open(self, graph: Graph, messages: Sequence[Message]) -> "DistributedChannel":

@@ -57,7 +57,7 @@ class Labels:
         if self._first_position is None:
             raise LabelError(
                 "the labels of later steps cannot be derived: the timestep that the pipeline gives to "
-                "scheduler.step is none of scheduler.timesteps; use stride=1 and time_shift=False"
+                "scheduler.step is none of scheduler.timesteps; use stride=1"
             )
         value = self._transform(self._timesteps[self._first_position + step])
         like = self._arguments[current]
@@ -76,7 +76,7 @@ class Labels:
             if not math.isclose(slope * seen + offset, label, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * abs(slope)):
                 raise LabelError(
                     f"the labels of later steps cannot be derived: the pipeline gives the denoiser {label:g} for the "
-                    f"scheduler's timestep {seen:g}, which is no affine function of it; use stride=1 and time_shift=False"
+                    f"scheduler's timestep {seen:g}, which is no affine function of it; use stride=1"
                 )
         return slope * timestep + offset
 
@@ -89,6 +89,6 @@ def _uniform_value(argument: Any) -> float:
     if low != high:
         raise LabelError(
             f"the labels of later steps cannot be derived: the denoiser is given different timesteps at once "
-            f"({low:g} to {high:g}); use stride=1 and time_shift=False"
+            f"({low:g} to {high:g}); use stride=1"
         )
     return low

@@ -1,5 +1,6 @@
 """Divide the unit calls of a graph into components, and say which live edges then cross. Pure."""
 
+import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -71,7 +72,7 @@ def divide(graph: Graph, components: int) -> Partition:
     limit = _lightest_maximum(costs, components) * (1 + BALANCE_TOLERANCE)
     cuts = _cheapest_cuts(graph, units, costs, components, limit)
     edges = [0, *cuts, len(units)]
-    return wire(graph, _owners(graph, [units[a:b] for a, b in zip(edges, edges[1:], strict=False)]))
+    return wire(graph, _owners(graph, [units[a:b] for a, b in itertools.pairwise(edges)]))
 
 
 def divide_as_told(graph: Graph, split: Sequence[Sequence[str]]) -> Partition:

@@ -1,0 +1,11 @@
+"""What every test process needs: imported once, in the process from which they fork."""
+
+import diffusers
+import torch
+
+import asyncdiff
+import tests.golden
+import tests.tiny_pipelines
+
+torch.set_num_threads(1)
+__all__ = ["asyncdiff", "diffusers", "tests"]
