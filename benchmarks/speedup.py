@@ -44,6 +44,9 @@ LARGE_UNET = dict(
 )
 LARGE_UNET_TEXT_LENGTH = 77
 
+# A thread that got less of its core than this had to share it.
+BUSY = 0.95
+
 # Steps of the generations that only tell what a call costs: under contention, and with hooks.
 CALIBRATION_STEPS = 12
 
@@ -104,6 +107,7 @@ class SequentialRun:
     """A generation by rank 0 alone, while rank 1 sleeps at a barrier."""
 
     seconds: float
+    cpu_seconds: float
     seconds_per_call: float
     seconds_in_calls: float
     idle_rank_cpu_seconds: float
@@ -308,7 +312,7 @@ def run_sequential(subject: Subject, steps: int) -> SequentialRun:
     dist.barrier()
     cpu = gather(time.process_time() - begin_cpu)
     calls = gather(timer.seconds)[0]
-    return SequentialRun(gather(seconds)[0], statistics.median(calls), sum(calls), cpu[1])
+    return SequentialRun(gather(seconds)[0], cpu[0], statistics.median(calls), sum(calls), cpu[1])
 
 
 def run_asynchronous(subject: Subject, async_diff: AsyncDiff, settings: Settings) -> tuple[RankRun, ...]:
@@ -490,9 +494,12 @@ def save(path: Path, settings: Settings, measured: list[ModelResult]) -> None:
 
 def show(measured: list[ModelResult]) -> None:
     """Print two tables: the speed-ups, and where a round's time goes."""
-    console = Console(width=max(Console().width, 110))
+    console = Console(width=max(Console().width, 130))
     console.print(speedup_table(measured))
     console.print(round_table(measured))
+    for result in measured:
+        if any(pair.sequential.cpu_seconds < BUSY * pair.sequential.seconds for pair in result.pairs):
+            console.print(f"{result.model}: the machine was doing other work; these times mean nothing")
 
 
 def speedup_table(measured: list[ModelResult]) -> Table:
