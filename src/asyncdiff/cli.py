@@ -1,0 +1,334 @@
+"""The command line: `asyncdiff generate` and `asyncdiff inspect`."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch.distributed.elastic.multiprocessing import SignalException
+
+from asyncdiff.compare import pixels, psnr, side_by_side, ssim
+from asyncdiff.errors import AsyncDiffError
+from asyncdiff.inspection import Inspection, inspect_denoisers
+from asyncdiff.launch import DEMO_MODELS, Job, Outcome, WorkerFailedError, launch, load_pipeline
+from asyncdiff.schedule import Schedule
+
+WORKER_FAILED = 1
+BAD_USAGE = 2
+
+# What the runtime weighs bytes with on a CPU and elsewhere, so that the division shown is the one made.
+_OPERATIONS_PER_BYTE = {"cpu": 8.0, "cuda": 100.0}
+
+_EXIT_CODES = "Exit codes: 0 fine, 1 a process failed, 2 bad usage, 130 interrupted."
+
+app = typer.Typer(
+    name="asyncdiff",
+    help="Asynchronous denoising for any diffusers pipeline: one picture, several devices. " + _EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+_out = Console()
+_err = Console(stderr=True)
+
+
+class Dtype(str, Enum):
+    """Number formats of the weights."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+Model = Annotated[
+    str,
+    typer.Option(help=f"{' or '.join(DEMO_MODELS)} (both are part of this package), a hub id, or a pipeline's folder."),
+]
+Weights = Annotated[
+    Dtype | None, typer.Option(help="Number format of the weights. [default: float32 on CPU, float16 on GPU]")
+]
+Warmup = Annotated[
+    int,
+    typer.Option(min=1, help="w: the first steps, computed as usual. More is closer to the sequential picture."),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help='What to draw. The demo models know emoji, for instance "rocket".')],
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes to start: a GPU each, or a CPU thread each. Must be components + stride - 1; "
+            "1 runs the ordinary pipeline. [default: what the other two need, or 2 components]",
+        ),
+    ] = None,
+    components: Annotated[
+        int | None,
+        typer.Option(min=1, help="N: parts that the denoiser is divided into. [default: devices - stride + 1]"),
+    ] = None,
+    stride: Annotated[
+        int,
+        typer.Option(min=1, help="S: steps that one round of the components serves. 2 is faster and less exact."),
+    ] = 1,
+    warmup: Warmup = 3,
+    steps: Steps = 50,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Picture file to write; its ending says the format.")] = Path("out.png"),
+    model: Model = "demo-unet",
+    dtype: Weights = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also run the ordinary pipeline on one device. Writes both pictures side by side, and prints "
+            "how alike they are (PSNR, SSIM), both times and the speed-up.",
+        ),
+    ] = False,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that a process waits for another before it fails.")] = 300.0,
+    time_shift: Annotated[
+        bool,
+        typer.Option(
+            "--time-shift",
+            help="After the warm-up give every component the timestep before, to match its inputs' age.",
+        ),
+    ] = False,
+) -> None:
+    """Draw a picture with the denoiser divided over several devices.
+
+    Examples:
+
+    - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one
+
+    - `asyncdiff generate "red apple" --components 2 --stride 2 --steps 50` – three devices, half the rounds
+
+    - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four components
+
+    Every process loads the pipeline, makes one short picture that is not timed (it traces the denoiser and
+    touches all memory once), and then the picture. The time is that of this pipeline call alone. On a CPU
+    every process computes on one thread, with --compare the ordinary pipeline too.
+
+    Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, 130 interrupted (Ctrl-C).
+    """
+    components = _fit(devices, components, stride)
+    if timeout <= 0:
+        _refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
+    _check_out(out)
+    job = Job(
+        model=model,
+        dtype=dtype.value if dtype else None,
+        prompt=prompt,
+        steps=steps,
+        seed=seed,
+        guidance=guidance,
+        components=components,
+        stride=stride,
+        warmup=warmup,
+        time_shift=time_shift,
+        timeout=timeout,
+        title="asyncdiff" if components + stride > 2 else "sequential",
+    )
+    if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
+        _refuse(
+            f"{job.devices} devices are asked for, but there are {torch.cuda.device_count()} GPUs here; "
+            "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
+        )
+    with _exit_codes():
+        outcome = launch(job)
+        sequential = None
+        if compare:
+            sequential = launch(dataclasses.replace(job, components=1, stride=1, title="sequential"))
+    if sequential is None:
+        outcome.picture.save(out)
+    else:
+        _sheet(job, sequential, outcome).save(out)
+    if outcome.report is not None:
+        _out.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
+    if sequential is not None:
+        _out.print(_comparison(sequential, outcome))
+    _out.print(
+        f"{out}: {job.steps} steps on {job.devices} device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+@app.command("inspect")
+def inspect_(
+    model: Model = "demo-unet",
+    components: Annotated[int, typer.Option(min=1, help="N: parts that the denoiser is divided into.")] = 2,
+    warmup: Warmup = 3,
+    steps: Steps = 50,
+    prompt: Annotated[str, typer.Option(help="Of the two steps that are run to look at the denoiser.")] = "rocket",
+    dtype: Weights = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")] = False,
+) -> None:
+    """Show how a pipeline's denoiser is divided, before any device is used for it.
+
+    Prints its units with their share of the cost of a call, the N components, the tensors that each reads
+    from the others in every round (live edges) with their sizes, and the modelled speed-up of --steps steps
+    without communication. Runs two steps in this process.
+
+    Examples:
+
+    - `asyncdiff inspect --model demo-dit --components 3`
+
+    - `asyncdiff inspect --json > division.json`
+
+    Exit codes: 0 fine, 1 the pipeline failed, 2 it cannot be divided so, 130 interrupted (Ctrl-C).
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with _exit_codes():
+        try:
+            pipe = load_pipeline(model, dtype.value if dtype else None, device)
+        except (AsyncDiffError, OSError, ValueError) as error:
+            _fail(f"{model} cannot be loaded: {error}")
+        pipe.set_progress_bar_config(disable=True)
+        try:
+            inspections = inspect_denoisers(
+                pipe, prompt, components, warmup, steps, (1, 2, 3), _OPERATIONS_PER_BYTE[device.type]
+            )
+        except AsyncDiffError as error:
+            _refuse(str(error))
+    if as_json:
+        print(json.dumps({"model": model, "denoisers": [dataclasses.asdict(found) for found in inspections]}, indent=2))
+        return
+    for found in inspections:
+        _print_inspection(found, steps, warmup)
+
+
+def main() -> None:
+    """Entry point of the `asyncdiff` command."""
+    app()
+
+
+def _fit(devices: int | None, components: int | None, stride: int) -> int:
+    """The number of components, if everything asked for fits together."""
+    if components is None:
+        if devices is None:
+            return 2
+        if devices < stride:
+            _refuse(
+                f"--devices {devices} is too few for --stride {stride}: use --devices {stride + 1} or more, "
+                f"or --stride 1."
+            )
+        return devices - stride + 1
+    needed = Schedule(components, stride, warmup=1).world_size
+    if devices is not None and devices != needed:
+        ways = [f"--devices {needed}"]
+        if devices >= stride:
+            ways.append(f"--components {devices - stride + 1}")
+        if devices >= components:
+            ways.append(f"--stride {devices - components + 1}")
+        _refuse(
+            f"--devices {devices} does not fit --components {components} --stride {stride}, which need "
+            f"components + stride - 1 = {needed} devices: use {', or '.join(ways)}."
+        )
+    return components
+
+
+def _check_out(out: Path) -> None:
+    Image.init()
+    if out.suffix.lower() not in Image.registered_extensions():
+        _refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format; use .png for instance.")
+    if not out.absolute().parent.is_dir():
+        _refuse(f"--out {out}: the folder {out.parent} does not exist.")
+
+
+@contextlib.contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what ends a run early into an exit code."""
+    try:
+        yield
+    except SignalException as error:
+        _interrupted(error.sigval)
+    except KeyboardInterrupt:
+        _interrupted(signal.SIGINT)
+    except WorkerFailedError as error:
+        if error.was_interrupted:
+            _interrupted(signal.SIGINT)
+        _fail(str(error))
+
+
+def _interrupted(by: signal.Signals) -> NoReturn:
+    _err.show_cursor(True)  # a worker that was drawing a bar had hidden it
+    _err.print(f"Interrupted ({by.name}); all processes have ended.", markup=False)
+    raise typer.Exit(128 + by)
+
+
+def _fail(message: str) -> NoReturn:
+    _err.show_cursor(True)
+    _err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(WORKER_FAILED)
+
+
+def _refuse(message: str) -> NoReturn:
+    _err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(BAD_USAGE)
+
+
+def _sheet(job: Job, sequential: Outcome, outcome: Outcome) -> Image.Image:
+    return side_by_side(
+        [sequential.picture, outcome.picture],
+        [
+            f"sequential, {sequential.seconds:.2f} s",
+            f"asyncdiff N={job.components} S={job.stride} w={job.warmup}, {outcome.seconds:.2f} s",
+        ],
+    )
+
+
+def _comparison(sequential: Outcome, outcome: Outcome) -> Table:
+    first, second = pixels(sequential.picture), pixels(outcome.picture)
+    likeness = psnr(first, second)
+    table = Table("", "sequential", "asyncdiff", title="sequential and asyncdiff")
+    table.add_row("seconds of the pipeline call", f"{sequential.seconds:.2f}", f"{outcome.seconds:.2f}")
+    table.add_row("speed-up", "", f"{sequential.seconds / outcome.seconds:.2f}x")
+    if outcome.report is not None:
+        for denoiser in outcome.report.denoisers:
+            label = f"modelled speed-up of the {denoiser.name}'s steps"
+            table.add_row(label, "", f"{denoiser.modelled_speedup:.2f}x")
+    table.add_row("PSNR", "", "inf (identical)" if math.isinf(likeness) else f"{likeness:.2f} dB")
+    table.add_row("SSIM", "", f"{ssim(first, second):.4f}")
+    return table
+
+
+def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
+    units = Table("unit", "share of a call", "component", title=f"{found.denoiser}: {found.kind}")
+    for unit in found.units:
+        call = f" (call {unit.ordinal + 1})" if unit.ordinal else ""
+        where = "every device" if unit.component is None else str(unit.component)
+        units.add_row(escape(unit.name + call), f"{unit.share:.2%}", where)
+    _out.print(units)
+    parts = Table("component", "share of a call", "reads", "from", "shape", "KiB", title="live edges")
+    for number, part in enumerate(found.components):
+        parts.add_row(str(number), f"{part.share:.1%}", f"{len(part.reads)} live edges", "", "", "")
+        for edge in part.reads:
+            shape = "x".join(str(size) for size in edge.shape)
+            name = f"{edge.unit} → {edge.leaf}"
+            parts.add_row("", "", escape(name), str(edge.from_component), shape, f"{edge.bytes / 1024:.1f}")
+    _out.print(parts)
+    title = f"{steps} steps, warm-up {warmup}, without communication"
+    forecasts = Table("stride", "devices", "MiB per round, all ranks", "modelled speed-up", title=title)
+    for forecast in found.forecasts:
+        forecasts.add_row(
+            str(forecast.stride),
+            str(forecast.devices),
+            f"{forecast.bytes_per_round / 2**20:.2f}",
+            f"{forecast.modelled_speedup:.2f}x",
+        )
+    _out.print(forecasts)

@@ -1,0 +1,215 @@
+"""Run one generation on several processes of this machine, started by torch's elastic launcher."""
+
+import contextlib
+import inspect
+import logging
+import os
+import signal
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from transformers.utils import logging as transformers_logging
+
+from asyncdiff.api import AsyncDiff
+from asyncdiff.demo import load_demo
+from asyncdiff.errors import ConfigurationError
+from asyncdiff.report import Report
+
+DEMO_MODELS = ("demo-unet", "demo-dit")
+
+_MONITOR_INTERVAL = 0.1
+_SECONDS_TO_SHUT_DOWN = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make. On one device it is made by the ordinary pipeline."""
+
+    model: str
+    dtype: str | None
+    prompt: str
+    steps: int
+    seed: int
+    guidance: float | None
+    components: int
+    stride: int
+    warmup: int
+    time_shift: bool
+    timeout: float
+    title: str
+
+    @property
+    def devices(self) -> int:
+        """How many processes it takes."""
+        return self.components + self.stride - 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 brings home: the picture, the seconds of the pipeline call, and what was done."""
+
+    picture: Image.Image
+    seconds: float
+    report: Report | None
+
+
+class WorkerFailedError(Exception):
+    """A process failed; the message holds its own traceback."""
+
+    def __init__(self, rank: int, exit_code: int, message: str) -> None:
+        super().__init__(f"rank {rank} failed:\n{message}")
+        self.was_interrupted = exit_code == -signal.SIGINT
+
+
+def launch(job: Job) -> Outcome:
+    """Start the job's processes, wait for them, and return what rank 0 returned.
+
+    Raises:
+        WorkerFailedError: one of the processes failed; all have been ended.
+    """
+    # The failures are told by WorkerFailedError; the launcher's own log would tell them twice.
+    launcher_log = logging.getLogger("torch.distributed.elastic")
+    launcher_log.addHandler(logging.NullHandler())
+    launcher_log.propagate = False
+    # Not an argument of LaunchConfig in every torch that this package supports.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_SHUT_DOWN))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=job.devices,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=_MONITOR_INTERVAL,
+        start_method="spawn",
+    )
+    try:
+        results = elastic_launch(config, work)(job)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise WorkerFailedError(rank, failure.exitcode, _traceback_of(failure.message)) from error
+    return cast(Outcome, results[0])
+
+
+def load_pipeline(model: str, dtype: str | None, device: torch.device) -> DiffusionPipeline:
+    """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
+    chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise ConfigurationError(f"the folder {model!r} holds no diffusers pipeline: it has no model_index.json")
+    with warnings.catch_warnings():
+        # The name of the argument in every diffusers that this package supports.
+        warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
+        if model == "demo-unet":
+            pipe = load_demo("unet", torch_dtype=chosen)
+        elif model == "demo-dit":
+            pipe = load_demo("dit", torch_dtype=chosen)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=chosen)
+    return pipe.to(device)
+
+
+@record
+def work(job: Job) -> Outcome | None:
+    """What every process does. Returns the outcome on rank 0, None on the others."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and in silence: the parent tells of it
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(1)
+    if rank:
+        warnings.simplefilter("ignore")
+        diffusers_logging.set_verbosity_error()
+    pipe = load_pipeline(job.model, job.dtype, device)
+    pipe.set_progress_bar_config(disable=True)
+    if job.devices == 1:
+        return _generate(pipe, job, None, device, rank)
+    with AsyncDiff(
+        pipe,
+        components=job.components,
+        stride=job.stride,
+        warmup=job.warmup,
+        time_shift=job.time_shift,
+        executor="distributed",
+        timeout=job.timeout,
+    ) as attached:
+        return _generate(pipe, job, attached, device, rank)
+
+
+def _generate(
+    pipe: DiffusionPipeline, job: Job, attached: AsyncDiff | None, device: torch.device, rank: int
+) -> Outcome | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
+        _call(pipe, job, min(job.steps, job.warmup + 2 * job.stride))
+    with _progress(pipe, job, rank) as extra:
+        _synchronize(device)
+        begin = time.perf_counter()
+        output = _call(pipe, job, job.steps, **extra)
+        _synchronize(device)
+        seconds = time.perf_counter() - begin
+    if not hasattr(output, "images"):
+        raise ConfigurationError(f"{type(pipe).__name__} makes no pictures; use AsyncDiff from Python for it")
+    if rank:
+        return None
+    return Outcome(output.images[0], seconds, attached.report() if attached else None)
+
+
+def _call(pipe: DiffusionPipeline, job: Job, steps: int, **extra: Any) -> Any:
+    if job.guidance is not None:
+        extra["guidance_scale"] = job.guidance
+    generator = torch.Generator().manual_seed(job.seed)
+    return pipe(job.prompt, num_inference_steps=steps, generator=generator, **extra)
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[dict[str, Any]]:
+    """One bar, on rank 0; yields the arguments that the pipeline call needs for it."""
+    if rank:
+        yield {}
+    elif "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
+        pipe.set_progress_bar_config(disable=False, desc=job.title)
+        yield {}
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bar = progress.add_task(job.title, total=job.steps)
+
+            def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+                progress.update(bar, completed=step + 1)
+                return tensors
+
+            yield {"callback_on_step_end": advance}
+
+
+def _traceback_of(message: Any) -> str:
+    """The traceback in what the launcher read from a worker's error file; a plain message for a signal."""
+    if isinstance(message, dict):
+        return str(message.get("extraInfo", {}).get("py_callstack") or message.get("message", ""))
+    return str(message)
