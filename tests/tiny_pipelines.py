@@ -309,7 +309,7 @@ def build_sd3() -> DiffusionPipeline:
 def build_svd() -> DiffusionPipeline:
     unet = UNetSpatioTemporalConditionModel(
         sample_size=SIZE // 2,
-        block_out_channels=(32, 32, 32, 32),  # its 32 normalisation groups allow no less
+        block_out_channels=(64,) * 4,  # two for each of its 32 normalisation groups: one alone would cancel the time
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=3 * 8,
         cross_attention_dim=16,
