@@ -1,5 +1,6 @@
 """Run a function on several ranks: processes with one thread each, failures brought home, a limit on every wait."""
 
+import io
 import multiprocessing
 import os
 import tempfile
@@ -63,11 +64,18 @@ def _collect(receivers: list[Connection], limit: float) -> list[Any]:
         for receiver in wait(list(open_ends), timeout=end - time.monotonic()):
             rank = open_ends.pop(receiver)  # type: ignore[call-overload]
             try:
-                done, value = receiver.recv()  # type: ignore[union-attr]
+                # Bytes, not shared memory: the rank may be gone before its tensors are read.
+                done, value = torch.load(io.BytesIO(receiver.recv_bytes()), weights_only=False)  # type: ignore[union-attr]
                 results[rank] = value if done else RankError(f"rank {rank}:\n{value}")
             except EOFError:
                 results[rank] = RankError(f"rank {rank} died")
     return results
+
+
+def _send(sender: Connection, done: bool, value: Any) -> None:
+    buffer = io.BytesIO()
+    torch.save((done, value), buffer)
+    sender.send_bytes(buffer.getvalue())
 
 
 def _work(
@@ -92,9 +100,9 @@ def _work(
                 world_size=world_size,
                 timeout=timedelta(seconds=60),
             )
-        sender.send((True, function(rank, *args)))
-    except BaseException:  # a failure of any kind is brought home and told there
-        sender.send((False, traceback.format_exc()))
+        _send(sender, True, function(rank, *args))
+    except BaseException:  # noqa: BLE001 (a failure of any kind is brought home and told there)
+        _send(sender, False, traceback.format_exc())
     finally:
         if joined and dist.is_initialized():
             dist.destroy_process_group()

@@ -107,8 +107,8 @@ class AsyncDiff:
             seconds_waited=self._exchange.traffic.seconds_waited,
             denoisers=tuple(runtime.report() for runtime in self._runtimes),
         )
-        ran = any(denoiser.counts.steps for denoiser in report.denoisers)
-        if ran and not report.accelerated:
+        over = 0 < len(self._clock.timesteps) <= self._clock.steps
+        if over and not report.accelerated:
             self._warn_not_accelerated()
         return report
 
@@ -133,16 +133,23 @@ class AsyncDiff:
             return LocalExchange(self._schedule.world_size)
         device = next(denoiser.parameters()).device
         started = distributed.join(device, timeout)
-        world_size = torch.distributed.get_world_size()
-        needed = self._schedule.world_size
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        try:
+            self._check_world_size(rank, world_size)
+            return distributed.DistributedExchange(device, timeout, started)
+        except AsyncDiffError:
+            if started:
+                distributed.leave(rank)
+            raise
+
+    def _check_world_size(self, rank: int, world_size: int) -> None:
+        components, stride, needed = self._schedule.components, self._schedule.stride, self._schedule.world_size
         if world_size != needed:
-            components, stride = self._schedule.components, self._schedule.stride
             raise ConfigurationError(
-                f"rank {torch.distributed.get_rank()}: components={components} and stride={stride} need "
-                f"components + stride - 1 = {needed} ranks, but there are {world_size}; start {needed} processes, or "
-                f"use components={max(world_size - stride + 1, 1)}"
+                f"rank {rank}: components={components} and stride={stride} need components + stride - 1 = {needed} "
+                f"ranks, but there are {world_size}; start {needed} processes, or use "
+                f"components={max(world_size - stride + 1, 1)}"
             )
-        return distributed.DistributedExchange(device, timeout, started)
 
     def _begin_generation(self) -> None:
         self._exchange.traffic.bytes_sent = 0

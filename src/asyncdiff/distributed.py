@@ -56,6 +56,12 @@ def join(device: torch.device, timeout: float) -> bool:
     return True
 
 
+def leave(rank: int) -> None:
+    """Destroy the default process group, which `join` has started."""
+    logger.info("rank %d: destroying the process group that this run started", rank)
+    dist.destroy_process_group()
+
+
 def _backend(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
@@ -84,7 +90,7 @@ class DistributedExchange:
             self._share_random_state()
         except RuntimeError as error:
             raise ExchangeError(
-                f"rank {self.rank}: not all of the {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
+                f"rank {self.rank}: not all {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
             ) from error
 
     def open(self, graph: Graph, messages: Sequence[Message]) -> "DistributedChannel":
@@ -126,9 +132,11 @@ class DistributedExchange:
                 )
 
     def close(self) -> None:
+        if dist.is_initialized():
+            for group in (self.upward, self.downward, self._predictions, self._control):
+                dist.destroy_process_group(group)
         if self._owns_process_group and dist.is_initialized():
-            logger.info("rank %d: destroying the process group that this run started", self.rank)
-            dist.destroy_process_group()
+            leave(self.rank)
 
     def start(self, what: str, operation: object, *arguments: object, **named: object) -> dist.Work:
         """Start an asynchronous operation; `what` names it in the error if it cannot start."""

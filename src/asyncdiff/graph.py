@@ -190,10 +190,9 @@ def _find_units(trace: Trace, inside: Sequence[str]) -> Iterator[int]:
             call = trace.calls[number]
             if not call.has_parameters:
                 continue
-            is_container = call.owns_called_list and (
-                _own_flops(trace, number) <= GLUE_FLOPS_SHARE * _flops(trace, call)
-            )
-            if is_container or any(name.startswith(f"{call.name}.") for name in inside):
+            is_cut_inside = any(name.startswith(f"{call.name}.") for name in inside)
+            is_glue = _own_flops(trace, number) <= GLUE_FLOPS_SHARE * _flops(trace, call)
+            if is_glue and (call.owns_called_list or is_cut_inside):
                 yield from below(number)
             else:
                 yield number

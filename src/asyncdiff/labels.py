@@ -9,7 +9,7 @@ from torch import Tensor
 
 from asyncdiff.errors import LabelError
 
-_TOLERANCE = 4e-3  # bfloat16 keeps 8 bits of a label
+_EXACT = 1e-6  # of Python numbers and of integers
 
 
 class Labels:
@@ -24,6 +24,7 @@ class Labels:
         self._arguments: dict[int, Any] = {}
         self._pairs: list[tuple[float, float]] = []
         self._first_position: int | None = None
+        self._tolerance = _EXACT
 
     def given(self, index: int, argument: Any) -> None:
         """The pipeline gave `argument` to the denoiser at step `index`."""
@@ -38,7 +39,10 @@ class Labels:
             if not matches:
                 return
             self._first_position = matches[0] - index
-        self._pairs.append((timestep, _uniform_value(self._arguments[index])))
+        argument = self._arguments[index]
+        self._pairs.append((timestep, _uniform_value(argument)))
+        if isinstance(argument, Tensor) and argument.is_floating_point():
+            self._tolerance = 4 * torch.finfo(argument.dtype).eps
 
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
@@ -64,21 +68,25 @@ class Labels:
         return torch.full_like(like, value) if isinstance(like, Tensor) else type(like)(value)
 
     def _transform(self, timestep: float) -> float:
+        """The simplest of identity, proportion and affine function that made the labels seen so far."""
         (first, made), (other, made_other) = self._pairs[0], self._pairs[-1]
-        if first == made and other == made_other:
-            slope, offset = 1.0, 0.0
-        elif first == other or math.isclose(made * other, made_other * first, rel_tol=_TOLERANCE, abs_tol=1e-9):
-            slope, offset = (made / first if first else 1.0), 0.0
-        else:
+        proportion = made / first if first else 1.0
+        candidates = [(1.0, 0.0), (proportion, 0.0)]
+        if first != other:
             slope = (made_other - made) / (other - first)
-            offset = made - slope * first
-        for seen, label in self._pairs:
-            if not math.isclose(slope * seen + offset, label, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE * abs(slope)):
-                raise LabelError(
-                    f"the labels of later steps cannot be derived: the pipeline gives the denoiser {label:g} for the "
-                    f"scheduler's timestep {seen:g}, which is no affine function of it; use stride=1"
-                )
-        return slope * timestep + offset
+            candidates.append((slope, made - slope * first))
+        for slope, offset in candidates:
+            if all(self._is_close(slope * seen + offset, label) for seen, label in self._pairs):
+                return slope * timestep + offset
+        raise LabelError(
+            "the labels of later steps cannot be derived: the pipeline gives the denoiser "
+            + ", ".join(f"{label:g} for {seen:g}" for seen, label in self._pairs)
+            + ", which is no affine function of the scheduler's timestep; use stride=1"
+        )
+
+    def _is_close(self, derived: float, label: float) -> bool:
+        scale = max(abs(seen) for _, seen in self._pairs)
+        return abs(derived - label) <= self._tolerance * scale
 
 
 def _uniform_value(argument: Any) -> float:

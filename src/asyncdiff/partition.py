@@ -46,8 +46,7 @@ def plan(
     Raises:
         SplitError: the denoiser cannot be divided so.
     """
-    named = [name for names in split or () for name in names]
-    fine = build_graph(trace, operations_per_byte, inside=named)
+    fine = build_graph(trace, operations_per_byte, inside=[name for names in split or () for name in names])
     partition = divide(fine, components) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     return graph, wire(graph, owners)
@@ -132,13 +131,13 @@ def _parts_needed(costs: Sequence[float], limit: float) -> int:
 def _cheapest_cuts(
     graph: Graph, units: Sequence[int], costs: Sequence[float], parts: int, limit: float
 ) -> tuple[int, ...]:
-    """Dynamic programme over the last part's start: fewest bytes received, no part above the limit."""
+    """Dynamic programme over the cuts: fewest bytes received, then least uneven, no part above the limit."""
     count = len(units)
     position = {unit: number for number, unit in enumerate(units)}
-    best: list[dict[int, tuple[int, tuple[int, ...]]]] = [{0: (0, ())}]
+    best: list[dict[int, tuple[int, float, tuple[int, ...]]]] = [{0: (0, 0.0, ())}]
     for part in range(parts):
-        reached: dict[int, tuple[int, tuple[int, ...]]] = {}
-        for start, (traffic, cuts) in best[part].items():
+        reached: dict[int, tuple[int, float, tuple[int, ...]]] = {}
+        for start, (traffic, unevenness, cuts) in best[part].items():
             filled, received, seen = 0.0, 0, set()
             for end in range(start + 1, count - (parts - part - 1) + 1):
                 filled += costs[end - 1]
@@ -148,11 +147,11 @@ def _cheapest_cuts(
                     if position.get(edge.unit, start) < start and edge not in seen:
                         seen.add(edge)
                         received += graph.bytes([edge])
-                candidate = (traffic + received, (*cuts, end))
+                candidate = (traffic + received, unevenness + filled**2, (*cuts, end))
                 if end not in reached or candidate < reached[end]:
                     reached[end] = candidate
         best.append(reached)
-    return best[parts][count][1][:-1]
+    return best[parts][count][-1][:-1]
 
 
 def _owners(graph: Graph, components: Sequence[Collection[int]]) -> tuple[int | None, ...]:

@@ -4,12 +4,12 @@ Paper: section 3.2 (asynchronous denoising) and section 3.3 (stride denoising).
 """
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 from asyncdiff.errors import ConfigurationError
 
 
-class StepKind(StrEnum):
+class StepKind(Enum):
     """How a step gets its noise prediction."""
 
     FULL = "full"  # the ordinary denoiser, on every rank

@@ -1,0 +1,62 @@
+"""Labels of later steps: the pipeline's own transformation, learnt from the warm-up."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asyncdiff import LabelError
+from asyncdiff.labels import Labels
+
+TIMESTEPS = [999.0, 800.0, 650.0, 300.0, 50.0]
+
+
+def learnt(transform, start: int = 0, seen: int = 2, timesteps=TIMESTEPS) -> Labels:
+    labels = Labels(timesteps)
+    for index in range(seen):
+        timestep = timesteps[start + index]
+        labels.given(index, transform(timestep))
+        labels.learn(index, torch.tensor(timestep))
+    labels.given(seen, transform(timesteps[start + seen]))
+    return labels
+
+
+@given(st.sampled_from([(1.0, 0.0), (1e-3, 0.0), (-1e-3, 1.0), (0.5, 3.0)]), st.integers(1, 3))
+def test_affine_transformations(line: tuple[float, float], batch: int) -> None:
+    def transform(timestep: float) -> torch.Tensor:
+        return torch.full((batch,), line[0] * timestep + line[1])
+
+    found = learnt(transform).argument(4, 2)
+    assert found.shape == (batch,)
+    assert torch.allclose(found, transform(TIMESTEPS[4]), rtol=1e-5, atol=1e-5)
+
+
+def test_labels_given_as_they_are_stay_exact() -> None:
+    labels = learnt(lambda timestep: torch.tensor(int(timestep)))
+    assert torch.equal(labels.argument(3, 2), torch.tensor(300))
+    assert labels.last() == 4
+
+
+def test_a_loop_that_starts_late() -> None:
+    """Image-to-image skips the scheduler's first timesteps."""
+    labels = learnt(lambda timestep: torch.tensor([timestep]), start=1)
+    assert labels.last() == 3
+    assert labels.argument(3, 2).item() == 50.0
+
+
+def test_earlier_labels_are_those_that_were_given() -> None:
+    labels = learnt(lambda timestep: torch.tensor([timestep**2]))
+    assert labels.argument(1, 2).item() == pytest.approx(800.0**2)
+
+
+def test_what_cannot_be_derived() -> None:
+    squares = learnt(lambda timestep: torch.tensor([timestep**2]), seen=3)
+    with pytest.raises(LabelError, match="no affine function"):
+        squares.argument(4, 3)
+    with pytest.raises(LabelError, match="different timesteps at once"):
+        learnt(lambda timestep: torch.tensor([timestep, 0.0]))
+    foreign = Labels(TIMESTEPS)
+    foreign.given(0, torch.tensor(1.0))
+    foreign.learn(0, 7.0)
+    with pytest.raises(LabelError, match=r"none of scheduler\.timesteps"):
+        foreign.argument(1, 0)

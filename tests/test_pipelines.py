@@ -1,0 +1,97 @@
+"""Every family of pipelines through its own call: all-warm-up, rounds, repetition, and real processes."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asyncdiff import AsyncDiff
+from tests.processes import run_ranks
+from tests.tiny_pipelines import PIPELINES, run
+
+NAMES = list(PIPELINES)
+STEPS = 6
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_process(name: str) -> None:
+    """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    sequential = run(pipe, tiny, num_inference_steps=STEPS)
+    short = run(pipe, tiny, num_inference_steps=2)
+    for components in (2, 3, 4):
+        for stride in (1, 2):
+            with (
+                AsyncDiff(pipe, components, stride, warmup=99, executor="local"),
+                pytest.warns(UserWarning, match="accelerates nothing"),
+            ):
+                assert torch.equal(run(pipe, tiny, num_inference_steps=2), short)
+            with AsyncDiff(pipe, components, stride, warmup=3, executor="local") as async_diff:
+                found = run(pipe, tiny, num_inference_steps=STEPS)
+                (denoiser,) = async_diff.report().denoisers
+                assert denoiser.counts.full["warm-up"] == 3
+                assert denoiser.counts.rounds + denoiser.counts.stored == denoiser.counts.steps - 3
+                assert denoiser.counts.rounds > 0
+                assert denoiser.counts.units_skipped > 0
+                assert torch.isfinite(found).all(), "a placeholder was read"
+                assert not torch.equal(found, sequential)
+                assert relative_error(found, sequential) < 1
+                if (components, stride) == (3, 2):
+                    assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), found)
+    assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), sequential)
+
+
+def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Final results of the distributed and of the one-process run, and the former's latents after every step."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    latents: list[Tensor] = []
+
+    def remember(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents.append(values["latents"].clone())
+        return values
+
+    reports_steps = "callback_on_step_end" in inspect.signature(type(pipe).__call__).parameters
+    watched = {"callback_on_step_end": remember} if reports_steps else {}
+    results = []
+    for components, stride in settings:
+        latents.clear()
+        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="distributed", timeout=60):
+            apart = run(pipe, tiny, num_inference_steps=STEPS, **watched)
+        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local"):
+            together = run(pipe, tiny, num_inference_steps=STEPS)
+        results.append((apart, together, list(latents) or [apart]))
+    return results
+
+
+def _check(world_size: int, name: str, settings: list[tuple[int, int]]) -> None:
+    everyone = run_ranks(world_size, _both, name, settings)
+    for number in range(len(settings)):
+        for apart, together, _ in (of_rank[number] for of_rank in everyone):
+            assert relative_error(apart, together) < 1e-5
+        first = everyone[0][number][2]
+        assert first
+        for of_rank in everyone[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(of_rank[number][2], first, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_processes(name: str) -> None:
+    _check(2, name, [(2, 1), (1, 2)])
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
+def test_three_processes(name: str) -> None:
+    _check(3, name, [(3, 1), (2, 2)])
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_four_processes(name: str) -> None:
+    _check(4, name, [(4, 1), (3, 2), (2, 3)])
