@@ -15,7 +15,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from asyncdiff.compare import pixels, psnr, side_by_side, ssim
@@ -314,7 +314,8 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
         where = "every device" if unit.component is None else str(unit.component)
         units.add_row(escape(unit.name + call), f"{unit.share:.2%}", where)
     _out.print(units)
-    parts = Table("component", "share of a call", "reads", "from", "shape", "KiB", title="live edges")
+    reads = Column("reads", overflow="fold")
+    parts = Table("component", "share of a call", reads, "from", "shape", "KiB", title="live edges")
     for number, part in enumerate(found.components):
         parts.add_row(str(number), f"{part.share:.1%}", f"{len(part.reads)} live edges", "", "", "")
         for edge in part.reads:
