@@ -11,6 +11,7 @@ from torch import nn
 
 from asyncdiff import distributed
 from asyncdiff.clock import Clock
+from asyncdiff.denoiser import find_denoisers
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange import Exchange, LocalExchange
 from asyncdiff.report import Report
@@ -75,7 +76,9 @@ class AsyncDiff:
                 warmup,
                 stride,
             )
-        denoisers = _denoisers(pipe)
+        denoisers = find_denoisers(pipe)
+        if getattr(pipe, "scheduler", None) is None:
+            raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
         for name, denoiser in denoisers.items():
             _check_split(name, denoiser, components, split)
         launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
@@ -166,23 +169,6 @@ class AsyncDiff:
             f"no step is a parallel round (warmup={self._schedule.warmup}); see report()",
             stacklevel=3,
         )
-
-
-def _denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's noise-prediction networks: its `unet`s and `transformer`s."""
-    components = getattr(pipe, "components", {})
-    found = {
-        name: module
-        for name, module in components.items()
-        if name.startswith(("unet", "transformer")) and isinstance(module, nn.Module)
-    }
-    if not found:
-        raise ConfigurationError(
-            f"{type(pipe).__name__} has no denoiser: a `unet` or a `transformer` that is a torch module is needed"
-        )
-    if getattr(pipe, "scheduler", None) is None:
-        raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
-    return found
 
 
 def _check_split(name: str, denoiser: nn.Module, components: int, split: Split | None) -> None:

@@ -27,9 +27,6 @@ from asyncdiff.schedule import Schedule
 WORKER_FAILED = 1
 BAD_USAGE = 2
 
-# What the runtime weighs bytes with on a CPU and elsewhere, so that the division shown is the one made.
-_OPERATIONS_PER_BYTE = {"cpu": 8.0, "cuda": 100.0}
-
 _EXIT_CODES = "Exit codes: 0 fine, 1 a process failed, 2 bad usage, 130 interrupted."
 
 app = typer.Typer(
@@ -200,9 +197,7 @@ def inspect_(
             _fail(f"{model} cannot be loaded: {error}")
         pipe.set_progress_bar_config(disable=True)
         try:
-            inspections = inspect_denoisers(
-                pipe, prompt, components, warmup, steps, (1, 2, 3), _OPERATIONS_PER_BYTE[device.type]
-            )
+            inspections = inspect_denoisers(pipe, prompt, components, warmup, steps, (1, 2, 3))
         except AsyncDiffError as error:
             _refuse(str(error))
     if as_json:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from asyncdiff.denoiser import find_denoisers, operations_per_byte
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import Forward, intercept_forward
 from asyncdiff.partition import plan
@@ -73,7 +74,6 @@ def inspect_denoisers(
     warmup: int,
     steps: int,
     strides: Sequence[int],
-    operations_per_byte: float,
 ) -> tuple[Inspection, ...]:
     """Trace one ordinary call of each denoiser of the pipeline and divide it.
 
@@ -82,11 +82,7 @@ def inspect_denoisers(
         SplitError: a denoiser cannot be divided into so many components.
     """
     schedules = [Schedule(components, stride, warmup) for stride in strides]
-    denoisers = {
-        name: module
-        for name, module in pipe.components.items()
-        if name.startswith(("unet", "transformer")) and isinstance(module, nn.Module)
-    }
+    denoisers = find_denoisers(pipe)
     traces: dict[str, Trace] = {}
     undo = [
         intercept_forward(denoiser, functools.partial(_trace_first_call, traces, name, denoiser))
@@ -99,10 +95,7 @@ def inspect_denoisers(
             detach()
     if not traces:
         raise ConfigurationError(f"{type(pipe).__name__} called no denoiser: no `unet` and no `transformer`")
-    return tuple(
-        _inspection(name, denoisers[name], trace, schedules, steps, operations_per_byte)
-        for name, trace in traces.items()
-    )
+    return tuple(_inspection(name, denoisers[name], trace, schedules, steps) for name, trace in traces.items())
 
 
 def _trace_first_call(
@@ -125,9 +118,8 @@ def _inspection(
     trace: Trace,
     schedules: Sequence[Schedule],
     steps: int,
-    operations_per_byte: float,
 ) -> Inspection:
-    graph, partition = plan(trace, schedules[0].components, None, operations_per_byte)
+    graph, partition = plan(trace, schedules[0].components, None, operations_per_byte(denoiser))
     units = tuple(
         UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))
         for index, unit in enumerate(graph.units)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from asyncdiff.clock import Clock
+from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.exchange import Channel, Exchange
 from asyncdiff.graph import Edge, Graph, UnitCall
@@ -24,16 +25,11 @@ from asyncdiff.trace import Leaf, record
 
 Signature = tuple[Any, ...]
 
-# Floating-point operations that a device does in the time in which it moves one byte, roughly.
-# Constants, not measurements: the same model must be divided in the same way in every run.
-_OPERATIONS_PER_BYTE = {"cpu": 8.0}
-_OPERATIONS_PER_BYTE_ELSEWHERE = 100.0
-
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Division:
     """How a denoiser is divided for inputs of one signature."""
 
     graph: Graph
@@ -61,7 +57,7 @@ class _Stream:
 class _Pass:
     """One walk through the denoiser's forward, in full or for one task."""
 
-    plan: _Plan
+    division: _Division
     on_unit: Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
     called: dict[str, int] = field(default_factory=dict)
 
@@ -91,7 +87,7 @@ class DenoiserRuntime:
             raise ConfigurationError(
                 f"{type(denoiser).__name__} takes no timestep (none of {', '.join(_TIMESTEP_NAMES)}): it is no denoiser"
             )
-        self._plans: dict[Signature, _Plan] = {}
+        self._divisions: dict[Signature, _Division] = {}
         self._streams: dict[int, _Stream] = {}
         self._calls_in_step = 0
         self._modules: Signature = ()
@@ -113,9 +109,9 @@ class DenoiserRuntime:
 
     def report(self) -> DenoiserReport:
         """What this generation did so far."""
-        current = next((stream for stream in self._streams.values() if stream.signature in self._plans), None)
-        plans = list(self._plans.values())
-        chosen = self._plans[current.signature] if current else (plans[-1] if plans else None)
+        current = next((stream for stream in self._streams.values() if stream.signature in self._divisions), None)
+        divisions = list(self._divisions.values())
+        chosen = self._divisions[current.signature] if current else (divisions[-1] if divisions else None)
         counts = replace(self.counts, full=self.counts.full.copy())
         if chosen is None:
             return DenoiserReport(self.name, (), (), (), 0, counts, 1.0)
@@ -157,9 +153,9 @@ class DenoiserRuntime:
         self._check_modules()
         stream = self._stream_of_call(args, kwargs)
         schedule = self._schedule
-        plan_ = self._plans.get(stream.signature)
-        if plan_ is not None:
-            schedule = plan_.schedule
+        division = self._divisions.get(stream.signature)
+        if division is not None:
+            schedule = division.schedule
         stream.labels.given(stream.index, self._bound(args, kwargs)[self._timestep_name or ""])
         step = schedule.step(stream.index, stream.labels.last())
         begin = time.perf_counter()
@@ -209,26 +205,26 @@ class DenoiserRuntime:
     def _run_in_full(
         self, stream: _Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        plan_ = self._plans.get(stream.signature)
+        division = self._divisions.get(stream.signature)
         result = None
-        if plan_ is None:
-            result, plan_ = self._make_plan(stream.signature, forward, args, kwargs)
+        if division is None:
+            result, division = self._divide(stream.signature, forward, args, kwargs)
         if stream.channel is None:
-            stream.channel = self._exchange.open(plan_.graph, plan_.messages)
+            stream.channel = self._exchange.open(division.graph, division.messages)
         if step.keeps:
             # Where the very first call is also the last warm-up step, it runs once more: units are
             # only known, and their outputs only kept, after the traced call.
-            result = self._walk(plan_, self._keep_units(plan_, stream.channel, step.index), forward, args, kwargs)
+            result = self._walk(division, self._keep_units(division, stream.channel, step.index), forward, args, kwargs)
         elif result is None:
             result = forward(*args, **kwargs)
         leaves, stream.structure = tree_flatten(result)
-        sources = {step.index: plan_.partition.predictor}
+        sources = {step.index: division.partition.predictor}
         stream.predictions = self._share({step.index: leaves}, sources)
 
     def _run_round(
         self, stream: _Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        plan_, channel = self._plans[stream.signature], stream.channel
+        division, channel = self._divisions[stream.signature], stream.channel
         if channel is None:
             raise RuntimeError("a round came before the warm-up")
         sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
@@ -239,8 +235,8 @@ class DenoiserRuntime:
             if task.rank not in self._exchange.ranks:
                 continue
             labelled = self._labelled(stream, task.label, args, kwargs)
-            on_unit = self._task_units(plan_, channel, task)
-            leaves, stream.structure = tree_flatten(self._walk(plan_, on_unit, forward, *labelled))
+            on_unit = self._task_units(division, channel, task)
+            leaves, stream.structure = tree_flatten(self._walk(division, on_unit, forward, *labelled))
             results[task.rank] = leaves
         channel.end_round(step.index)
         mine = next(iter(results.values()))
@@ -260,13 +256,13 @@ class DenoiserRuntime:
 
     def _walk(
         self,
-        plan_: _Plan,
+        division: _Division,
         on_unit: Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any],
         forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        self._pass = _Pass(plan_, on_unit)
+        self._pass = _Pass(division, on_unit)
         try:
             return forward(*args, **kwargs)
         finally:
@@ -278,17 +274,17 @@ class DenoiserRuntime:
             return forward(*args, **kwargs)
         ordinal = current.called.get(name, 0)
         current.called[name] = ordinal + 1
-        unit = current.plan.graph.index.get((name, ordinal))
+        unit = current.division.graph.index.get((name, ordinal))
         if unit is None:
             return forward(*args, **kwargs)
         return current.on_unit(unit, forward, args, kwargs)
 
-    def _keep_units(self, plan_: _Plan, channel: Channel, version: int) -> Callable[..., Any]:
+    def _keep_units(self, division: _Division, channel: Channel, version: int) -> Callable[..., Any]:
         """Run every unit and store what any rank of this process will read."""
-        schedule = plan_.schedule
+        schedule = division.schedule
         wanted: dict[int, list[Edge]] = {}
         for edge in frozenset().union(
-            *(plan_.partition.reads[schedule.component_of(rank)] for rank in self._exchange.ranks)
+            *(division.partition.reads[schedule.component_of(rank)] for rank in self._exchange.ranks)
         ):
             wanted.setdefault(edge.unit, []).append(edge)
 
@@ -296,14 +292,14 @@ class DenoiserRuntime:
             result = forward(*args, **kwargs)
             leaves = tree_leaves(result) if unit in wanted else []
             for edge in wanted.get(unit, []):
-                channel.store.put(edge, version, _kept(plan_.graph.units[unit], edge, leaves[edge.leaf]))
+                channel.store.put(edge, version, _kept(division.graph.units[unit], edge, leaves[edge.leaf]))
             return result
 
         return on_unit
 
-    def _task_units(self, plan_: _Plan, channel: Channel, task: Task) -> Callable[..., Any]:
+    def _task_units(self, division: _Division, channel: Channel, task: Task) -> Callable[..., Any]:
         """Run the task's own units and pass on what others read; substitute all others."""
-        graph, partition = plan_.graph, plan_.partition
+        graph, partition = division.graph, division.partition
         own, reads = partition.components[task.component], partition.reads[task.component]
 
         def on_unit(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -314,7 +310,7 @@ class DenoiserRuntime:
                 if task.feeds:
                     for number, leaf in enumerate(tree_leaves(result)):
                         edge = Edge(unit, number)
-                        if edge in plan_.fed:
+                        if edge in division.fed:
                             channel.made(task.rank, edge, _kept(call, edge, leaf))
                 return result
             self.counts.units_skipped += 1
@@ -337,25 +333,24 @@ class DenoiserRuntime:
 
         return on_unit
 
-    # Plans
+    # Divisions
 
-    def _make_plan(
+    def _divide(
         self, signature: Signature, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, _Plan]:
+    ) -> tuple[Any, _Division]:
         """Trace this call and divide the denoiser by what it shows."""
         result, trace = record(self._denoiser, forward, args, kwargs)
-        device = next(self._denoiser.parameters()).device.type
-        weight = _OPERATIONS_PER_BYTE.get(device, _OPERATIONS_PER_BYTE_ELSEWHERE)
+        weight = operations_per_byte(self._denoiser)
         graph, partition = plan(trace, self._schedule.components, self._split, weight)
         schedule = replace(self._schedule, predictor=partition.predictor)
         routes = messages(schedule, partition)
-        made = _Plan(graph, partition, schedule, routes, frozenset().union(*partition.reads))
-        self._plans[signature] = made
+        made = _Division(graph, partition, schedule, routes, frozenset().union(*partition.reads))
+        self._divisions[signature] = made
         self._hook_units(made)
         return result, made
 
-    def _hook_units(self, plan_: _Plan) -> None:
-        for unit in plan_.graph.units:
+    def _hook_units(self, division: _Division) -> None:
+        for unit in division.graph.units:
             name = unit.name
             if name in self._unit_undo:
                 continue
@@ -382,7 +377,7 @@ class DenoiserRuntime:
         modules = tuple((name, id(module)) for name, module in self._denoiser.named_modules())
         if modules != self._modules:
             self._unhook_units()
-            self._plans.clear()
+            self._divisions.clear()
             self._modules = modules
 
     # Arguments
