@@ -19,11 +19,11 @@ _RECORD = "training.json"
 _REFERENCE_SIZE = 32
 
 
-def export_pipeline(adapter: Adapter, work: Path, name: str, folder: Path) -> None:
+def export_pipeline(adapter: Adapter, work: Path, folder: Path) -> None:
     """Save the averaged weights of a training as an ordinary pipeline folder."""
-    load_average(adapter.modules, work / name)
+    load_average(adapter.modules, work)
     adapter.pipeline.to(torch.float16).save_pretrained(folder, safe_serialization=True)
-    record(folder, asdict(progression(work / name)))
+    record(folder, asdict(progression(work)))
 
 
 def export_reference(pictures: Sequence[Picture], pixels: Tensor, folder: Path) -> None:

@@ -4,7 +4,7 @@ In order: `vae`, then `unet` and `dit` (at the same time if there are cores for 
 then `export`, `evaluate` and `grid`. Every training continues where its work folder left off.
 """
 
-from enum import StrEnum
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +26,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 DEFAULT_CHECKPOINTS = Path(__file__).parents[1] / "src" / "asyncdiff" / "checkpoints"
 
 
-class Demo(StrEnum):
+class Demo(str, Enum):
     UNET = "unet"
     DIT = "dit"
 
@@ -112,7 +112,7 @@ def export(
     """Save a trained pipeline in half precision where the package ships it."""
     pixels = _prompted_pixels(font)
     adapter = _build_adapter(name, work, pixels, torch.device("cpu"))
-    export_pipeline(adapter, work, name, checkpoints / name)
+    export_pipeline(adapter, work / name.value, checkpoints / name.value)
     export_reference(prompted_pictures(), pixels, checkpoints)
 
 
@@ -129,7 +129,7 @@ def evaluate(
     """Measure the prompt agreement of a shipped pipeline and record it beside the weights."""
     agreement = measure_agreement(load_demo(name.value).to(device), guidance, steps, seeds, every)
     typer.echo(agreement)
-    record(checkpoints / name, agreement)
+    record(checkpoints / name.value, agreement)
 
 
 @app.command()
@@ -150,7 +150,7 @@ def _train_denoiser(name: Demo, work: Path, minutes: float, batch_size: int, dev
     adapter = _build_adapter(name, work, pixels, device)
     latents = encode(adapter.pipeline.vae, pixels.to(device))
     captions = [picture.captions for picture in prompted_pictures()]
-    Trainer(DenoiserTask(adapter, latents, captions), work / name, device).train(minutes, batch_size)
+    Trainer(DenoiserTask(adapter, latents, captions), work / name.value, device).train(minutes, batch_size)
 
 
 def _build_adapter(name: Demo, work: Path, pixels: Tensor, device: torch.device) -> Adapter:
