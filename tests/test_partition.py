@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_structure
 
 from asyncdiff import SplitError
+from asyncdiff.division import plan
 from asyncdiff.graph import Edge, Graph, UnitCall
-from asyncdiff.partition import BALANCE_TOLERANCE, divide, plan
+from asyncdiff.partition import BALANCE_TOLERANCE, divide
+from asyncdiff.schedule import Schedule
 from asyncdiff.trace import Leaf, Trace, record
 from tests.golden import golden_pipeline, golden_split
 from tests.tiny_pipelines import PIPELINES, run
@@ -37,7 +39,8 @@ def traced(pipe: DiffusionPipeline, denoiser: str, call: Any) -> tuple[Trace, tu
 
 
 def reads(trace: Trace, components: int, split: Any) -> list[set[tuple[str, int]]]:
-    graph, partition = plan(trace, components, split, WEIGHT)
+    division = plan(trace, Schedule(components, 1, 1), split, WEIGHT)
+    graph, partition = division.graph, division.partition
     return [{(graph.units[edge.unit].name, edge.leaf) for edge in needed} for needed in partition.reads]
 
 
@@ -80,7 +83,8 @@ def test_every_part_of_the_split_runs_everywhere_if_unnamed() -> None:
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
     trace, _, _ = traced(pipe, "transformer", lambda: run(pipe, tiny, num_inference_steps=1))
-    graph, partition = plan(trace, 2, [["transformer_blocks.0"], ["transformer_blocks.1"]], WEIGHT)
+    division = plan(trace, Schedule(2, 1, 1), [["transformer_blocks.0"], ["transformer_blocks.1"]], WEIGHT)
+    graph, partition = division.graph, division.partition
     owned = {graph.units[unit].name for units in partition.components for unit in units}
     assert owned == {"transformer_blocks.0", "transformer_blocks.1"}
     # All others run on every device, so every device reads what they read.
@@ -155,4 +159,4 @@ def test_bad_splits(split: list[list[str]], message: str) -> None:
     pipe, inputs = golden_pipeline()
     trace, _, _ = traced(pipe, "unet", lambda: pipe(**{**inputs, "num_inference_steps": 1}))
     with pytest.raises(SplitError, match=message):
-        plan(trace, 2, split, WEIGHT)
+        plan(trace, Schedule(2, 1, 1), split, WEIGHT)

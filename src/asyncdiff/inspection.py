@@ -8,10 +8,9 @@ from typing import Any
 from torch import nn
 
 from asyncdiff.denoiser import find_denoisers, operations_per_byte
+from asyncdiff.division import plan
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import Forward, intercept_forward
-from asyncdiff.partition import plan
-from asyncdiff.routing import messages
 from asyncdiff.schedule import Schedule, speedup
 from asyncdiff.trace import Trace, record
 
@@ -119,7 +118,8 @@ def _inspection(
     schedules: Sequence[Schedule],
     steps: int,
 ) -> Inspection:
-    graph, partition = plan(trace, schedules[0].components, None, operations_per_byte(denoiser))
+    divisions = [plan(trace, schedule, None, operations_per_byte(denoiser)) for schedule in schedules]
+    graph, partition = divisions[0].graph, divisions[0].partition
     units = tuple(
         UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))
         for index, unit in enumerate(graph.units)
@@ -137,15 +137,13 @@ def _inspection(
             for edge in sorted(reads)
         )
         parts.append(ComponentPart(tuple(graph.units[unit].name for unit in sorted(own)), share, edges))
-    forecasts = []
-    for schedule in schedules:
-        known = Schedule(schedule.components, schedule.stride, schedule.warmup, predictor=partition.predictor)
-        forecasts.append(
-            StrideForecast(
-                stride=known.stride,
-                devices=known.world_size,
-                bytes_per_round=sum(graph.bytes(message.edges) for message in messages(known, partition)),
-                modelled_speedup=speedup(known, steps, max(partition.shares)),
-            )
+    forecasts = tuple(
+        StrideForecast(
+            stride=division.schedule.stride,
+            devices=division.schedule.world_size,
+            bytes_per_round=division.bytes_per_round,
+            modelled_speedup=speedup(division.schedule, steps, max(partition.shares)),
         )
-    return Inspection(name, type(denoiser).__name__, units, tuple(parts), tuple(forecasts))
+        for division in divisions
+    )
+    return Inspection(name, type(denoiser).__name__, units, tuple(parts), forecasts)

@@ -5,8 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from asyncdiff.errors import SplitError
-from asyncdiff.graph import Edge, Graph, build_graph, coarsen
-from asyncdiff.trace import Trace
+from asyncdiff.graph import Edge, Graph
 
 # Components may be this much heavier than the best possible balance where that saves traffic.
 BALANCE_TOLERANCE = 0.03
@@ -36,20 +35,6 @@ class Partition:
     def sends(self, source: int, reader: int) -> tuple[Edge, ...]:
         """The live edges that `reader` needs from `source`, in the order in which they are made."""
         return tuple(sorted(edge for edge in self.reads[reader] if edge.unit in self.components[source]))
-
-
-def plan(
-    trace: Trace, components: int, split: Sequence[Sequence[str]] | None, operations_per_byte: float
-) -> tuple[Graph, Partition]:
-    """The graph of a traced call and its division into N components, as told or by balance.
-
-    Raises:
-        SplitError: the denoiser cannot be divided so.
-    """
-    fine = build_graph(trace, operations_per_byte, inside=[name for names in split or () for name in names])
-    partition = divide(fine, components) if split is None else divide_as_told(fine, split)
-    graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
-    return graph, wire(graph, owners)
 
 
 def divide(graph: Graph, components: int) -> Partition:
