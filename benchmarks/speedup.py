@@ -5,10 +5,8 @@ alternate, so that what else the machine does falls on both alike.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -27,6 +25,7 @@ from rich.table import Table
 from torch.multiprocessing.spawn import spawn
 
 from asyncdiff import AsyncDiff, load_demo
+from benchmarks.machine import machine
 
 COMPONENTS, STRIDE = 2, 1
 WORLD_SIZE = COMPONENTS + STRIDE - 1
@@ -454,31 +453,6 @@ def work(rank: int, meeting_point: str, settings: Settings, results: Path) -> No
             show(measured)
     finally:
         dist.destroy_process_group()
-
-
-def machine() -> dict[str, Any]:
-    """The machine and the versions."""
-    return {
-        "platform": platform.platform(),
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads_per_process": torch.get_num_threads(),
-        "load_average_at_end": os.getloadavg(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def cpu_model() -> str:
-    """The processor's name, as well as the system tells it."""
-    description = Path("/proc/cpuinfo")
-    if description.exists():
-        for line in description.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def save(path: Path, settings: Settings, measured: list[ModelResult]) -> None:

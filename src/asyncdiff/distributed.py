@@ -80,6 +80,7 @@ class DistributedExchange:
         self.timeout = timeout
         self._owns_process_group = owns_process_group
         self._device = device
+        self._is_closed = False
         limit = timedelta(seconds=timeout)
         backend = _backend(device)
         try:
@@ -132,11 +133,14 @@ class DistributedExchange:
                 )
 
     def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         if dist.is_initialized():
             for group in (self.upward, self.downward, self._predictions, self._control):
                 dist.destroy_process_group(group)
-        if self._owns_process_group and dist.is_initialized():
-            leave(self.rank)
+            if self._owns_process_group:
+                leave(self.rank)
 
     def start(self, what: str, operation: object, *arguments: object, **named: object) -> dist.Work:
         """Start an asynchronous operation; `what` names it in the error if it cannot start."""
