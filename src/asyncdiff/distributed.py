@@ -191,6 +191,10 @@ class _Parcel:
 
     def __init__(self, graph: Graph, message: Message, device: torch.device, copies: int) -> None:
         self.message = message
+        names = [graph.units[edge.unit].name for edge in message.edges]
+        self.description = (
+            f"the live edges {', '.join(dict.fromkeys(names))} from rank {message.source} to rank {message.reader}"
+        )
         self.parts: dict[Edge, slice] = {}
         self.leaves = {edge: graph.units[edge.unit].outputs[edge.leaf] for edge in message.edges}
         end = 0
@@ -200,10 +204,6 @@ class _Parcel:
         self.buffers = [torch.empty(end, dtype=torch.uint8, device=device) for _ in range(copies)]
         self.works: list[dist.Work | None] = [None] * copies
         self.missing: set[Edge] = set()
-
-    @property
-    def description(self) -> str:
-        return f"{len(self.parts)} live edges from rank {self.message.source} to rank {self.message.reader}"
 
     def tensor(self, edge: Edge, copy: int) -> Tensor:
         leaf = self.leaves[edge]
