@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from asyncdiff.hooks import listen
 
 
@@ -49,7 +51,7 @@ class Clock:
     def _begin(self, *args: Any, **kwargs: Any) -> None:
         self.generation += 1
         self.steps = 0
-        self.timesteps = tuple(float(value) for value in self._scheduler.timesteps)
+        self.timesteps = tuple(torch.as_tensor(self._scheduler.timesteps).double().tolist())
         for notify in self.on_generation:
             notify()
 
