@@ -1,0 +1,63 @@
+"""The demo pipelines load without a network and draw what they are told."""
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+
+from asyncdiff.demo import DemoName, demo_prompts, load_demo, prompt_agreement
+
+PROMPTS = ["red apple", "cat face", "rocket", "a red apple"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("The demo pipelines must load without a network.")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "pipeline_class", "guidance_scale"),
+    [("unet", StableDiffusionPipeline, 5.0), ("dit", StableDiffusion3Pipeline, 5.0)],
+)
+def test_demo_draws_its_prompts(name: DemoName, pipeline_class: type[Any], guidance_scale: float) -> None:
+    pipeline = load_demo(name)
+    assert isinstance(pipeline, pipeline_class)
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(
+        PROMPTS,
+        num_inference_steps=20,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
+    ).images
+    assert [image.size for image in images] == [(64, 64)] * len(PROMPTS)
+    assert prompt_agreement(images, PROMPTS) == 100.0
+    assert prompt_agreement(images[1:], PROMPTS[:-1]) < 50.0
+
+
+def test_weights_load_in_the_type_asked_for() -> None:
+    pipeline = load_demo("unet", torch_dtype=torch.bfloat16)
+    assert pipeline.unet.dtype == torch.bfloat16
+    assert pipeline.text_encoder.dtype == torch.bfloat16
+
+
+def test_prompts_are_distinct_and_include_the_documented_ones() -> None:
+    prompts = demo_prompts()
+    assert len(set(prompts)) == len(prompts)
+    assert {"red apple", "cat face", "rocket"} <= set(prompts)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="'unet' or 'dit'"):
+        load_demo("gan")  # type: ignore[arg-type]
+
+
+def test_agreement_refuses_what_it_cannot_judge() -> None:
+    with pytest.raises(ValueError, match="as many images as prompts"):
+        prompt_agreement([], ["red apple"])
+    image = load_demo("unet")("rocket", num_inference_steps=1).images[0]
+    with pytest.raises(ValueError, match="not learnt 'a unicycle'"):
+        prompt_agreement([image], ["a unicycle"])
