@@ -6,7 +6,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test check environment clean
+.PHONY: demo test test-all check environment clean
 
 environment: $(VENV)/.ready
 
@@ -20,6 +20,9 @@ demo: environment ## a picture from a prompt on two processes, beside the sequen
 	$(BIN)/asyncdiff generate "rocket" --devices 2 --components 2 --steps 50 --seed 0 --out out.png --compare
 
 test: environment ## the tests (no GPU, no network, two cores)
+	$(BIN)/python -m pytest -m "not whole"
+
+test-all: environment ## these and the whole matrices of denoisers and pipelines (an hour)
 	$(BIN)/python -m pytest
 
 check: environment ## style and types

@@ -5,7 +5,7 @@ import torch
 
 import asyncdiff
 import tests.golden
-import tests.tiny_pipelines
+import tests.tiny
 
 torch.set_num_threads(1)
 __all__ = ["asyncdiff", "diffusers", "tests"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, SplitError
 from tests.processes import RankError, run_ranks
-from tests.tiny_pipelines import PIPELINES, run
+from tests.tiny import PIPELINES, run
 
 TINY = PIPELINES["sd3"]
 

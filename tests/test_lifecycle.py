@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from tests.processes import run_ranks
-from tests.tiny_pipelines import PIPELINES, run
+from tests.tiny import PIPELINES, run
 
 NAMES = ["sd15", "sd3"]
 STEPS = 6

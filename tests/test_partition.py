@@ -18,7 +18,7 @@ from asyncdiff.partition import BALANCE_TOLERANCE, divide
 from asyncdiff.schedule import Schedule
 from asyncdiff.trace import Leaf, Trace, record
 from tests.golden import golden_pipeline, golden_split
-from tests.tiny_pipelines import PIPELINES, run
+from tests.tiny import PIPELINES, run
 
 WEIGHT = 8.0
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from tests.processes import run_ranks
-from tests.tiny_pipelines import PIPELINES, run
+from tests.tiny import EVERY, PIPELINES, run
 
-NAMES = list(PIPELINES)
 STEPS = 6
 
 
@@ -19,7 +18,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_one_process(name: str) -> None:
     """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
     tiny = PIPELINES[name]
@@ -82,7 +81,7 @@ def _check(world_size: int, name: str, settings: list[tuple[int, int]]) -> None:
             assert all(torch.equal(a, b) for a, b in zip(of_rank[number][2], first, strict=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_two_processes(name: str) -> None:
     _check(2, name, [(2, 1), (1, 2)])
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.embeddings import TimestepEmbedding
-from tiny_pipelines import PIPELINES, TinyPipeline, run
+
+from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
 
 
 class Case(NamedTuple):
@@ -15,7 +16,7 @@ class Case(NamedTuple):
     output: torch.Tensor
 
 
-@pytest.fixture(scope="module", params=PIPELINES)
+@pytest.fixture(scope="module", params=EVERY)
 def case(request: pytest.FixtureRequest) -> Case:
     tiny = PIPELINES[request.param]
     pipe = tiny.build()

@@ -1,0 +1,35 @@
+"""Tiny random-weight pipelines, built offline: checkpoints' structure and schedulers, small widths.
+
+Prompts are embeddings, guidance is on. `PIPELINES` holds all of them by name; `QUICK` names those that every
+test run goes through: the nine of the AsyncDiff paper, FLUX and PixArt.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.tiny import flux, image_transformers, sd3, sdxl, stable_diffusion, unet_video
+from tests.tiny.base import TinyPipeline, run
+
+_FAMILIES = (stable_diffusion, sdxl, unet_video, sd3, flux, image_transformers)
+
+PIPELINES: dict[str, TinyPipeline] = {tiny.name: tiny for family in _FAMILIES for tiny in family.PIPELINES}
+
+QUICK = (
+    "sd15",
+    "sd21",
+    "sdxl",
+    "sdxl_inpaint",
+    "sdxl_controlnet",
+    "x4_upscaler",
+    "sd3",
+    "svd",
+    "animatediff",
+    "flux",
+    "pixart",
+)
+
+EVERY: list[Any] = [name if name in QUICK else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
+"""Parameters of a test of all pipelines, of which `make test` runs the quick ones and `make test-all` the whole."""
+
+__all__ = ["EVERY", "PIPELINES", "QUICK", "TinyPipeline", "run"]
