@@ -41,7 +41,7 @@ class Specimen:
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Draw weights that keep magnitudes, none of them zero: a layer that is zero at first would hide what is behind it."""
+    """Draw weights that keep magnitudes, none of them zero: a layer that is zero at first would hide others."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if not parameter.is_floating_point():
