@@ -49,14 +49,38 @@ def test_earlier_labels_are_those_that_were_given() -> None:
     assert labels.argument(1, 2).item() == pytest.approx(800.0**2)
 
 
+def test_numbers_of_several_kinds() -> None:
+    """Wan 2.2 gives the tokens of the picture that it starts from the timestep 0."""
+
+    def transform(timestep: float) -> torch.Tensor:
+        return torch.tensor([[0.0, timestep, 1.0 - timestep / 1000, 0.0, 7.0]])
+
+    assert torch.allclose(learnt(transform).argument(4, 2), transform(TIMESTEPS[4]))
+
+
+def test_one_warm_up_step_is_enough_for_an_affine_function() -> None:
+    labels = learnt(lambda timestep: torch.tensor([(1000 - timestep) / 1000]), seen=1)
+    assert labels.argument(2, 1).item() == pytest.approx(0.35)
+
+
+def test_timesteps_that_come_twice() -> None:
+    """A second-order scheduler's; a loop that starts at the second of a pair is found from what follows."""
+    timesteps = [999.0, 800.0, 800.0, 650.0, 650.0, 300.0, 300.0]
+    labels = learnt(lambda timestep: torch.tensor([timestep]), start=2, timesteps=timesteps)
+    assert labels.last() == 4
+    assert labels.argument(4, 2).item() == 300.0
+
+
 def test_what_cannot_be_derived() -> None:
     squares = learnt(lambda timestep: torch.tensor([timestep**2]), seen=3)
     with pytest.raises(LabelError, match="no affine function"):
         squares.argument(4, 3)
-    with pytest.raises(LabelError, match="different timesteps at once"):
-        learnt(lambda timestep: torch.tensor([timestep, 0.0]))
+    growing = learnt(lambda timestep: torch.full((int(timestep),), timestep))
+    with pytest.raises(LabelError, match="the shape of the denoiser's timestep argument changes"):
+        growing.argument(4, 2)
     foreign = Labels(TIMESTEPS)
     foreign.given(0, torch.tensor(1.0))
     foreign.learn(0, 7.0)
     with pytest.raises(LabelError, match=r"none of scheduler\.timesteps"):
         foreign.argument(1, 0)
+    assert foreign.last() is None

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from asyncdiff import distributed
-from asyncdiff.clock import Clock
-from asyncdiff.denoiser import find_denoisers
+from asyncdiff.clock import Clock, find_schedulers
+from asyncdiff.denoiser import device_of, find_denoisers
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange import Exchange, LocalExchange
 from asyncdiff.report import Report
@@ -77,19 +77,21 @@ class AsyncDiff:
                 stride,
             )
         denoisers = find_denoisers(pipe)
-        if getattr(pipe, "scheduler", None) is None:
+        if not find_schedulers(pipe):
             raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
         for name, denoiser in denoisers.items():
             _check_split(name, denoiser, components, split)
         launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
+        self._pipe = pipe
         self._executor = "distributed" if launched else "local"
         self._runtimes: list[DenoiserRuntime] = []
-        self._exchange = self._open_exchange(next(iter(denoisers.values())), timeout)
+        device = device_of(pipe, next(iter(denoisers.values())))
+        self._exchange = self._open_exchange(device, timeout)
         self._clock = Clock(pipe)
         try:
             for name, denoiser in denoisers.items():
                 self._runtimes.append(
-                    DenoiserRuntime(name, denoiser, self._schedule, split, self._exchange, self._clock)
+                    DenoiserRuntime(name, denoiser, self._schedule, split, self._exchange, self._clock, device)
                 )
         except AsyncDiffError:
             self.disable()
@@ -131,10 +133,9 @@ class AsyncDiff:
     ) -> None:
         self.disable()
 
-    def _open_exchange(self, denoiser: nn.Module, timeout: float) -> Exchange:
+    def _open_exchange(self, device: torch.device, timeout: float) -> Exchange:
         if self._executor == "local":
             return LocalExchange(self._schedule.world_size)
-        device = next(denoiser.parameters()).device
         started = distributed.join(device, timeout)
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
         try:
@@ -155,6 +156,8 @@ class AsyncDiff:
             )
 
     def _begin_generation(self) -> None:
+        for runtime in self._runtimes:
+            runtime.check_attached(getattr(self._pipe, runtime.name))
         self._exchange.traffic.bytes_sent = 0
         self._exchange.traffic.seconds_waited = 0.0
         if 0 < len(self._clock.timesteps) <= self._schedule.warmup:

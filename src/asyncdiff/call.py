@@ -14,21 +14,31 @@ Signature = tuple[Any, ...]
 _TIMESTEP_NAMES = ("timestep", "timesteps", "t")
 
 
+def has_timestep(module: nn.Module) -> bool:
+    """Whether a module's forward takes a timestep, as denoisers' do."""
+    return _timestep_name(inspect.signature(module.forward)) is not None
+
+
+def _timestep_name(signature: inspect.Signature) -> str | None:
+    """The usual name of the argument, or the first that has "time" or "timestep" among its words."""
+    names = list(signature.parameters)
+    usual = [name for name in _TIMESTEP_NAMES if name in names]
+    return next(iter(usual + [name for name in names if {"time", "timestep"} & set(name.split("_"))]), None)
+
+
 class CallForm:
     """How a denoiser is called."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._signature = inspect.signature(denoiser.forward)
-        found = next((name for name in _TIMESTEP_NAMES if name in self._signature.parameters), None)
+        found = _timestep_name(self._signature)
         if found is None:
-            raise ConfigurationError(
-                f"{type(denoiser).__name__} takes no timestep (none of {', '.join(_TIMESTEP_NAMES)}): it is no denoiser"
-            )
+            raise ConfigurationError(f"{type(denoiser).__name__} takes no timestep: it is no denoiser")
         self._timestep = found
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The timestep argument."""
-        return self._signature.bind(*args, **kwargs).arguments[self._timestep]
+        return self._signature.bind(*args, **kwargs).arguments.get(self._timestep)
 
     def with_timestep(
         self, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -40,10 +50,18 @@ class CallForm:
 
     def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
         """What of the arguments decides how the denoiser runs: not the values of its tensors."""
-        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
-        del arguments[self._timestep]
+        arguments = self._without_timestep(args, kwargs)
         leaves, structure = tree_flatten(arguments)
         return (str(structure), *(_trait(leaf) for leaf in leaves))
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+        """All tensors in the arguments but the timestep, in a fixed order."""
+        return [leaf for leaf in tree_leaves(self._without_timestep(args, kwargs)) if isinstance(leaf, Tensor)]
+
+    def _without_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        arguments.pop(self._timestep, None)
+        return arguments
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

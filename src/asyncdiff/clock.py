@@ -1,15 +1,19 @@
 """Where a pipeline stands: which generation it is in, and how many steps of it are over."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from asyncdiff.hooks import listen
 
 
 class Clock:
-    """Listens to the pipeline's scheduler, which every pipeline sets up once and then calls once a step.
+    """Listens to the pipeline's schedulers, which every pipeline sets up once and then calls once a step.
+
+    A second-order scheduler is called once for every noise prediction: it is these that are counted as steps.
 
     Attributes:
         generation: how many generations have begun.
@@ -24,38 +28,70 @@ class Clock:
         self.on_generation: list[Callable[[], None]] = []
         self.on_step: list[Callable[[Any], None]] = []
         self._pipeline = pipeline
-        self._scheduler: Any = None
+        self._schedulers: dict[str, Any] = {}
         self._undo: list[Callable[[], None]] = []
+        self._called = False
+        self._last_timestep: Any = None
         self._bind()
 
-    def check_scheduler(self) -> None:
+    def check_schedulers(self) -> None:
         """Follow the pipeline to another scheduler, if the user has given it one."""
-        if self._pipeline.scheduler is not self._scheduler:
+        changed = [name for name, old in self._schedulers.items() if getattr(self._pipeline, name) is not old]
+        if changed:
             self.close()
             self._bind()
-            self._begin()
+            self._begin(self._schedulers[changed[0]])
+
+    def called(self) -> None:
+        """A denoiser is called."""
+        self._called = True
+
+    def tick(self, timestep: Any = None) -> None:
+        """A step is over."""
+        self.steps += 1
+        self._called = False
+        self._last_timestep = timestep
+        for notify in self.on_step:
+            notify(timestep)
 
     def close(self) -> None:
-        """Leave the scheduler as it was."""
+        """Leave the schedulers as they were."""
         for undo in self._undo:
             undo()
         self._undo = []
 
     def _bind(self) -> None:
-        self._scheduler = self._pipeline.scheduler
-        self._undo = [
-            listen(self._scheduler, "set_timesteps", self._begin),
-            listen(self._scheduler, "step", self._end_step),
-        ]
+        self._schedulers = find_schedulers(self._pipeline)
+        for scheduler in self._schedulers.values():
+            self._undo.append(listen(scheduler, "set_timesteps", functools.partial(self._begin, scheduler)))
+            self._undo.append(listen(scheduler, "step", self._end_step))
 
-    def _begin(self, *args: Any, **kwargs: Any) -> None:
+    def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         self.generation += 1
         self.steps = 0
-        self.timesteps = tuple(torch.as_tensor(self._scheduler.timesteps).double().tolist())
+        self._called = False
+        self._last_timestep = None
+        self.timesteps = tuple(torch.as_tensor(scheduler.timesteps).double().tolist())
         for notify in self.on_generation:
             notify()
 
-    def _end_step(self, model_output: Any, timestep: Any, *args: Any, **kwargs: Any) -> None:
-        self.steps += 1
-        for notify in self.on_step:
-            notify(timestep)
+    def _end_step(self, model_output: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> None:
+        # A pipeline may call the scheduler several times for one step: for each frame, for sound beside pictures.
+        if self._called or not _is_equal(timestep, self._last_timestep):
+            self.tick(timestep)
+
+
+def find_schedulers(pipeline: Any) -> dict[str, Any]:
+    """The schedulers of a pipeline by name: one, or one for each of its stages."""
+    parts = {**getattr(pipeline, "components", {}), "scheduler": getattr(pipeline, "scheduler", None)}
+    return {name: part for name, part in parts.items() if _is_scheduler(part)}
+
+
+def _is_scheduler(part: Any) -> bool:
+    return callable(getattr(part, "set_timesteps", None)) and callable(getattr(part, "step", None))
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or torch.equal(one, other)
+    return bool(one == other)

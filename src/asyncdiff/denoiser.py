@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from asyncdiff.call import has_timestep
 from asyncdiff.errors import ConfigurationError
 
 # Floating-point operations that a device does in the time in which it moves one byte, roughly.
@@ -13,7 +15,7 @@ _OPERATIONS_PER_BYTE_ELSEWHERE = 100.0
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's noise-prediction networks by name: its `unet`s and `transformer`s.
+    """The pipeline's noise-prediction networks by name: what is given a timestep, and no side network of one.
 
     Raises:
         ConfigurationError: there is none.
@@ -21,16 +23,28 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     found = {
         name: module
         for name, module in getattr(pipe, "components", {}).items()
-        if name.startswith(("unet", "transformer")) and isinstance(module, nn.Module)
+        if isinstance(module, nn.Module) and has_timestep(module) and not _is_side_network(module)
     }
     if not found:
         raise ConfigurationError(
-            f"{type(pipe).__name__} has no denoiser: a `unet` or a `transformer` that is a torch module is needed"
+            f"{type(pipe).__name__} has no denoiser: a torch module among its components (mostly called `unet` or "
+            "`transformer`) whose forward takes a timestep"
         )
     return found
 
 
-def operations_per_byte(denoiser: nn.Module) -> float:
-    """How `build_graph` should weigh bytes moved on the denoiser's device."""
-    device = next(denoiser.parameters()).device.type
-    return _OPERATIONS_PER_BYTE.get(device, _OPERATIONS_PER_BYTE_ELSEWHERE)
+def device_of(pipe: Any, denoiser: nn.Module) -> torch.device:
+    """Where the denoiser runs; with offloading that is not where its weights are."""
+    device = getattr(pipe, "_execution_device", None)
+    return device if isinstance(device, torch.device) else next(denoiser.parameters()).device
+
+
+def operations_per_byte(device: torch.device) -> float:
+    """How `build_graph` should weigh bytes moved on a device."""
+    return _OPERATIONS_PER_BYTE.get(device.type, _OPERATIONS_PER_BYTE_ELSEWHERE)
+
+
+def _is_side_network(module: nn.Module) -> bool:
+    """ControlNets take a timestep too, but what they give is an input of the denoiser."""
+    names = [kind.__name__.lower() for kind in type(module).__mro__]
+    return any("controlnet" in name and "unet" not in name for name in names)

@@ -192,7 +192,7 @@ def _find_units(trace: Trace, inside: Sequence[str]) -> Iterator[int]:
                 continue
             is_cut_inside = any(name.startswith(f"{call.name}.") for name in inside)
             is_glue = _own_flops(trace, number) <= GLUE_FLOPS_SHARE * _flops(trace, call)
-            if is_glue and (call.owns_called_list or is_cut_inside):
+            if is_glue and not call.is_compiled and (call.owns_called_list or is_cut_inside):
                 yield from below(number)
             else:
                 yield number

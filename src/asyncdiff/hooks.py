@@ -1,86 +1,141 @@
 """Reversible hooks on modules and on a scheduler. Nothing is changed on a class."""
 
+import contextlib
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 from asyncdiff.errors import ConfigurationError
 
-HOOK_NAME = "asyncdiff"
-
 Forward = Callable[..., Any]
+
+# The attribute through which `torch.nn.Module.compile` puts a compiled call in place of a module's own. What stands
+# there surrounds everything else that is done to a call: forward hooks, other libraries' wrappers of `forward`, the
+# compiled graph. Those may come and go without touching it, and a copied or pickled module leaves it behind.
+_CALL = "_compiled_call_impl"
 
 
 class Intercept(Protocol):
-    """Stands in for a module's forward; is given the original one and the arguments."""
+    """Stands in for the call of a module; is given the original call and the arguments."""
 
     def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
 
 
-class _InterceptHook(ModelHook):  # type: ignore[misc]
-    def __init__(self, intercept: Intercept) -> None:
-        super().__init__()
+class _InterceptedCall:
+    def __init__(self, module: nn.Module, intercept: Intercept) -> None:
+        self.compiled: Forward | None = vars(module).get(_CALL)
+        self._forward = self.compiled or module._call_impl
         self._intercept = intercept
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self._intercept(self.fn_ref.original_forward, args, kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._intercept(self._forward, args, kwargs)
 
 
-def intercept_forward(module: nn.Module, intercept: Intercept) -> Callable[[], None]:
-    """Call `intercept` in place of the module's forward; returns how to undo it.
+def intercept_call(module: nn.Module, intercept: Intercept) -> Callable[[], None]:
+    """Call `intercept` in place of the module; returns how to undo it.
 
     Raises:
         ConfigurationError: asyncdiff is attached to the module already.
     """
-    had_registry = hasattr(module, "_diffusers_hook")
-    had_own_forward = "forward" in vars(module)
-    registry = HookRegistry.check_if_exists_or_initialize(module)
-    if registry.get_hook(HOOK_NAME) is not None:
+    if is_intercepted(module):
         raise ConfigurationError("asyncdiff is attached to this pipeline already; call disable() on the first one")
-    registry.register_hook(_InterceptHook(intercept), HOOK_NAME)
+    call = _InterceptedCall(module, intercept)
+    setattr(module, _CALL, call)
 
     def undo() -> None:
-        registry.remove_hook(HOOK_NAME, recurse=False)
-        if not registry.hooks:
-            if not had_own_forward:
-                del module.forward
-            if not had_registry:
-                del module._diffusers_hook
+        if vars(module).get(_CALL) is not call:
+            return  # compiled since: that call has taken the place of this one
+        if call.compiled is None:
+            delattr(module, _CALL)
+        else:
+            setattr(module, _CALL, call.compiled)
 
     return undo
 
 
-class _ListenedMethod:
-    """A scheduler's method that tells a listener of its calls.
+def is_intercepted(module: nn.Module) -> bool:
+    """Whether calls of the module are intercepted."""
+    return isinstance(vars(module).get(_CALL), _InterceptedCall)
 
-    A copy of the scheduler gets the plain method: it must drive the copy, not the original.
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `module.compile()` was called: the module and all in it run as a compiled graph."""
+    call = vars(module).get(_CALL)
+    return (call.compiled if isinstance(call, _InterceptedCall) else call) is not None
+
+
+class _StandIn:
+    """Takes the place of a method of one object.
+
+    A copy of the object gets the plain method: it must work on the copy, not on the original.
     """
 
-    def __init__(self, scheduler: Any, name: str, listener: Callable[..., None]) -> None:
-        self._scheduler, self._name, self._listener = scheduler, name, listener
-        self._method = getattr(scheduler, name)
+    def __init__(self, owner: Any, name: str, listener: Callable[..., None]) -> None:
+        self._owner, self._name = owner, name
+        self.listener: Callable[..., None] | None = listener
+        self._method = getattr(owner, name)
         # Pipelines read the signature to see which arguments a scheduler takes.
-        functools.update_wrapper(self, self._method)
+        functools.update_wrapper(self, self._method)  # type: ignore[arg-type]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self._owner))
+        return copy.copy(self._method) if copied is None else getattr(type(copied), self._name).__get__(copied)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._owner, self._name)
+
+
+class _ListenedMethod(_StandIn):
+    """Tells a listener of every call, once it is over."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._method(*args, **kwargs)
-        self._listener(*args, **kwargs)
+        if self.listener is not None:
+            self.listener(*args, **kwargs)
         return result
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self._scheduler))
-        return copy.copy(self._method) if copied is None else getattr(type(copied), self._name).__get__(copied)
+
+class _ListenedContext(_StandIn):
+    """Tells a listener of the first argument of a context that is entered, and of None when it is left."""
+
+    @contextlib.contextmanager
+    def __call__(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        with self._method(*args, **kwargs) as entered:
+            self._tell(args[0] if args else next(iter(kwargs.values()), None))
+            try:
+                yield entered
+            finally:
+                self._tell(None)
+
+    def _tell(self, context: Any) -> None:
+        if self.listener is not None:
+            self.listener(context)
 
 
-def listen(scheduler: Any, name: str, listener: Callable[..., None]) -> Callable[[], None]:
-    """Call `listener` after every call of a method of one scheduler object; returns how to undo it."""
-    setattr(scheduler, name, _ListenedMethod(scheduler, name, listener))
+def listen(owner: Any, name: str, listener: Callable[..., None]) -> Callable[[], None]:
+    """Call `listener` after every call of a method of one object; returns how to undo it."""
+    return _place(_ListenedMethod(owner, name, listener), owner, name)
+
+
+def listen_to_context(owner: Any, name: str, listener: Callable[[Any], None]) -> Callable[[], None]:
+    """Tell `listener` in which context (its first argument) an object is; returns how to undo it."""
+    return _place(_ListenedContext(owner, name, listener), owner, name)
+
+
+def _place(stand_in: _StandIn, owner: Any, name: str) -> Callable[[], None]:
+    before = vars(owner).get(name)
+    vars(owner)[name] = stand_in
 
     def undo() -> None:
-        vars(scheduler).pop(name, None)
+        stand_in.listener = None
+        if vars(owner).get(name) is not stand_in:
+            return  # somebody else has put something around it, and still calls it
+        if before is None:
+            del vars(owner)[name]
+        else:
+            vars(owner)[name] = before
 
     return undo

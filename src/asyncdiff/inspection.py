@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
-from asyncdiff.denoiser import find_denoisers, operations_per_byte
+from asyncdiff.denoiser import device_of, find_denoisers, operations_per_byte
 from asyncdiff.division import plan
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.hooks import Forward, intercept_forward
+from asyncdiff.hooks import Forward, intercept_call
 from asyncdiff.schedule import Schedule, speedup
 from asyncdiff.trace import Trace, record
 
@@ -84,7 +85,7 @@ def inspect_denoisers(
     denoisers = find_denoisers(pipe)
     traces: dict[str, Trace] = {}
     undo = [
-        intercept_forward(denoiser, functools.partial(_trace_first_call, traces, name, denoiser))
+        intercept_call(denoiser, functools.partial(_trace_first_call, traces, name, denoiser))
         for name, denoiser in denoisers.items()
     ]
     try:
@@ -94,7 +95,10 @@ def inspect_denoisers(
             detach()
     if not traces:
         raise ConfigurationError(f"{type(pipe).__name__} called no denoiser: no `unet` and no `transformer`")
-    return tuple(_inspection(name, denoisers[name], trace, schedules, steps) for name, trace in traces.items())
+    return tuple(
+        _inspection(name, denoisers[name], trace, device_of(pipe, denoisers[name]), schedules, steps)
+        for name, trace in traces.items()
+    )
 
 
 def _trace_first_call(
@@ -115,10 +119,11 @@ def _inspection(
     name: str,
     denoiser: nn.Module,
     trace: Trace,
+    device: torch.device,
     schedules: Sequence[Schedule],
     steps: int,
 ) -> Inspection:
-    divisions = [plan(trace, schedule, None, operations_per_byte(denoiser)) for schedule in schedules]
+    divisions = [plan(trace, schedule, None, operations_per_byte(device)) for schedule in schedules]
     graph, partition = divisions[0].graph, divisions[0].partition
     units = tuple(
         UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))

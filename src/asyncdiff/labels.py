@@ -15,16 +15,15 @@ _EXACT = 1e-6  # of Python numbers and of integers
 class Labels:
     """Learns in the warm-up how a pipeline turns the scheduler's timesteps into the denoiser's argument.
 
-    A pipeline may scale, shift or expand a timestep before the denoiser sees it. The pairs of both,
-    seen in the warm-up, give the (affine) transformation with which later labels are made.
+    A pipeline may scale, shift or expand a timestep before the denoiser sees it, and may give some tokens another
+    one: none at all to the tokens of a given picture, say. The pairs of both, seen in the warm-up, give the (affine)
+    transformation with which later labels are made, number by number where they differ.
     """
 
     def __init__(self, timesteps: Sequence[float]) -> None:
         self._timesteps = list(timesteps)
         self._arguments: dict[int, Any] = {}
-        self._pairs: list[tuple[float, float]] = []
-        self._first_position: int | None = None
-        self._tolerance = _EXACT
+        self._learnt: dict[int, tuple[float, Any]] = {}
 
     def given(self, index: int, argument: Any) -> None:
         """The pipeline gave `argument` to the denoiser at step `index`."""
@@ -33,22 +32,14 @@ class Labels:
 
     def learn(self, index: int, timestep: Any) -> None:
         """Step `index` is over; the scheduler was told that its timestep was `timestep`."""
-        timestep = _uniform_value(timestep)
-        if self._first_position is None:
-            matches = [k for k, value in enumerate(self._timesteps) if math.isclose(value, timestep, rel_tol=1e-6)]
-            if not matches:
-                return
-            self._first_position = matches[0] - index
-        argument = self._arguments[index]
-        self._pairs.append((timestep, _uniform_value(argument)))
-        if isinstance(argument, Tensor) and argument.is_floating_point():
-            self._tolerance = 4 * torch.finfo(argument.dtype).eps
+        values = set() if timestep is None else set(_numbers(timestep).tolist())
+        if len(values) == 1:
+            self._learnt[index] = (values.pop(), self._arguments[index])
 
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
-        if self._first_position is None:
-            return None
-        return len(self._timesteps) - 1 - self._first_position
+        first = self._first_position()
+        return None if first is None else len(self._timesteps) - 1 - first
 
     def argument(self, step: int, current: int) -> Any:
         """The denoiser's timestep argument for `step`, at the step `current`.
@@ -58,45 +49,64 @@ class Labels:
         """
         if step in self._arguments:
             return self._arguments[step]
-        if self._first_position is None:
+        first = self._first_position()
+        if first is None:
             raise LabelError(
-                "the labels of later steps cannot be derived: the timestep that the pipeline gives to "
-                "scheduler.step is none of scheduler.timesteps; use stride=1"
+                "the labels of later steps cannot be derived: the timesteps that the pipeline gives to "
+                "scheduler.step are none of scheduler.timesteps; use stride=1"
             )
-        value = self._transform(self._timesteps[self._first_position + step])
         like = self._arguments[current]
-        return torch.full_like(like, value) if isinstance(like, Tensor) else type(like)(value)
+        seen = [*self._learnt.values(), (self._timesteps[first + current], like)]
+        timestep = self._timesteps[first + step]
+        rows = [_numbers(argument) for _, argument in seen]
+        if any(row.shape != rows[0].shape for row in rows):
+            raise LabelError(
+                "the labels of later steps cannot be derived: the shape of the denoiser's timestep argument changes "
+                "from step to step; use stride=1"
+            )
+        # Most timestep arguments hold one number many times: each different course of numbers is derived once.
+        courses, which = torch.unique(torch.stack(rows), dim=1, return_inverse=True)
+        timesteps = [value for value, _ in seen]
+        derived = [_derive(timesteps, course.tolist(), timestep, _tolerance(like)) for course in courses.T]
+        if not isinstance(like, Tensor):
+            return type(like)(derived[0])
+        return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like)
 
-    def _transform(self, timestep: float) -> float:
-        """The simplest of identity, proportion and affine function that made the labels seen so far."""
-        (first, made), (other, made_other) = self._pairs[0], self._pairs[-1]
-        proportion = made / first if first else 1.0
-        candidates = [(1.0, 0.0), (proportion, 0.0)]
-        if first != other:
-            slope = (made_other - made) / (other - first)
-            candidates.append((slope, made - slope * first))
-        for slope, offset in candidates:
-            if all(self._is_close(slope * seen + offset, label) for seen, label in self._pairs):
-                return slope * timestep + offset
-        raise LabelError(
-            "the labels of later steps cannot be derived: the pipeline gives the denoiser "
-            + ", ".join(f"{label:g} for {seen:g}" for seen, label in self._pairs)
-            + ", which is no affine function of the scheduler's timestep; use stride=1"
-        )
-
-    def _is_close(self, derived: float, label: float) -> bool:
-        scale = max(abs(seen) for _, seen in self._pairs)
-        return abs(derived - label) <= self._tolerance * scale
+    def _first_position(self) -> int | None:
+        """Where in the scheduler's timesteps the pipeline began: image-to-image leaves the first ones out."""
+        for first in range(len(self._timesteps) - max(self._learnt, default=len(self._timesteps))):
+            if all(
+                math.isclose(self._timesteps[first + step], timestep, rel_tol=1e-6)
+                for step, (timestep, _) in self._learnt.items()
+            ):
+                return first
+        return None
 
 
-def _uniform_value(argument: Any) -> float:
-    """The one number in a timestep argument."""
-    if not isinstance(argument, Tensor):
-        return float(argument)
-    low, high = float(argument.min()), float(argument.max())
-    if low != high:
-        raise LabelError(
-            f"the labels of later steps cannot be derived: the denoiser is given different timesteps at once "
-            f"({low:g} to {high:g}); use stride=1"
-        )
-    return low
+def _derive(timesteps: Sequence[float], labels: Sequence[float], timestep: float, tolerance: float) -> float:
+    """The simplest of identity, proportion and affine function that made the labels from the timesteps."""
+    first, made = timesteps[0], labels[0]
+    other, made_other = max(zip(timesteps, labels, strict=True), key=lambda pair: abs(pair[0] - first))
+    candidates = [(1.0, 0.0), (made / first if first else 1.0, 0.0)]
+    if first != other:
+        slope = (made_other - made) / (other - first)
+        candidates.append((slope, made - slope * first))
+    limit = tolerance * max(abs(label) for label in labels)
+    for slope, offset in candidates:
+        pairs = zip(timesteps, labels, strict=True)
+        if all(abs(slope * seen + offset - label) <= limit for seen, label in pairs):
+            return slope * timestep + offset
+    raise LabelError(
+        "the labels of later steps cannot be derived: the pipeline gives the denoiser "
+        + ", ".join(f"{label:g} for {seen:g}" for seen, label in zip(timesteps, labels, strict=True))
+        + ", which is no affine function of the scheduler's timestep; use stride=1"
+    )
+
+
+def _tolerance(argument: Any) -> float:
+    is_rounded = isinstance(argument, Tensor) and argument.is_floating_point()
+    return 4 * torch.finfo(argument.dtype).eps if is_rounded else _EXACT
+
+
+def _numbers(argument: Any) -> Tensor:
+    return torch.as_tensor(argument).detach().to("cpu", torch.float64).flatten()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -12,12 +13,13 @@ from asyncdiff.call import CallForm, Signature, digest
 from asyncdiff.clock import Clock
 from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.division import Division, plan
-from asyncdiff.errors import ExchangeError
+from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.exchange import Exchange
-from asyncdiff.hooks import Forward, intercept_forward
+from asyncdiff.hooks import Forward, intercept_call, is_intercepted, listen_to_context
 from asyncdiff.report import Counts, DenoiserReport
 from asyncdiff.schedule import Schedule, Step, StepKind, speedup
-from asyncdiff.stream import Stream, Streams
+from asyncdiff.stream import Arguments, Stream, Streams
+from asyncdiff.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.trace import record
 from asyncdiff.units import UnitHooks, compute_task, keep_what_ranks_read
 
@@ -33,6 +35,7 @@ class DenoiserRuntime:
         split: Sequence[Sequence[str]] | None,
         exchange: Exchange,
         clock: Clock,
+        device: torch.device,
     ) -> None:
         self.name = name
         self.counts = Counts()
@@ -42,14 +45,20 @@ class DenoiserRuntime:
         self._exchange = exchange
         self._clock = clock
         self._form = CallForm(denoiser)
-        self._divisions: dict[Signature, Division] = {}
+        self._device = device
+        self._divisions: dict[tuple[Structure, Signature], Division] = {}
         self._current: Division | None = None
         self._streams = Streams()
-        self._modules: Signature = ()
-        self._checked_generation = -1
+        self._context: Any = None
+        self._modules: list[nn.Module] = []
+        self._module_structure: Structure = None
+        self._generation = -1
         self._interrupted = False
         self._units = UnitHooks(denoiser)
-        self._undo = intercept_forward(denoiser, self._denoise)
+        check_callable_in_parts(name, denoiser)
+        self._undo = [intercept_call(denoiser, self._denoise)]
+        if hasattr(denoiser, "cache_context"):
+            self._undo.append(listen_to_context(denoiser, "cache_context", self._enter_context))
         clock.on_generation.append(self._begin_generation)
         clock.on_step.append(self._end_step)
 
@@ -58,8 +67,22 @@ class DenoiserRuntime:
         self._clock.on_generation.remove(self._begin_generation)
         self._clock.on_step.remove(self._end_step)
         self._units.remove()
-        self._undo()
+        for undo in self._undo:
+            undo()
         self._streams.close()
+
+    def check_attached(self, used: Any) -> None:
+        """Refuse to be passed by: `used` is what the pipeline is about to call.
+
+        Raises:
+            ConfigurationError: it is not the denoiser that this runtime is attached to.
+        """
+        if used is not self._denoiser or not is_intercepted(self._denoiser):
+            raise ConfigurationError(
+                f"the pipeline's {self.name!r} was replaced, or compiled as a whole, after AsyncDiff was attached, "
+                "so that it would run on one device; call disable(), and attach again (compile parts of it, if at all: "
+                f"pipe.{self.name}.compile_repeated_blocks())"
+            )
 
     def report(self) -> DenoiserReport:
         """What this generation did so far."""
@@ -82,7 +105,9 @@ class DenoiserRuntime:
 
     def _begin_generation(self) -> None:
         self._streams.close()
-        self.counts = Counts()
+
+    def _enter_context(self, name: Any) -> None:
+        self._context = name
 
     def _end_step(self, timestep: Any) -> None:
         # Reading a label off a device costs time: only where later labels are needed.
@@ -93,14 +118,18 @@ class DenoiserRuntime:
         """Stands in for the denoiser's forward."""
         if self._units.is_walking:
             return forward(*args, **kwargs)
-        self._clock.check_scheduler()
-        self._check_modules()
-        signature = self._form.signature(args, kwargs)
-        stream, is_new = self._streams.of_call(signature, self._clock.steps, self._clock.timesteps)
+        self._clock.check_schedulers()
+        if self._generation != self._clock.generation:
+            self._look_again()
+        arguments = self._arguments(args, kwargs)
+        if self._streams.begins_step(arguments, self._clock.steps):
+            self._clock.tick()
+        self._clock.called()
+        stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.timesteps)
         if is_new:
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
-        stream.labels.given(stream.index, self._form.timestep(args, kwargs))
-        self._current = self._divisions.get(signature)
+        stream.labels.given(stream.index, arguments.timestep)
+        self._current = self._divisions.get((self._module_structure, arguments.signature))
         schedule = self._schedule if self._current is None else self._current.schedule
         step = schedule.step(stream.index, stream.labels.last())
         begin = time.perf_counter()
@@ -127,8 +156,8 @@ class DenoiserRuntime:
         result = None
         if self._current is None:
             result, trace = record(self._denoiser, forward, args, kwargs)
-            division = plan(trace, self._schedule, self._split, operations_per_byte(self._denoiser))
-            self._current = self._divisions[stream.signature] = division
+            division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
+            self._current = self._divisions[self._module_structure, stream.arguments.signature] = division
             self._units.add(division.graph)
         division = self._current
         if stream.channel is None:
@@ -175,18 +204,30 @@ class DenoiserRuntime:
             for step, leaves in predictions.items()
         }
 
-    def _check_modules(self) -> None:
-        """Once a generation. Adapters and fusions change the module tree: then find the units again."""
-        if self._checked_generation == self._clock.generation:
-            return
-        self._checked_generation = self._clock.generation
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        surroundings = surroundings_of(self._modules, self._device.type)
+        return Arguments(
+            signature=(surroundings, self._form.signature(args, kwargs)),
+            context=self._context,
+            tensors=self._form.tensors(args, kwargs),
+            timestep=self._form.timestep(args, kwargs),
+        )
+
+    def _look_again(self) -> None:
+        """Once a generation: adapters and fusions change the module tree, and with it what the units are."""
+        self._generation = self._clock.generation
+        self.counts = Counts()
         if self._interrupted and len(self._exchange.ranks) == 1:
             raise ExchangeError(
                 f"a round of the denoiser {self.name!r} was interrupted, so messages between the ranks may be "
                 "outstanding; call disable() and attach again"
             )
-        modules = tuple((name, id(module)) for name, module in self._denoiser.named_modules())
-        if modules != self._modules:
+        check_callable_in_parts(self.name, self._denoiser)
+        structure = structure_of(self._denoiser)
+        if structure != self._module_structure:
+            self._module_structure = structure
+            self._modules = [module for module in self._denoiser.modules() if next(module.children(), None) is not None]
             self._units.remove()
-            self._divisions.clear()
-            self._modules = modules
+        for (made_for, _), division in self._divisions.items():
+            if made_for == structure:
+                self._units.add(division.graph)

@@ -1,13 +1,47 @@
 """Streams: the denoiser calls, one per step, that belong together."""
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from asyncdiff.call import Signature
 from asyncdiff.exchange import Channel
 from asyncdiff.labels import Labels
+
+# Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
+_SMALL = 2**22
+
+
+class Arguments:
+    """What of a denoiser call tells its stream from others.
+
+    Attributes:
+        signature: what decides how the denoiser runs; the same in all calls of a stream.
+        context: the name that the pipeline gives to the guidance branch, where it gives one.
+        timestep: the timestep argument.
+    """
+
+    def __init__(self, signature: Signature, context: Any, tensors: Sequence[Tensor], timestep: Any) -> None:
+        self.signature = signature
+        self.context = context
+        self.timestep = timestep
+        self._references = [weakref.ref(tensor) for tensor in tensors]
+        self._small = [tensor if tensor.numel() <= _SMALL else None for tensor in tensors]
+
+    def count_same(self, other: "Arguments") -> int:
+        """How many of the tensors are the same objects, place by place."""
+        pairs = zip(self._references, other._references, strict=False)
+        return sum(one() is another() is not None for one, another in pairs)
+
+    def count_equal(self, other: "Arguments") -> int:
+        """How many of the tensors have the same values, place by place."""
+        pairs = zip(self._small, other._small, strict=False)
+        return sum(one is not None and another is not None and _is_equal(one, another) for one, another in pairs)
 
 
 @dataclass
@@ -15,7 +49,7 @@ class Stream:
     """One stream.
 
     Attributes:
-        signature: what all its calls have in common.
+        arguments: those of its last call.
         reason: why it began, and thus why its first steps are computed in full.
         index: the step of its next call, counted from its first.
         last_step: the pipeline's step of its last call.
@@ -23,11 +57,11 @@ class Stream:
         structure: how the leaves make up the denoiser's result.
     """
 
-    signature: Signature
+    arguments: Arguments
     labels: Labels
     reason: str
     index: int = 0
-    last_step: int = 0
+    last_step: int = -1
     channel: Channel | None = None
     predictions: dict[int, list[Any]] = field(default_factory=dict)
     structure: TreeSpec | None = None
@@ -40,47 +74,88 @@ class Stream:
 
 
 class Streams:
-    """All streams of one denoiser in one generation, told apart by their place among a step's calls."""
+    """All streams of one denoiser in one generation.
+
+    The calls of a step are told apart by the name of their context, where the pipeline gives one; else by their
+    conditioning, which is the same tensor object in every step, or at least has the same values; else by their order.
+    """
 
     def __init__(self) -> None:
-        self._by_place: dict[int, Stream] = {}
-        self._calls_in_step = 0
+        self._streams: list[Stream] = []
 
-    def of_call(self, signature: Signature, now: int, timesteps: tuple[float, ...]) -> tuple[Stream, bool]:
+    def begins_step(self, arguments: Arguments, now: int) -> bool:
+        """Whether a call must be of the step after `now`, though nothing has said that `now` is over.
+
+        It is, if the call of this step that is most like it had another timestep.
+        """
+        free_first = sorted(self._streams, key=lambda stream: stream.last_step == now)
+        best = _most_alike(free_first, arguments)
+        if best is None or best.last_step != now:
+            return False
+        return not _is_equal(best.arguments.timestep, arguments.timestep)
+
+    def of_call(self, arguments: Arguments, now: int, timesteps: tuple[float, ...]) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
-        place, self._calls_in_step = self._calls_in_step, self._calls_in_step + 1
-        stream = self._by_place.get(place)
-        reason = _why_new(stream, signature, now)
-        if stream is None or reason is not None:
-            if stream is not None and stream.channel is not None:
-                stream.channel.close()
-            stream = self._by_place[place] = Stream(signature, Labels(timesteps), reason or "new stream")
-        stream.last_step = now
-        return stream, reason is not None
+        expected = [stream for stream in self._streams if stream.last_step == now - 1]
+        stream = _most_alike(expected, arguments)
+        if stream is None:
+            stream = Stream(arguments, Labels(timesteps), self._why_new(arguments, now))
+            self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
+        is_new = stream.last_step < 0
+        stream.arguments, stream.last_step = arguments, now
+        return stream, is_new
 
     def end_step(self, timestep: Any, now: int, learning_steps: int) -> None:
         """The pipeline's step before `now` is over; streams in their first steps learn its label."""
-        self._calls_in_step = 0
-        for stream in self._by_place.values():
+        for stream in self._streams:
             if stream.last_step == now - 1 and stream.index <= learning_steps:
                 stream.labels.learn(stream.index - 1, timestep)
 
+    def _why_new(self, arguments: Arguments, now: int) -> str:
+        if now == 0:
+            return "warm-up"
+        idle = [stream for stream in self._streams if stream.last_step != now]
+        if any(stream.arguments.signature == arguments.signature for stream in idle):
+            return "steps were skipped"
+        return "inputs of another shape" if idle else "new stream"
+
     def forget(self) -> None:
         """Drop all streams, without waiting for what is on its way."""
-        self._by_place.clear()
+        self._streams.clear()
 
     def close(self) -> None:
         """End all streams; waits for what is on its way."""
-        for stream in self._by_place.values():
+        for stream in self._streams:
             if stream.channel is not None:
                 stream.channel.close()
-        self._by_place.clear()
-        self._calls_in_step = 0
+        self._streams.clear()
 
 
-def _why_new(stream: Stream | None, signature: Signature, now: int) -> str | None:
-    if stream is None:
-        return "warm-up" if now == 0 else "new stream"
-    if stream.signature != signature:
-        return "inputs of another shape"
-    return None if now == stream.last_step + 1 else "steps were skipped"
+def _most_alike(streams: Sequence[Stream], arguments: Arguments) -> Stream | None:
+    """The stream that a call most probably goes on with; the first of several that are equally probable."""
+    alike = [
+        stream
+        for stream in streams
+        if (stream.arguments.signature, stream.arguments.context) == (arguments.signature, arguments.context)
+    ]
+    if arguments.context is not None or len(alike) <= 1:
+        return alike[0] if alike else None
+    same = [stream.arguments.count_same(arguments) for stream in alike]
+    if max(same) == min(same):  # values are looked at only where the objects do not tell
+        same = [stream.arguments.count_equal(arguments) for stream in alike]
+    return alike[same.index(max(same))]
+
+
+def _is_over(stream: Stream, now: int) -> bool:
+    """Whether a stream cannot go on any more, because it missed a step; closes it."""
+    if stream.last_step >= now - 1:
+        return False
+    if stream.channel is not None:
+        stream.channel.close()
+    return True
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    return bool(one == other)

@@ -3,6 +3,7 @@
 The call itself is not changed: its result is the ordinary one, so that a trace costs no extra call.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from asyncdiff.hooks import is_compiled
 
 ValueId = int
 
@@ -63,6 +66,7 @@ class ModuleCall:
     ordinal: int
     parent: int
     has_parameters: bool
+    is_compiled: bool
     owns_called_list: bool = False
     first_operator: int = 0
     end_operator: int = 0
@@ -183,6 +187,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ordinal=ordinal,
             parent=parent,
             has_parameters=next(module.parameters(), None) is not None,
+            is_compiled=is_compiled(module),
             first_operator=len(self.operators),
             inputs=tuple(self.values.of(tensor) for tensor in tensors),
         )
@@ -232,6 +237,13 @@ def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
         yield
 
 
+def _uncompiled(denoiser: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Run what is compiled operator by operator, so that it can be watched."""
+    if any(is_compiled(module) for module in denoiser.modules()):
+        return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call, no-any-return]
+    return contextlib.nullcontext()
+
+
 def record(
     denoiser: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Trace]:
@@ -240,7 +252,7 @@ def record(
     Returns the call's own result and the trace.
     """
     recorder = _Recorder()
-    with _observed(denoiser, recorder), recorder:
+    with _uncompiled(denoiser), _observed(denoiser, recorder), recorder:
         recorder.enter("", denoiser, (args, kwargs))
         result = forward(*args, **kwargs)
         recorder.leave(result)

@@ -12,7 +12,7 @@ from asyncdiff.call import tensors_of
 from asyncdiff.division import Division, read_anywhere
 from asyncdiff.exchange import Channel
 from asyncdiff.graph import Edge, Graph, UnitCall
-from asyncdiff.hooks import Forward, intercept_forward
+from asyncdiff.hooks import Forward, intercept_call, is_intercepted
 from asyncdiff.report import Counts
 from asyncdiff.schedule import Task
 from asyncdiff.trace import Leaf
@@ -44,9 +44,9 @@ class UnitHooks:
     def add(self, graph: Graph) -> None:
         """Hook the units of a graph that are not hooked yet."""
         for unit in graph.units:
-            if unit.name not in self._undo:
-                module = self._denoiser.get_submodule(unit.name)
-                self._undo[unit.name] = intercept_forward(module, _named(unit.name, self._on_call))
+            module = self._denoiser.get_submodule(unit.name)
+            if unit.name not in self._undo or not is_intercepted(module):
+                self._undo[unit.name] = intercept_call(module, _named(unit.name, self._on_call))
 
     def remove(self) -> None:
         """Leave all units as they were."""
