@@ -83,6 +83,7 @@ class AsyncDiff:
             _check_split(name, denoiser, components, split)
         launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
         self._pipe = pipe
+        self._warned_of_generation = -1
         self._executor = "distributed" if launched else "local"
         self._runtimes: list[DenoiserRuntime] = []
         device = device_of(pipe, next(iter(denoisers.values())))
@@ -97,7 +98,6 @@ class AsyncDiff:
             self.disable()
             raise
         self._clock.on_generation.append(self._begin_generation)
-        self._warned_of_generation = -1
 
     def report(self) -> Report:
         """What the last generation really did, on this rank; warns where nothing was accelerated."""
@@ -115,10 +115,12 @@ class AsyncDiff:
         over = 0 < len(self._clock.timesteps) <= self._clock.steps
         if over and not report.accelerated:
             self._warn_not_accelerated()
+        self._warn_if_never_in_step(self._clock.generation)
         return report
 
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
+        self._warn_if_never_in_step(self._clock.generation)
         for runtime in self._runtimes:
             runtime.detach()
         self._runtimes = []
@@ -158,20 +160,35 @@ class AsyncDiff:
     def _begin_generation(self) -> None:
         for runtime in self._runtimes:
             runtime.check_attached(getattr(self._pipe, runtime.name))
+        self._warn_if_never_in_step(self._clock.generation - 1)
         self._exchange.traffic.bytes_sent = 0
         self._exchange.traffic.seconds_waited = 0.0
         if 0 < len(self._clock.timesteps) <= self._schedule.warmup:
             self._warn_not_accelerated()
 
     def _warn_not_accelerated(self) -> None:
-        if self._warned_of_generation == self._clock.generation:
-            return
-        self._warned_of_generation = self._clock.generation
-        warnings.warn(
+        self._warn(
+            self._clock.generation,
             f"asyncdiff accelerates nothing in this generation of {len(self._clock.timesteps)} steps: "
             f"no step is a parallel round (warmup={self._schedule.warmup}); see report()",
-            stacklevel=3,
         )
+
+    def _warn_if_never_in_step(self, generation: int) -> None:
+        """Whether all steps of a generation were computed in full, although the warm-up was over."""
+        counts = [runtime.counts for runtime in self._runtimes]
+        reasons = {reason for count in counts for reason in count.full}
+        if reasons - {"warm-up"} and not any(count.rounds for count in counts):
+            self._warn(
+                generation,
+                "asyncdiff accelerated nothing in this generation: no step was a parallel round, because the calls of "
+                f"the denoiser do not go on from step to step ({', '.join(sorted(reasons))}); see report()",
+            )
+
+    def _warn(self, generation: int, message: str) -> None:
+        """Once for a generation."""
+        if self._warned_of_generation < generation:
+            self._warned_of_generation = generation
+            warnings.warn(message, stacklevel=4)
 
 
 def _check_split(name: str, denoiser: nn.Module, components: int, split: Split | None) -> None:

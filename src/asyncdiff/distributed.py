@@ -88,7 +88,7 @@ class DistributedExchange:
                 dist.new_group(backend=backend, timeout=limit) for _ in range(3)
             )
             self._control = dist.new_group(backend="gloo", timeout=limit)
-            self._share_random_state()
+            self.share_random_state()
         except RuntimeError as error:
             raise ExchangeError(
                 f"rank {self.rank}: not all {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
@@ -132,6 +132,21 @@ class DistributedExchange:
                     "call (same prompt, same size, and a generator with the same seed, or none)"
                 )
 
+    def share_random_state(self) -> None:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        shared = [state.clone() for state in states]
+        for state in shared:
+            text = "the random state from rank 0"
+            self.wait(self.start(text, dist.broadcast, state, 0, self._control, True), text)
+        if all(torch.equal(mine, given) for mine, given in zip(states, shared, strict=True)):
+            return
+        logger.warning("rank %d: its random state was not that of rank 0, and is so now", self.rank)
+        torch.set_rng_state(shared[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(shared[1], self._device)
+
     def close(self) -> None:
         if self._is_closed:
             return
@@ -170,20 +185,6 @@ class DistributedExchange:
         text = f"comparing {what} with the other ranks"
         self.wait(self.start(text, dist.all_gather, everyone, mine, self._control, True), text)
         return everyone
-
-    def _share_random_state(self) -> None:
-        """Random numbers drawn without a generator must be the same on all ranks: take rank 0's state."""
-        states = [torch.get_rng_state()]
-        if self._device.type == "cuda":
-            states.append(torch.cuda.get_rng_state(self._device))
-        for state in states:
-            text = "the random state from rank 0"
-            self.wait(self.start(text, dist.broadcast, state, 0, self._control, True), text)
-        torch.set_rng_state(states[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], self._device)
-        if self.rank:
-            logger.info("rank %d: took over the random state of rank 0", self.rank)
 
 
 class _Parcel:

@@ -57,6 +57,9 @@ class Exchange(Protocol):
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         """Raise RankMismatchError if `digest` differs between ranks by more than rounding of `scale`."""
 
+    def share_random_state(self) -> None:
+        """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
+
     def close(self) -> None:
         """Leave the run."""
 
@@ -76,6 +79,9 @@ class LocalExchange:
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         del digest, scale, what  # one process agrees with itself
+
+    def share_random_state(self) -> None:
+        return None
 
     def close(self) -> None:
         return None

@@ -223,6 +223,7 @@ class DenoiserRuntime:
                 "outstanding; call disable() and attach again"
             )
         check_callable_in_parts(self.name, self._denoiser)
+        self._exchange.share_random_state()
         structure = structure_of(self._denoiser)
         if structure != self._module_structure:
             self._module_structure = structure

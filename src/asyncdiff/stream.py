@@ -33,15 +33,18 @@ class Arguments:
         self._references = [weakref.ref(tensor) for tensor in tensors]
         self._small = [tensor if tensor.numel() <= _SMALL else None for tensor in tensors]
 
-    def count_same(self, other: "Arguments") -> int:
-        """How many of the tensors are the same objects, place by place."""
+    def same(self, other: "Arguments") -> frozenset[int]:
+        """The places at which both have the same tensor object."""
         pairs = zip(self._references, other._references, strict=False)
-        return sum(one() is another() is not None for one, another in pairs)
+        return frozenset(place for place, (one, another) in enumerate(pairs) if one() is another() is not None)
 
-    def count_equal(self, other: "Arguments") -> int:
-        """How many of the tensors have the same values, place by place."""
-        pairs = zip(self._small, other._small, strict=False)
-        return sum(one is not None and another is not None and _is_equal(one, another) for one, another in pairs)
+    def equal(self, other: "Arguments") -> frozenset[int]:
+        """The places at which both have a tensor of the same values."""
+        return frozenset(
+            place
+            for place, (one, another) in enumerate(zip(self._small, other._small, strict=False))
+            if one is not None and another is not None and _is_equal(one, another)
+        )
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Stream:
 
     Attributes:
         arguments: those of its last call.
+        conditioning: the places of the tensors that are the same in all its calls; None until the second.
         reason: why it began, and thus why its first steps are computed in full.
         index: the step of its next call, counted from its first.
         last_step: the pipeline's step of its last call.
@@ -62,9 +66,25 @@ class Stream:
     reason: str
     index: int = 0
     last_step: int = -1
+    conditioning: frozenset[int] | None = None
     channel: Channel | None = None
     predictions: dict[int, list[Any]] = field(default_factory=dict)
     structure: TreeSpec | None = None
+
+    def goes_on_with(self, arguments: Arguments) -> bool:
+        """Whether a call can be the next one: of the same form, with the same conditioning."""
+        mine = self.arguments
+        if (mine.signature, mine.context) != (arguments.signature, arguments.context):
+            return False
+        if arguments.context is not None or self.conditioning is None:
+            return True
+        return self.conditioning <= arguments.same(mine) or self.conditioning <= arguments.equal(mine)
+
+    def go_on(self, arguments: Arguments, now: int) -> None:
+        """The stream's call at the pipeline's step `now`."""
+        if self.conditioning is None and self.last_step >= 0:
+            self.conditioning = arguments.same(self.arguments) or arguments.equal(self.arguments)
+        self.arguments, self.last_step = arguments, now
 
     def result(self, step: int) -> Any:
         """The prediction of a step, in the form of the denoiser's own result."""
@@ -78,6 +98,7 @@ class Streams:
 
     The calls of a step are told apart by the name of their context, where the pipeline gives one; else by their
     conditioning, which is the same tensor object in every step, or at least has the same values; else by their order.
+    A call with other conditioning than any before it is a stream of its own, computed in full at first.
     """
 
     def __init__(self) -> None:
@@ -102,7 +123,7 @@ class Streams:
             stream = Stream(arguments, Labels(timesteps), self._why_new(arguments, now))
             self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
         is_new = stream.last_step < 0
-        stream.arguments, stream.last_step = arguments, now
+        stream.go_on(arguments, now)
         return stream, is_new
 
     def end_step(self, timestep: Any, now: int, learning_steps: int) -> None:
@@ -115,9 +136,10 @@ class Streams:
         if now == 0:
             return "warm-up"
         idle = [stream for stream in self._streams if stream.last_step != now]
-        if any(stream.arguments.signature == arguments.signature for stream in idle):
+        if any(stream.last_step < now - 1 and stream.goes_on_with(arguments) for stream in idle):
             return "steps were skipped"
-        return "inputs of another shape" if idle else "new stream"
+        is_alike = any(stream.arguments.signature == arguments.signature for stream in idle)
+        return "new stream" if is_alike or not idle else "inputs of another shape"
 
     def forget(self) -> None:
         """Drop all streams, without waiting for what is on its way."""
@@ -133,16 +155,12 @@ class Streams:
 
 def _most_alike(streams: Sequence[Stream], arguments: Arguments) -> Stream | None:
     """The stream that a call most probably goes on with; the first of several that are equally probable."""
-    alike = [
-        stream
-        for stream in streams
-        if (stream.arguments.signature, stream.arguments.context) == (arguments.signature, arguments.context)
-    ]
+    alike = [stream for stream in streams if stream.goes_on_with(arguments)]
     if arguments.context is not None or len(alike) <= 1:
         return alike[0] if alike else None
-    same = [stream.arguments.count_same(arguments) for stream in alike]
+    same = [len(stream.arguments.same(arguments)) for stream in alike]
     if max(same) == min(same):  # values are looked at only where the objects do not tell
-        same = [stream.arguments.count_equal(arguments) for stream in alike]
+        same = [len(stream.arguments.equal(arguments)) for stream in alike]
     return alike[same.index(max(same))]
 
 
