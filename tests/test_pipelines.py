@@ -1,15 +1,19 @@
 """Every family of pipelines through its own call: all-warm-up, rounds, repetition, and real processes."""
 
 import inspect
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from asyncdiff import AsyncDiff
+from asyncdiff.hooks import listen
 from tests.processes import run_ranks
-from tests.tiny import EVERY, PIPELINES, run
+from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
 
 STEPS = 6
 
@@ -23,7 +27,9 @@ def test_one_process(name: str) -> None:
     """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    sequential = run(pipe, tiny, num_inference_steps=STEPS)
+    sequential, lengths = _run_and_watch(pipe, tiny)
+    warmed_up = sum(min(3, length) for begin, length in lengths if begin == 0)
+    in_full = sum(min(3, length) for _, length in lengths)
     short = run(pipe, tiny, num_inference_steps=2)
     for components in (2, 3, 4):
         for stride in (1, 2):
@@ -35,8 +41,9 @@ def test_one_process(name: str) -> None:
             with AsyncDiff(pipe, components, stride, warmup=3, executor="local") as async_diff:
                 found = run(pipe, tiny, num_inference_steps=STEPS)
                 (denoiser,) = async_diff.report().denoisers
-                assert denoiser.counts.full["warm-up"] == 3
-                assert denoiser.counts.rounds + denoiser.counts.stored == denoiser.counts.steps - 3
+                assert denoiser.counts.full["warm-up"] == warmed_up
+                assert denoiser.counts.full.total() == in_full
+                assert denoiser.counts.rounds + denoiser.counts.stored == sum(length for _, length in lengths) - in_full
                 assert denoiser.counts.rounds > 0
                 assert denoiser.counts.units_skipped > 0
                 assert torch.isfinite(found).all(), "a placeholder was read"
@@ -45,6 +52,29 @@ def test_one_process(name: str) -> None:
                 if (components, stride) == (3, 2):
                     assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), found)
     assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), sequential)
+
+
+def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor, list[tuple[int, int]]]:
+    """The sequential result; in which step every stream of denoiser calls began, and how many calls it had.
+
+    Calls of one step are of different streams; so are calls of different steps, if their inputs have other shapes.
+    """
+    steps: list[Counter[Any]] = [Counter()]
+    lengths: dict[Any, tuple[int, int]] = {}
+
+    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        stream = shapes, steps[-1][shapes]
+        steps[-1][shapes] += 1
+        begin, length = lengths.get(stream, (len(steps) - 1, 0))
+        lengths[stream] = begin, length + 1
+
+    undo = listen(pipe.scheduler, "step", lambda *args, **kwargs: steps.append(Counter()))
+    try:
+        with getattr(pipe, tiny.denoiser).register_forward_pre_hook(count, with_kwargs=True):
+            return run(pipe, tiny, num_inference_steps=STEPS), list(lengths.values())
+    finally:
+        undo()
 
 
 def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:

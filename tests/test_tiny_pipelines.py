@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.embeddings import TimestepEmbedding
+from torch import nn
 
 from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
 
@@ -40,12 +40,24 @@ def test_output_stays_finite_over_many_steps(case: Case) -> None:
 
 def test_silencing_a_unit_in_the_middle_or_the_time_shows(case: Case) -> None:
     denoiser = getattr(case.pipe, case.tiny.denoiser)
-    unit = denoiser.mid_block.resnets[0] if case.tiny.denoiser == "unet" else denoiser.transformer_blocks[1]
-    time_embedding = next(module for module in denoiser.modules() if isinstance(module, TimestepEmbedding))
-    for module in (unit, time_embedding):
+    for module in (unit_in_the_middle(denoiser), time_embedding(denoiser)):
         with module.register_forward_hook(lambda module, args, result: silence(result)):
             changed = run(case.pipe, case.tiny)
         assert (changed - case.output).norm() > 0.02 * case.output.norm()
+
+
+def unit_in_the_middle(denoiser: nn.Module) -> nn.Module:
+    """The second block of the longest list of blocks, and in a UNet the first one between its two halves."""
+    if hasattr(denoiser, "mid_block"):
+        return denoiser.mid_block.resnets[0]
+    lists = [module for module in denoiser.children() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))[1]
+
+
+def time_embedding(denoiser: nn.Module) -> nn.Module:
+    """What brings the time in, by the many names that it has."""
+    kinds = ("TimestepEmbedding", "TimestepEmbedder", "ChromaApproximator")
+    return next(module for module in denoiser.modules() if type(module).__name__ in kinds)
 
 
 def silence(result: Any) -> Any:
