@@ -23,7 +23,7 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     found = {
         name: module
         for name, module in getattr(pipe, "components", {}).items()
-        if isinstance(module, nn.Module) and has_timestep(module) and not _is_side_network(module)
+        if isinstance(module, nn.Module) and _predicts_noise(getattr(module, "_orig_mod", module))
     }
     if not found:
         raise ConfigurationError(
@@ -44,7 +44,7 @@ def operations_per_byte(device: torch.device) -> float:
     return _OPERATIONS_PER_BYTE.get(device.type, _OPERATIONS_PER_BYTE_ELSEWHERE)
 
 
-def _is_side_network(module: nn.Module) -> bool:
-    """ControlNets take a timestep too, but what they give is an input of the denoiser."""
+def _predicts_noise(module: nn.Module) -> bool:
+    # ControlNets take a timestep too, but what they give is an input of the denoiser.
     names = [kind.__name__.lower() for kind in type(module).__mro__]
-    return any("controlnet" in name and "unet" not in name for name in names)
+    return has_timestep(module) and not any("controlnet" in name and "unet" not in name for name in names)

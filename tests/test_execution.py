@@ -1,0 +1,244 @@
+"""However a pipeline's modules are run (compiled, offloaded, quantized, copied): rounds as ever, or a clear refusal."""
+
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FirstBlockCacheConfig, StableDiffusionImg2ImgPipeline
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from asyncdiff import AsyncDiff, ConfigurationError
+from tests.tiny import PIPELINES, run
+from tests.tiny.base import image
+
+NAMES = ["sd15", "flux"]
+
+
+def denoiser_of(pipe: DiffusionPipeline, name: str) -> nn.Module:
+    return getattr(pipe, PIPELINES[name].denoiser)
+
+
+def in_rounds(pipe: DiffusionPipeline, name: str) -> Tensor:
+    """The result of two components; some rounds must have been run."""
+    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+        found = run(pipe, PIPELINES[name])
+        assert async_diff.report().denoisers[0].counts.rounds >= 3
+    return found
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_repeated_blocks_are_compiled_once(name: str) -> None:
+    """Substitution stays outside the graphs: as many are compiled as without asyncdiff, and none breaks."""
+    pipe = PIPELINES[name].build()
+    plain, expected = run(pipe, PIPELINES[name]), in_rounds(pipe, name)
+    compiler = CompileCounterWithBackend("eager")
+    denoiser_of(pipe, name).compile_repeated_blocks(backend=compiler, fullgraph=True)
+    assert relative_error(run(pipe, PIPELINES[name]), plain) < 1e-5
+    graphs, blocks = compiler.frame_count, denoiser_of(pipe, name)._repeated_blocks
+    repeated = sum(type(module).__name__ in blocks for module in denoiser_of(pipe, name).modules())
+    assert 0 < graphs < repeated
+    assert relative_error(in_rounds(pipe, name), expected) < 1e-5
+    assert relative_error(run(pipe, PIPELINES[name]), plain) < 1e-5
+    assert compiler.frame_count == graphs
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_between_two_calls(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    expected = in_rounds(pipe, name)
+    compiler = CompileCounterWithBackend("eager")
+    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+        run(pipe, PIPELINES[name])
+        denoiser_of(pipe, name).compile_repeated_blocks(backend=compiler, fullgraph=True)
+        assert relative_error(run(pipe, PIPELINES[name]), expected) < 1e-5
+        assert async_diff.report().accelerated
+    assert compiler.frame_count > 0
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_a_compiled_module_is_not_taken_apart() -> None:
+    """Its inside is a graph: it becomes one unit, which several components cannot share."""
+    pipe = PIPELINES["sd15"].build()
+    pipe.unet.down_blocks[1].compile(backend="eager")
+    with AsyncDiff(pipe, components=2, warmup=2, executor="local") as async_diff:
+        run(pipe, PIPELINES["sd15"])
+        units = [unit for component in async_diff.report().denoisers[0].components for unit in component]
+    assert not any(unit.startswith("down_blocks.1.") for unit in units)
+
+
+def compile_whole(pipe: DiffusionPipeline, name: str) -> None:
+    denoiser_of(pipe, name).compile(backend="eager")
+
+
+def wrap_compiled(pipe: DiffusionPipeline, name: str) -> None:
+    setattr(pipe, PIPELINES[name].denoiser, torch.compile(denoiser_of(pipe, name), backend="eager"))
+
+
+@pytest.mark.parametrize("change", [compile_whole, wrap_compiled])
+def test_a_denoiser_compiled_whole_is_refused(name: str, change: Callable[..., None]) -> None:
+    pipe = PIPELINES[name].build()
+    with AsyncDiff(pipe, warmup=2, executor="local"):
+        run(pipe, PIPELINES[name])
+        change(pipe, name)
+        with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
+            run(pipe, PIPELINES[name])
+    with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
+        AsyncDiff(pipe, executor="local")
+
+
+def test_a_replaced_denoiser_is_refused(name: str) -> None:
+    pipe = PIPELINES[name].build()
+    with AsyncDiff(pipe, executor="local"):
+        setattr(pipe, PIPELINES[name].denoiser, denoiser_of(PIPELINES[name].build(), name))
+        with pytest.raises(ConfigurationError, match=r"was replaced.*attach again"):
+            run(pipe, PIPELINES[name])
+
+
+def test_another_cache_is_refused() -> None:
+    pipe = PIPELINES["flux"].build()
+    with AsyncDiff(pipe, executor="local"):
+        run(pipe, PIPELINES["flux"])
+        pipe.transformer.enable_cache(FirstBlockCacheConfig())
+        with pytest.raises(ConfigurationError, match=r"has a cache enabled.*disable_cache\(\)"):
+            run(pipe, PIPELINES["flux"])
+        pipe.transformer.disable_cache()
+        run(pipe, PIPELINES["flux"])
+
+
+def offload_models(pipe: DiffusionPipeline) -> None:
+    pipe.enable_model_cpu_offload(device="cpu")
+
+
+def offload_blocks(pipe: DiffusionPipeline) -> None:
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+
+
+def offload_leaves(pipe: DiffusionPipeline) -> None:
+    pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+
+
+@pytest.mark.parametrize("offload", [offload_models, offload_blocks, offload_leaves])
+@pytest.mark.parametrize("attached_first", [False, True])
+def test_offloading(name: str, offload: Callable[[DiffusionPipeline], None], attached_first: bool) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plain, expected = run(pipe, tiny), in_rounds(pipe, name)
+    if not attached_first:
+        offload(pipe)
+    async_diff = AsyncDiff(pipe, warmup=2, executor="local")
+    if attached_first:
+        run(pipe, tiny)
+        offload(pipe)
+    for _ in range(2):
+        assert torch.equal(run(pipe, tiny), expected)
+    assert async_diff.report().accelerated
+    async_diff.disable()
+    assert any(
+        hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook") for module in pipe.components["vae"].modules()
+    )
+    assert torch.equal(run(pipe, tiny), plain)
+
+
+@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+def test_quantized_with_torchao(name: str, kind: str) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+
+    def quantize(pipe: DiffusionPipeline) -> DiffusionPipeline:
+        quantization.quantize_(denoiser_of(pipe, name), getattr(quantization, kind)())
+        return pipe
+
+    _check_quantized(name, quantize)
+
+
+@pytest.mark.parametrize("kind", ["Linear8bitLt", "Linear4bit"])
+def test_quantized_with_bitsandbytes(name: str, kind: str) -> None:
+    layers = pytest.importorskip("bitsandbytes").nn
+
+    def quantize(pipe: DiffusionPipeline) -> DiffusionPipeline:
+        denoiser = denoiser_of(pipe, name)
+        for own, module in list(denoiser.named_modules()):
+            if isinstance(module, nn.Linear) and "transformer_blocks" in own:
+                options = {"has_fp16_weights": False} if kind == "Linear8bitLt" else {"compute_dtype": torch.float32}
+                layer = getattr(layers, kind)(
+                    module.in_features, module.out_features, module.bias is not None, **options
+                )
+                layer.load_state_dict(module.state_dict())
+                denoiser.set_submodule(own, layer.to("cpu"))
+        return pipe
+
+    _check_quantized(name, quantize)
+
+
+def _check_quantized(name: str, quantize: Callable[[DiffusionPipeline], DiffusionPipeline]) -> None:
+    tiny = PIPELINES[name]
+    exact = run(tiny.build(), tiny)
+    pipe = quantize(tiny.build())
+    sequential = run(pipe, tiny)
+    assert not torch.equal(sequential, exact)
+    with (
+        AsyncDiff(pipe, components=3, warmup=99, executor="local"),
+        pytest.warns(UserWarning, match="accelerates nothing"),
+    ):
+        assert torch.equal(run(pipe, tiny), sequential)
+    found = in_rounds(pipe, name)
+    # As far from its own sequential result as without quantization, to a part.
+    unquantized = relative_error(in_rounds(tiny.build(), name), exact)
+    assert 0 < relative_error(found, sequential) < 1.5 * unquantized
+    with AsyncDiff(pipe, warmup=2, executor="local"):
+        run(pipe, tiny)
+        assert torch.equal(run(pipe, tiny), found)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_of_an_attached_pipeline_is_a_plain_pipeline(name: str, copied: Callable[[Any], Any]) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plain = run(pipe, tiny)
+    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+        expected = run(pipe, tiny)
+        other = copied(pipe)
+        assert torch.equal(run(other, tiny), plain)
+        assert torch.equal(run(pipe, tiny), expected)
+        with AsyncDiff(other, warmup=2, executor="local"):
+            assert torch.equal(run(other, tiny), expected)
+        assert torch.equal(run(pipe, tiny), expected)
+        assert async_diff.report().accelerated
+    assert torch.equal(run(other, tiny), plain)
+
+
+def test_two_pipelines_with_one_denoiser() -> None:
+    """What is attached to the first works in the second as well, and cannot be attached twice."""
+    tiny = PIPELINES["sd15"]
+    pipe = tiny.build()
+    second = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    second.set_progress_bar_config(disable=True)
+    inputs = dict(image=image(), strength=0.9, num_inference_steps=8)
+    plain = run(second, tiny, **inputs)
+    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+        with pytest.raises(ConfigurationError, match="attached to this pipeline already"):
+            AsyncDiff(second, executor="local")
+        expected = run(pipe, tiny)
+        assert not torch.equal(run(second, tiny, **inputs), plain)
+        assert async_diff.report().accelerated
+        assert torch.equal(run(pipe, tiny), expected)
+    assert torch.equal(run(second, tiny, **inputs), plain)
