@@ -17,6 +17,7 @@ from asyncdiff.exchange import Exchange, LocalExchange
 from asyncdiff.report import Report
 from asyncdiff.runtime import DenoiserRuntime
 from asyncdiff.schedule import Schedule
+from asyncdiff.structure import check_callable_in_parts
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class AsyncDiff:
         if not find_schedulers(pipe):
             raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
         for name, denoiser in denoisers.items():
+            check_callable_in_parts(name, denoiser)
             _check_split(name, denoiser, components, split)
         launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
         self._pipe = pipe

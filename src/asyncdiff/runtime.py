@@ -55,7 +55,6 @@ class DenoiserRuntime:
         self._generation = -1
         self._interrupted = False
         self._units = UnitHooks(denoiser)
-        check_callable_in_parts(name, denoiser)
         self._undo = [intercept_call(denoiser, self._denoise)]
         if hasattr(denoiser, "cache_context"):
             self._undo.append(listen_to_context(denoiser, "cache_context", self._enter_context))

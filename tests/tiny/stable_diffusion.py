@@ -3,15 +3,44 @@
 from typing import Any
 
 from diffusers import (
+    ControlNetModel,
+    ControlNetXSAdapter,
     DDPMScheduler,
     DiffusionPipeline,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
+    MarigoldDepthPipeline,
     PNDMScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionControlNetXSPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
     UNet2DConditionModel,
 )
 
-from tests.tiny.base import SIZE, STABLE_DIFFUSION_NOISE, TinyPipeline, assemble, ddim, image, text, tiny_vae
+from tests.tiny.base import (
+    PIXELS,
+    SIZE,
+    STABLE_DIFFUSION_NOISE,
+    TEXT_LENGTH,
+    TinyPipeline,
+    assemble,
+    ddim,
+    euler,
+    image,
+    mask,
+    noise,
+    pooled_text,
+    sampling,
+    text,
+    tiny_vae,
+)
+from tests.tiny.text_encoders import tiny_text_encoder, tiny_tokenizer
 
 TEXT_FREE_SD: dict[str, Any] = dict(
     text_encoder=None,
@@ -36,9 +65,49 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
     )
 
 
-def build_sd15() -> DiffusionPipeline:
-    scheduler = PNDMScheduler(**STABLE_DIFFUSION_NOISE, skip_prk_steps=True)
-    return assemble(StableDiffusionPipeline, vae=tiny_vae(), unet=tiny_unet(), scheduler=scheduler, **TEXT_FREE_SD)
+def pndm() -> PNDMScheduler:
+    return PNDMScheduler(**STABLE_DIFFUSION_NOISE, skip_prk_steps=True)
+
+
+def tiny_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+
+
+def build_sd15(pipeline: type[DiffusionPipeline] = StableDiffusionPipeline, **components: Any) -> DiffusionPipeline:
+    parts = dict(vae=tiny_vae(), unet=tiny_unet(), scheduler=pndm())
+    return assemble(pipeline, **parts | TEXT_FREE_SD | components)
+
+
+def build_sd15_inpaint() -> DiffusionPipeline:
+    unet = tiny_unet(in_channels=9)  # latents, mask and masked picture
+    return build_sd15(StableDiffusionInpaintPipeline, unet=unet)
+
+
+def build_instruct_pix2pix() -> DiffusionPipeline:
+    unet = tiny_unet(in_channels=8)  # latents and the picture to be edited
+    return build_sd15(StableDiffusionInstructPix2PixPipeline, unet=unet, scheduler=euler())
+
+
+def build_sd15_controlnet(
+    pipeline: type[DiffusionPipeline] = StableDiffusionControlNetPipeline,
+) -> DiffusionPipeline:
+    unet = tiny_unet()
+    return build_sd15(pipeline, unet=unet, controlnet=tiny_controlnet(unet))
+
+
+def build_sd15_controlnet_xs() -> DiffusionPipeline:
+    """The pipeline joins the UNet and the small control network to one denoiser."""
+    unet = tiny_unet()
+    controlnet = ControlNetXSAdapter.from_unet(
+        unet, block_out_channels=(8, 8, 8, 8), num_attention_heads=2, conditioning_embedding_out_channels=(8, 16)
+    )
+    return build_sd15(StableDiffusionControlNetXSPipeline, unet=unet, controlnet=controlnet)
+
+
+def build_lcm() -> DiffusionPipeline:
+    """The guidance scale is embedded, and given to the denoiser."""
+    unet = tiny_unet(time_cond_proj_dim=16)
+    return build_sd15(LatentConsistencyModelPipeline, unet=unet, scheduler=LCMScheduler(**STABLE_DIFFUSION_NOISE))
 
 
 def build_sd21() -> DiffusionPipeline:
@@ -67,8 +136,92 @@ def build_x4_upscaler() -> DiffusionPipeline:
     )
 
 
+def build_latent_upscaler() -> DiffusionPipeline:
+    """Blocks of k-diffusion and no middle; the time is that of Karras et al., and what is beside it pooled text."""
+    unet = tiny_unet(
+        in_channels=8,  # latents and those of the small picture
+        out_channels=5,  # one of them for a variance that nobody reads
+        down_block_types=("KDownBlock2D",) + ("KCrossAttnDownBlock2D",) * 3,
+        mid_block_type=None,
+        up_block_types=("KCrossAttnUpBlock2D",) * 3 + ("KUpBlock2D",),
+        block_out_channels=(32, 32, 64, 64),  # 32 channels for each group of its normalisation
+        attention_head_dim=16,
+        norm_num_groups=None,
+        only_cross_attention=False,
+        act_fn="gelu",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        time_cond_proj_dim=2 * 64 + 16,  # the noise level and pooled text
+        resnet_time_scale_shift="scale_shift",
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+    )
+    return assemble(
+        StableDiffusionLatentUpscalePipeline,
+        vae=tiny_vae(),
+        text_encoder=None,
+        tokenizer=None,
+        unet=unet,
+        scheduler=euler(),
+    )
+
+
+def build_marigold() -> DiffusionPipeline:
+    """From a picture to its depth: the prompt is empty, and encoded by the pipeline itself."""
+    return assemble(
+        MarigoldDepthPipeline,
+        unet=tiny_unet(in_channels=8),  # the picture's latents and the depth's
+        vae=tiny_vae(),
+        scheduler=ddim(prediction_type="v_prediction", timestep_spacing="trailing"),
+        text_encoder=tiny_text_encoder(),
+        tokenizer=tiny_tokenizer(),
+        default_denoising_steps=4,
+        default_processing_resolution=0,
+    )
+
+
 PIPELINES = (
     TinyPipeline("sd15", build_sd15, lambda pipe: text(), "unet"),
+    TinyPipeline(
+        "sd15_img2img",
+        lambda: build_sd15(StableDiffusionImg2ImgPipeline),
+        lambda pipe: text(image=image(), strength=0.8),
+        "unet",
+    ),
+    TinyPipeline(
+        "sd15_inpaint",
+        build_sd15_inpaint,
+        lambda pipe: text(image=image(), mask_image=mask(), height=PIXELS, width=PIXELS),
+        "unet",
+    ),
+    TinyPipeline(
+        # Three guidance branches in one batch.
+        "instruct_pix2pix",
+        build_instruct_pix2pix,
+        lambda pipe: text(image=image(), image_guidance_scale=1.5),
+        "unet",
+    ),
+    TinyPipeline("sd15_controlnet", build_sd15_controlnet, lambda pipe: text(image=image()), "unet"),
+    TinyPipeline(
+        "sd15_controlnet_img2img",
+        lambda: build_sd15_controlnet(StableDiffusionControlNetImg2ImgPipeline),
+        lambda pipe: text(image=image(), control_image=image(seed=1), strength=0.8),
+        "unet",
+    ),
+    TinyPipeline("sd15_controlnet_xs", build_sd15_controlnet_xs, lambda pipe: text(image=image()), "unet"),
+    TinyPipeline(
+        "lcm",
+        build_lcm,
+        lambda pipe: sampling(prompt_embeds=noise(1, TEXT_LENGTH, 16, seed=1), guidance_scale=5.0),
+        "unet",
+    ),
     TinyPipeline("sd21", build_sd21, lambda pipe: text(), "unet"),
     TinyPipeline("x4_upscaler", build_x4_upscaler, lambda pipe: text(image=image(SIZE)), "unet"),
+    TinyPipeline(
+        "latent_upscaler",
+        build_latent_upscaler,
+        lambda pipe: pooled_text(image=noise(1, 4, SIZE // 2, SIZE // 2)),
+        "unet",
+    ),
+    TinyPipeline("marigold", build_marigold, lambda pipe: sampling(image=image(), output_type="pt"), "unet"),
 )
