@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import flux, image_transformers, sd3, sdxl, stable_diffusion, unet_video
+from tests.tiny import flow_transformers, flux, flux2, image_transformers, qwen_image, sd3, sdxl, stable_diffusion, unet_video
 from tests.tiny.base import TinyPipeline, run
 
-_FAMILIES = (stable_diffusion, sdxl, unet_video, sd3, flux, image_transformers)
+_FAMILIES = (stable_diffusion, sdxl, unet_video, sd3, flux, flux2, qwen_image, image_transformers, flow_transformers)
 
 PIPELINES: dict[str, TinyPipeline] = {tiny.name: tiny for family in _FAMILIES for tiny in family.PIPELINES}
 

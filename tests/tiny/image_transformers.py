@@ -1,4 +1,4 @@
-"""Other image pipelines whose denoiser is a transformer with noise levels of diffusion: PixArt, Sana, HunyuanDiT, DiT."""
+"""Other image pipelines whose denoiser is a transformer and whose noise is that of diffusion, and Sana."""
 
 from typing import Any
 
@@ -44,6 +44,7 @@ from tests.tiny.base import (
     text,
     tiny_vae,
 )
+from tests.tiny.pictures import seeded
 
 
 def build_pixart(pipeline: type[DiffusionPipeline] = PixArtAlphaPipeline, **extra: Any) -> DiffusionPipeline:
@@ -163,7 +164,9 @@ def build_hunyuan_dit(pipeline: type[DiffusionPipeline] = HunyuanDiTPipeline, **
         pipeline,
         vae=vae,
         transformer=HunyuanDiT2DModel(**HUNYUAN_WIDTHS | dict(num_layers=6)),
-        scheduler=DDPMScheduler(beta_schedule="scaled_linear", beta_end=0.018, prediction_type="v_prediction"),
+        scheduler=DDPMScheduler(
+            beta_schedule="scaled_linear", beta_end=0.03, prediction_type="v_prediction", clip_sample=False
+        ),
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
@@ -277,7 +280,7 @@ PIPELINES = (
     TinyPipeline(
         "hunyuan_dit_controlnet",
         build_hunyuan_dit_controlnet,
-        lambda pipe: hunyuan_text(control_image=image(8 * SIZE)),
+        lambda pipe: seeded(hunyuan_text(control_image=image(8 * SIZE))),
         "transformer",
     ),
     TinyPipeline("dit", build_dit, lambda pipe: classes(), "transformer"),

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -18,6 +17,7 @@ from diffusers import (
 )
 
 from tests.tiny.base import SIZE, TinyPipeline, assemble, image, mask, pooled_text, tiny_vae
+from tests.tiny.pictures import seeded
 
 TEXT_FREE_SD3: dict[str, Any] = dict(
     text_encoder=None,
@@ -83,12 +83,6 @@ def build_sd3_controlnet_inpaint() -> DiffusionPipeline:
     )
 
 
-def without_generator(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The control picture's latents are drawn without the pipeline's generator."""
-    torch.manual_seed(0)
-    return inputs
-
-
 PIPELINES = (
     TinyPipeline("sd3", build_sd3, lambda pipe: pooled_text(), "transformer"),
     TinyPipeline("sd35", build_sd35, lambda pipe: pooled_text(), "transformer"),
@@ -116,13 +110,13 @@ PIPELINES = (
     TinyPipeline(
         "sd3_controlnet",
         lambda: build_sd3(StableDiffusion3ControlNetPipeline, controlnet=tiny_sd3_controlnet()),
-        lambda pipe: without_generator(pooled_text(control_image=image())),
+        lambda pipe: seeded(pooled_text(control_image=image())),
         "transformer",
     ),
     TinyPipeline(
         "sd3_controlnet_inpaint",
         build_sd3_controlnet_inpaint,
-        lambda pipe: without_generator(pooled_text(control_image=image(), control_mask=mask())),
+        lambda pipe: seeded(pooled_text(control_image=image(), control_mask=mask())),
         "transformer",
     ),
     TinyPipeline(
