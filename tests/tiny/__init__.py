@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import flow_transformers, flux, flux2, image_transformers, qwen_image, sd3, sdxl, stable_diffusion, unet_video
+from tests.tiny import (
+    flow_transformers,
+    flux,
+    flux2,
+    image_transformers,
+    qwen_image,
+    sd3,
+    sdxl,
+    stable_diffusion,
+    unet_video,
+)
 from tests.tiny.base import TinyPipeline, run
 
 _FAMILIES = (stable_diffusion, sdxl, unet_video, sd3, flux, flux2, qwen_image, image_transformers, flow_transformers)
