@@ -48,16 +48,18 @@ def test_silencing_a_unit_in_the_middle_or_the_time_shows(case: Case) -> None:
 
 def unit_in_the_middle(denoiser: nn.Module) -> nn.Module:
     """The second block of the longest list of blocks, and in a UNet the first one between its two halves."""
-    if hasattr(denoiser, "mid_block"):
+    if getattr(denoiser, "mid_block", None) is not None:
         return denoiser.mid_block.resnets[0]
     lists = [module for module in denoiser.children() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))[1]
+    block = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))[1]
+    return block[0] if isinstance(block, nn.ModuleList) else block  # Stable Cascade has a list of lists
 
 
 def time_embedding(denoiser: nn.Module) -> nn.Module:
     """What brings the time in, by the many names that it has."""
-    kinds = ("TimestepEmbedding", "TimestepEmbedder", "ChromaApproximator")
-    return next(module for module in denoiser.modules() if type(module).__name__ in kinds)
+    kinds = ("TimestepEmbedding", "TimestepEmbedder", "Kandinsky5TimeEmbeddings", "ChromaApproximator")
+    found = [module for module in denoiser.modules() if type(module).__name__ in (*kinds, "SDCascadeTimestepBlock")]
+    return getattr(found[0], "mapper", found[0])  # Stable Cascade's blocks map sines themselves
 
 
 def silence(result: Any) -> Any:
