@@ -1,18 +1,20 @@
 """Labels of later steps: the pipeline's own transformation, learnt from the warm-up."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff import LabelError
-from asyncdiff.labels import Labels
+from asyncdiff.labels import Course, Labels
 
 TIMESTEPS = [999.0, 800.0, 650.0, 300.0, 50.0]
 
 
-def learnt(transform, start: int = 0, seen: int = 2, timesteps=TIMESTEPS) -> Labels:
-    labels = Labels(timesteps)
+def learnt(transform, start: int = 0, seen: int = 2, timesteps=TIMESTEPS, sigmas=()) -> Labels:
+    labels = Labels(Course(tuple(timesteps), tuple(sigmas)))
     for index in range(seen):
         timestep = timesteps[start + index]
         labels.given(index, transform(timestep))
@@ -58,9 +60,11 @@ def test_numbers_of_several_kinds() -> None:
     assert torch.allclose(learnt(transform).argument(4, 2), transform(TIMESTEPS[4]))
 
 
-def test_one_warm_up_step_is_enough_for_an_affine_function() -> None:
-    labels = learnt(lambda timestep: torch.tensor([(1000 - timestep) / 1000]), seen=1)
-    assert labels.argument(2, 1).item() == pytest.approx(0.35)
+def test_one_warm_up_step_tells_a_proportion_but_no_line() -> None:
+    labels = learnt(lambda timestep: torch.tensor([timestep / 1000]), seen=1)
+    assert labels.argument(2, 1).item() == pytest.approx(0.65)
+    with pytest.raises(LabelError, match="could be told from 2 of them"):
+        learnt(lambda timestep: torch.tensor([(1000 - timestep) / 1000]), seen=1).argument(2, 1)
 
 
 def test_timesteps_that_come_twice() -> None:
@@ -71,6 +75,17 @@ def test_timesteps_that_come_twice() -> None:
     assert labels.argument(4, 2).item() == 300.0
 
 
+def test_labels_that_follow_the_noise_level() -> None:
+    """The latent upscaler's UNet is given a quarter of the logarithm of sigma."""
+    sigmas = [14.6, 5.3, 2.9, 0.6, 0.05]
+    scale = dict(zip(TIMESTEPS, sigmas, strict=True))
+
+    def transform(timestep: float) -> torch.Tensor:
+        return torch.tensor([0.25 * math.log(scale[timestep])])
+
+    assert torch.allclose(learnt(transform, sigmas=sigmas).argument(4, 2), transform(TIMESTEPS[4]))
+
+
 def test_what_cannot_be_derived() -> None:
     squares = learnt(lambda timestep: torch.tensor([timestep**2]), seen=3)
     with pytest.raises(LabelError, match="no affine function"):
@@ -78,7 +93,7 @@ def test_what_cannot_be_derived() -> None:
     growing = learnt(lambda timestep: torch.full((int(timestep),), timestep))
     with pytest.raises(LabelError, match="the shape of the denoiser's timestep argument changes"):
         growing.argument(4, 2)
-    foreign = Labels(TIMESTEPS)
+    foreign = Labels(Course(tuple(TIMESTEPS)))
     foreign.given(0, torch.tensor(1.0))
     foreign.learn(0, 7.0)
     with pytest.raises(LabelError, match=r"none of scheduler\.timesteps"):

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from asyncdiff.labels import Course
 from asyncdiff.stream import Arguments, Stream, Streams
 
 SIGNATURE = ("one shape",)
@@ -22,7 +23,7 @@ def walk(steps: list[list[Callable[[], Arguments]]]) -> list[list[Stream]]:
     streams = Streams()
     found = []
     for now, calls in enumerate(steps):
-        found.append([streams.of_call(make(), now, ())[0] for make in calls])
+        found.append([streams.of_call(make(), now, Course())[0] for make in calls])
     return found
 
 
@@ -100,9 +101,9 @@ def test_a_skipped_step_ends_a_stream() -> None:
 def test_a_step_that_nothing_has_announced() -> None:
     streams = Streams()
     assert not streams.begins_step(call(torch.randn(3), WORDS, timestep=9.0), 0)
-    streams.of_call(call(torch.randn(3), WORDS, timestep=9.0), 0, ())
+    streams.of_call(call(torch.randn(3), WORDS, timestep=9.0), 0, Course())
     assert not streams.begins_step(call(torch.randn(3), NOTHING, timestep=9.0), 0)
-    streams.of_call(call(torch.randn(3), NOTHING, timestep=9.0), 0, ())
+    streams.of_call(call(torch.randn(3), NOTHING, timestep=9.0), 0, Course())
     assert streams.begins_step(call(torch.randn(3), WORDS, timestep=8.0), 0)
-    streams.of_call(call(torch.randn(3), WORDS, timestep=8.0), 1, ())
+    streams.of_call(call(torch.randn(3), WORDS, timestep=8.0), 1, Course())
     assert not streams.begins_step(call(torch.randn(3), NOTHING, timestep=8.0), 1)

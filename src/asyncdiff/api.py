@@ -114,7 +114,7 @@ class AsyncDiff:
             seconds_waited=self._exchange.traffic.seconds_waited,
             denoisers=tuple(runtime.report() for runtime in self._runtimes),
         )
-        over = 0 < len(self._clock.timesteps) <= self._clock.steps
+        over = 0 < len(self._clock.course.timesteps) <= self._clock.steps
         if over and not report.accelerated:
             self._warn_not_accelerated()
         self._warn_if_never_in_step(self._clock.generation)
@@ -165,13 +165,13 @@ class AsyncDiff:
         self._warn_if_never_in_step(self._clock.generation - 1)
         self._exchange.traffic.bytes_sent = 0
         self._exchange.traffic.seconds_waited = 0.0
-        if 0 < len(self._clock.timesteps) <= self._schedule.warmup:
+        if 0 < len(self._clock.course.timesteps) <= self._schedule.warmup:
             self._warn_not_accelerated()
 
     def _warn_not_accelerated(self) -> None:
         self._warn(
             self._clock.generation,
-            f"asyncdiff accelerates nothing in this generation of {len(self._clock.timesteps)} steps: "
+            f"asyncdiff accelerates nothing in this generation of {len(self._clock.course.timesteps)} steps: "
             f"no step is a parallel round (warmup={self._schedule.warmup}); see report()",
         )
 

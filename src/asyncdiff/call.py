@@ -36,9 +36,16 @@ class CallForm:
             raise ConfigurationError(f"{type(denoiser).__name__} takes no timestep: it is no denoiser")
         self._timestep = found
 
-    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The timestep argument."""
-        return self._signature.bind(*args, **kwargs).arguments.get(self._timestep)
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Signature, list[Tensor]]:
+        """The timestep argument, the signature, and all other tensors in a fixed order.
+
+        The signature is what decides how the denoiser runs: not the values of its tensors.
+        """
+        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        timestep = arguments.pop(self._timestep, None)
+        leaves, structure = tree_flatten(arguments)
+        signature = (structure, *(_trait(leaf) for leaf in leaves))
+        return timestep, signature, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
     def with_timestep(
         self, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -47,21 +54,6 @@ class CallForm:
         bound = self._signature.bind(*args, **kwargs)
         bound.arguments[self._timestep] = timestep
         return bound.args, bound.kwargs
-
-    def signature(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
-        """What of the arguments decides how the denoiser runs: not the values of its tensors."""
-        arguments = self._without_timestep(args, kwargs)
-        leaves, structure = tree_flatten(arguments)
-        return (str(structure), *(_trait(leaf) for leaf in leaves))
-
-    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-        """All tensors in the arguments but the timestep, in a fixed order."""
-        return [leaf for leaf in tree_leaves(self._without_timestep(args, kwargs)) if isinstance(leaf, Tensor)]
-
-    def _without_timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
-        arguments.pop(self._timestep, None)
-        return arguments
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

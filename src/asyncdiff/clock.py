@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.hooks import listen
+from asyncdiff.labels import Course
 
 
 class Clock:
@@ -18,13 +19,13 @@ class Clock:
     Attributes:
         generation: how many generations have begun.
         steps: how many steps of this generation are over.
-        timesteps: the scheduler's timesteps of this generation.
+        course: the timesteps of this generation, as the scheduler has set them.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.generation = 0
         self.steps = 0
-        self.timesteps: tuple[float, ...] = ()
+        self.course = Course()
         self.on_generation: list[Callable[[], None]] = []
         self.on_step: list[Callable[[Any], None]] = []
         self._pipeline = pipeline
@@ -71,7 +72,8 @@ class Clock:
         self.steps = 0
         self._called = False
         self._last_timestep = None
-        self.timesteps = tuple(torch.as_tensor(scheduler.timesteps).double().tolist())
+        timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
+        self.course = Course(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
         for notify in self.on_generation:
             notify()
 
@@ -89,6 +91,10 @@ def find_schedulers(pipeline: Any) -> dict[str, Any]:
 
 def _is_scheduler(part: Any) -> bool:
     return callable(getattr(part, "set_timesteps", None)) and callable(getattr(part, "step", None))
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    return tuple(torch.as_tensor(values).double().flatten().tolist())
 
 
 def _is_equal(one: Any, other: Any) -> bool:

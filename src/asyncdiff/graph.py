@@ -1,6 +1,6 @@
 """The denoiser as a graph of unit calls: which of their outputs each reads, and what each costs. Pure."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,7 +32,8 @@ class UnitCall:
     Attributes:
         call: its number among the module calls of the trace.
         name: dotted module name below the denoiser.
-        ordinal: how many calls of the same unit came before it in the pass.
+        ordinal: how many calls of the same module came before it in the pass, those inside of other units
+            left out: a device that does not run those units does not see them.
         cost: operations, with bytes moved counted as operations (see `build_graph`).
         flops: floating-point operations of matrix products, convolutions and attention.
         reads: the outputs of other unit calls that it needs, through any amount of glue.
@@ -103,8 +104,9 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
     for unit, needed in enumerate(reads):
         if costs[unit] <= REPLICATED_COST_SHARE * total and all(edge.unit in replicated for edge in needed):
             replicated.add(unit)
+    ordinals = _ordinals(trace, numbers)
     units = tuple(
-        _unit_call(trace, number, unit, costs[unit], reads[unit], overwritten, unit in replicated)
+        _unit_call(trace, number, unit, ordinals[number], costs[unit], reads[unit], overwritten, unit in replicated)
         for unit, number in enumerate(numbers)
     )
     return Graph(units, output_reads, max(0.0, total - sum(costs)))
@@ -146,11 +148,12 @@ def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[G
     groups = tuple(joined(0))
     numbers = tuple(number for number, _ in groups)
     reads, output_reads, overwritten = _follow(trace, numbers)
+    ordinals = _ordinals(trace, numbers)
     units = []
     for unit, (number, members) in enumerate(groups):
         cost = sum(unit_of_call[member].cost for member in members)
         replicated = all(unit_of_call[member].replicated for member in members)
-        units.append(_unit_call(trace, number, unit, cost, reads[unit], overwritten, replicated))
+        units.append(_unit_call(trace, number, unit, ordinals[number], cost, reads[unit], overwritten, replicated))
     new_owners = tuple(owner_of_call[members[0]] for _, members in groups)
     return Graph(tuple(units), output_reads, graph.glue_cost), new_owners
 
@@ -159,6 +162,7 @@ def _unit_call(
     trace: Trace,
     number: int,
     unit: int,
+    ordinal: int,
     cost: float,
     reads: frozenset[Edge],
     overwritten: set[Edge],
@@ -170,7 +174,7 @@ def _unit_call(
     return UnitCall(
         call=number,
         name=call.name,
-        ordinal=call.ordinal,
+        ordinal=ordinal,
         cost=cost,
         flops=_flops(trace, call),
         reads=reads,
@@ -180,6 +184,24 @@ def _unit_call(
         overwritten=frozenset(edge.leaf for edge in overwritten if edge.unit == unit),
         replicated=replicated,
     )
+
+
+def _ordinals(trace: Trace, numbers: Collection[int]) -> dict[int, int]:
+    """For each unit call, how many calls of the same module came before it that are not inside of a unit."""
+    units = set(numbers)
+    counts: dict[str, int] = {}
+    ordinals = {}
+
+    def below(parent: int) -> None:
+        for number in trace.calls[parent].children:
+            name = trace.calls[number].name
+            ordinals[number] = counts.get(name, 0)
+            counts[name] = ordinals[number] + 1
+            if number not in units:
+                below(number)
+
+    below(0)
+    return ordinals
 
 
 def _find_units(trace: Trace, inside: Sequence[str]) -> Iterator[int]:

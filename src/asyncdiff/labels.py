@@ -1,7 +1,8 @@
 """The timestep labels of earlier and later steps, in the form in which the pipeline gives them to the denoiser."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,21 @@ from asyncdiff.errors import LabelError
 _EXACT = 1e-6  # of Python numbers and of integers
 
 
+@dataclass(frozen=True)
+class Course:
+    """A generation as the scheduler has set it up: for every noise prediction its timestep and, if known, its sigma."""
+
+    timesteps: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    def series(self) -> Iterator[tuple[float, ...]]:
+        """What a label may be a function of; most are one of the timestep, some one of the noise level."""
+        yield self.timesteps
+        if self.sigmas:
+            yield self.sigmas
+            yield tuple(math.log(sigma) if sigma > 0 else -math.inf for sigma in self.sigmas)
+
+
 class Labels:
     """Learns in the warm-up how a pipeline turns the scheduler's timesteps into the denoiser's argument.
 
@@ -20,8 +36,8 @@ class Labels:
     transformation with which later labels are made, number by number where they differ.
     """
 
-    def __init__(self, timesteps: Sequence[float]) -> None:
-        self._timesteps = list(timesteps)
+    def __init__(self, course: Course) -> None:
+        self._course = course
         self._arguments: dict[int, Any] = {}
         self._learnt: dict[int, tuple[float, Any]] = {}
 
@@ -39,7 +55,7 @@ class Labels:
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
         first = self._first_position()
-        return None if first is None else len(self._timesteps) - 1 - first
+        return None if first is None else len(self._course.timesteps) - 1 - first
 
     def argument(self, step: int, current: int) -> Any:
         """The denoiser's timestep argument for `step`, at the step `current`.
@@ -56,51 +72,65 @@ class Labels:
                 "scheduler.step are none of scheduler.timesteps; use stride=1"
             )
         like = self._arguments[current]
-        seen = [*self._learnt.values(), (self._timesteps[first + current], like)]
-        timestep = self._timesteps[first + step]
-        rows = [_numbers(argument) for _, argument in seen]
+        seen = {**{index: argument for index, (_, argument) in self._learnt.items()}, current: like}
+        rows = [_numbers(argument) for argument in seen.values()]
         if any(row.shape != rows[0].shape for row in rows):
             raise LabelError(
                 "the labels of later steps cannot be derived: the shape of the denoiser's timestep argument changes "
                 "from step to step; use stride=1"
             )
         # Most timestep arguments hold one number many times: each different course of numbers is derived once.
-        courses, which = torch.unique(torch.stack(rows), dim=1, return_inverse=True)
-        timesteps = [value for value, _ in seen]
-        derived = [_derive(timesteps, course.tolist(), timestep, _tolerance(like)) for course in courses.T]
+        numbers, which = torch.unique(torch.stack(rows), dim=1, return_inverse=True)
+        positions = [first + index for index in seen]
+        derived = [self._derive(positions, labels.tolist(), first + step, _tolerance(like)) for labels in numbers.T]
         if not isinstance(like, Tensor):
             return type(like)(derived[0])
         return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like)
 
+    def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, tolerance: float) -> float:
+        """One number of a later label, from what it was at some positions of the course."""
+        for fit in (_identity, _proportion, _affine):
+            for series in self._course.series():
+                seen = [series[at] for at in positions]
+                slope, offset = fit(seen, labels)
+                limit = tolerance * max(abs(label) for label in labels)
+                if all(abs(slope * value + offset - label) <= limit for value, label in zip(seen, labels, strict=True)):
+                    return slope * series[position] + offset
+        pairs = zip((self._course.timesteps[at] for at in positions), labels, strict=True)
+        raise LabelError(
+            "the labels of later steps cannot be derived: the pipeline gives the denoiser "
+            + ", ".join(f"{label:g} for {timestep:g}" for timestep, label in pairs)
+            + ", which is no affine function of the scheduler's timestep or noise level that could be told from "
+            f"{len(labels)} of them; use stride=1 or a longer warm-up"
+        )
+
     def _first_position(self) -> int | None:
         """Where in the scheduler's timesteps the pipeline began: image-to-image leaves the first ones out."""
-        for first in range(len(self._timesteps) - max(self._learnt, default=len(self._timesteps))):
+        timesteps = self._course.timesteps
+        for first in range(len(timesteps) - max(self._learnt, default=len(timesteps))):
             if all(
-                math.isclose(self._timesteps[first + step], timestep, rel_tol=1e-6)
+                math.isclose(timesteps[first + step], timestep, rel_tol=1e-6)
                 for step, (timestep, _) in self._learnt.items()
             ):
                 return first
         return None
 
 
-def _derive(timesteps: Sequence[float], labels: Sequence[float], timestep: float, tolerance: float) -> float:
-    """The simplest of identity, proportion and affine function that made the labels from the timesteps."""
-    first, made = timesteps[0], labels[0]
-    other, made_other = max(zip(timesteps, labels, strict=True), key=lambda pair: abs(pair[0] - first))
-    candidates = [(1.0, 0.0), (made / first if first else 1.0, 0.0)]
-    if first != other:
-        slope = (made_other - made) / (other - first)
-        candidates.append((slope, made - slope * first))
-    limit = tolerance * max(abs(label) for label in labels)
-    for slope, offset in candidates:
-        pairs = zip(timesteps, labels, strict=True)
-        if all(abs(slope * seen + offset - label) <= limit for seen, label in pairs):
-            return slope * timestep + offset
-    raise LabelError(
-        "the labels of later steps cannot be derived: the pipeline gives the denoiser "
-        + ", ".join(f"{label:g} for {seen:g}" for seen, label in zip(timesteps, labels, strict=True))
-        + ", which is no affine function of the scheduler's timestep; use stride=1"
-    )
+def _identity(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:
+    return 1.0, 0.0
+
+
+def _proportion(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:
+    return (labels[0] / seen[0] if seen[0] else math.nan), 0.0
+
+
+def _affine(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:
+    """The line through the two points that are farthest apart; two points alone would be on some line always."""
+    far = max(range(len(seen)), key=lambda number: abs(seen[number] - seen[0]))
+    if len(set(seen)) < 3:
+        return math.nan, math.nan
+    slope = (labels[far] - labels[0]) / (seen[far] - seen[0])
+    return slope, labels[0] - slope * seen[0]
 
 
 def _tolerance(argument: Any) -> float:

@@ -124,7 +124,7 @@ class DenoiserRuntime:
         if self._streams.begins_step(arguments, self._clock.steps):
             self._clock.tick()
         self._clock.called()
-        stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.timesteps)
+        stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
         if is_new:
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
         stream.labels.given(stream.index, arguments.timestep)
@@ -204,13 +204,9 @@ class DenoiserRuntime:
         }
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        timestep, signature, tensors = self._form.read(args, kwargs)
         surroundings = surroundings_of(self._modules, self._device.type)
-        return Arguments(
-            signature=(surroundings, self._form.signature(args, kwargs)),
-            context=self._context,
-            tensors=self._form.tensors(args, kwargs),
-            timestep=self._form.timestep(args, kwargs),
-        )
+        return Arguments((surroundings, signature), self._context, tensors, timestep)
 
     def _look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are."""

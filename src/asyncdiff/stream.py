@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from asyncdiff.call import Signature
 from asyncdiff.exchange import Channel
-from asyncdiff.labels import Labels
+from asyncdiff.labels import Course, Labels
 
 # Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
 _SMALL = 2**22
@@ -115,12 +115,12 @@ class Streams:
             return False
         return not _is_equal(best.arguments.timestep, arguments.timestep)
 
-    def of_call(self, arguments: Arguments, now: int, timesteps: tuple[float, ...]) -> tuple[Stream, bool]:
+    def of_call(self, arguments: Arguments, now: int, course: Course) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
         expected = [stream for stream in self._streams if stream.last_step == now - 1]
         stream = _most_alike(expected, arguments)
         if stream is None:
-            stream = Stream(arguments, Labels(timesteps), self._why_new(arguments, now))
+            stream = Stream(arguments, Labels(course), self._why_new(arguments, now))
             self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
         is_new = stream.last_step < 0
         stream.go_on(arguments, now)

@@ -4,7 +4,8 @@ The call itself is not changed: its result is the ordinary one, so that a trace 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ ValueId = int
 _SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Operator:
     """One tensor operator: where it ran, what it read, made and wrote to, and what it cost."""
 
@@ -145,19 +146,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        reads = tuple(self.values.of(tensor) for tensor in inputs)
+        inputs = _tensors_in(args) + _tensors_in(kwargs.values())
         storages = {_storage_key(tensor) for tensor in inputs}
+        reads = tuple(self.values.of(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
         overwrites: list[tuple[ValueId, ValueId]] = []
-        if func._schema.is_mutable:
+        is_mutable = func._schema.is_mutable
+        if is_mutable:
             for tensor in _mutated(func, args, kwargs):
                 overwrites += self.values.written(tensor)
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        outputs = _tensors_in(result if isinstance(result, (list, tuple)) else (result,))
         makes = []
+        is_view = not overwrites
         for tensor in outputs:
             is_alias = _storage_key(tensor) in storages
-            if is_alias and func._schema.is_mutable:
+            is_view &= is_alias
+            if is_alias and is_mutable:
                 makes.append(self.values.of(tensor))
             else:
                 makes.append(self.values.made(tensor, is_alias))
@@ -169,8 +173,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops = 4 * query.numel() * key.shape[-2]
         else:
             flops = 0
-        is_view = all(_storage_key(tensor) in storages for tensor in outputs) and not overwrites
-        moved = 0 if is_view else sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        moved = 0 if is_view else sum(tensor.nbytes for tensor in inputs) + sum(tensor.nbytes for tensor in outputs)
         self.operators.append(
             Operator(self.stack[-1] if self.stack else 0, reads, tuple(makes), tuple(overwrites), flops, moved)
         )
@@ -210,6 +213,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
 
 
+def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments, which may be lists of tensors too."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += [tensor for tensor in argument if isinstance(tensor, Tensor)]
+    return found
+
+
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
@@ -237,6 +251,18 @@ def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: thousands of small objects that stay would set it off again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def _uncompiled(denoiser: nn.Module) -> contextlib.AbstractContextManager[Any]:
     """Run what is compiled operator by operator, so that it can be watched."""
     if any(is_compiled(module) for module in denoiser.modules()):
@@ -252,7 +278,7 @@ def record(
     Returns the call's own result and the trace.
     """
     recorder = _Recorder()
-    with _uncompiled(denoiser), _observed(denoiser, recorder), recorder:
+    with _uncollected(), _uncompiled(denoiser), _observed(denoiser, recorder), recorder:
         recorder.enter("", denoiser, (args, kwargs))
         result = forward(*args, **kwargs)
         recorder.leave(result)

@@ -26,6 +26,7 @@ class _Walk:
     graph: Graph
     rule: UnitRule
     calls: dict[str, int] = field(default_factory=dict)
+    is_in_unit: bool = False
 
 
 class UnitHooks:
@@ -66,12 +67,18 @@ class UnitHooks:
 
     def _on_call(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         walk = self._walk
-        if walk is None:
+        if walk is None or walk.is_in_unit:
             return forward(*args, **kwargs)
         ordinal = walk.calls.get(name, 0)
         walk.calls[name] = ordinal + 1
         unit = walk.graph.index.get((name, ordinal))
-        return forward(*args, **kwargs) if unit is None else walk.rule(unit, forward, args, kwargs)
+        if unit is None:
+            return forward(*args, **kwargs)
+        walk.is_in_unit = True
+        try:
+            return walk.rule(unit, forward, args, kwargs)
+        finally:
+            walk.is_in_unit = False
 
 
 def _named(name: str, on_call: Callable[..., Any]) -> Callable[..., Any]:
