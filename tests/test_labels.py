@@ -86,6 +86,19 @@ def test_labels_that_follow_the_noise_level() -> None:
     assert torch.allclose(learnt(transform, sigmas=sigmas).argument(4, 2), transform(TIMESTEPS[4]))
 
 
+def test_labels_of_angles() -> None:
+    angles = [1.57, 1.2, 0.9, 0.4, 0.1]
+
+    def transform(angle: float) -> torch.Tensor:
+        return torch.tensor([math.sin(angle) / (math.sin(angle) + math.cos(angle))])
+
+    assert torch.allclose(learnt(transform, timesteps=angles).argument(4, 2), transform(0.1))
+
+
+def test_a_time_that_stands_still() -> None:
+    assert learnt(lambda timestep: torch.tensor([7.0, 3.0])).argument(4, 2).tolist() == [7.0, 3.0]
+
+
 def test_what_cannot_be_derived() -> None:
     squares = learnt(lambda timestep: torch.tensor([timestep**2]), seen=3)
     with pytest.raises(LabelError, match="no affine function"):

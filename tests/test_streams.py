@@ -15,7 +15,7 @@ SIGNATURE = ("one shape",)
 def call(
     latents: Tensor, *conditions: Tensor, context: str | None = None, timestep: float = 0.0, signature: Any = SIGNATURE
 ) -> Arguments:
-    return Arguments(signature, context, [latents, *conditions], torch.tensor(timestep))
+    return Arguments(signature, context, [latents, *conditions], {"timestep": torch.tensor(timestep)})
 
 
 def walk(steps: list[list[Callable[[], Arguments]]]) -> list[list[Stream]]:

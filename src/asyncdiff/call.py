@@ -1,29 +1,49 @@
 """A denoiser's arguments: where its timestep is, what decides how it runs, and how to compare them."""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from asyncdiff.errors import ConfigurationError
 
 Signature = tuple[Any, ...]
 
-_TIMESTEP_NAMES = ("timestep", "timesteps", "t")
+_MAIN_NAMES = ("timestep", "timesteps", "t")
+_WORDS = {"time", "timestep", "timesteps"}
 
 
 def has_timestep(module: nn.Module) -> bool:
     """Whether a module's forward takes a timestep, as denoisers' do."""
-    return _timestep_name(inspect.signature(module.forward)) is not None
+    return bool(_time_names(inspect.signature(module.forward)))
 
 
-def _timestep_name(signature: inspect.Signature) -> str | None:
-    """The usual name of the argument, or the first that has "time" or "timestep" among its words."""
+def _time_names(signature: inspect.Signature) -> list[str]:
+    """The arguments that say where in the noise a call is, the main one first.
+
+    Some denoisers are given a second time: the one that the step leads to, or that of another modality.
+    """
     names = list(signature.parameters)
-    usual = [name for name in _TIMESTEP_NAMES if name in names]
-    return next(iter(usual + [name for name in names if {"time", "timestep"} & set(name.split("_"))]), None)
+    main = [name for name in _MAIN_NAMES if name in names]
+    return main + [name for name in names if name not in main and _WORDS & set(name.split("_"))]
+
+
+@dataclass(frozen=True)
+class CallParts:
+    """A call's arguments, taken apart.
+
+    Attributes:
+        times: the time arguments by name, the timestep first.
+        signature: what decides how the denoiser runs: not the values of tensors.
+        tensors: all other tensors, in a fixed order.
+    """
+
+    times: dict[str, Any]
+    signature: Signature
+    tensors: list[Tensor]
 
 
 class CallForm:
@@ -31,29 +51,30 @@ class CallForm:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._signature = inspect.signature(denoiser.forward)
-        found = _timestep_name(self._signature)
-        if found is None:
+        self._times = _time_names(self._signature)
+        if not self._times:
             raise ConfigurationError(f"{type(denoiser).__name__} takes no timestep: it is no denoiser")
-        self._timestep = found
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Signature, list[Tensor]]:
-        """The timestep argument, the signature, and all other tensors in a fixed order.
-
-        The signature is what decides how the denoiser runs: not the values of its tensors.
-        """
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallParts:
+        """The parts of a call's arguments."""
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
-        timestep = arguments.pop(self._timestep, None)
+        times = {name: arguments.pop(name) for name in self._times if _is_number(arguments.get(name))}
         leaves, structure = tree_flatten(arguments)
         signature = (structure, *(_trait(leaf) for leaf in leaves))
-        return timestep, signature, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return CallParts(times, signature, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
 
-    def with_timestep(
-        self, timestep: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def with_times(
+        self, times: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with another timestep."""
+        """The arguments with other times."""
         bound = self._signature.bind(*args, **kwargs)
-        bound.arguments[self._timestep] = timestep
+        bound.arguments.update(times)
         return bound.args, bound.kwargs
+
+
+def own_containers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
+    return tree_map(lambda leaf: leaf, (args, kwargs))  # type: ignore[no-any-return]
 
 
 def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -69,6 +90,11 @@ def digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tenso
     if not floats:
         return torch.zeros(0), torch.zeros(0)
     return torch.stack([*means, *sizes]), torch.stack([*sizes, *sizes])
+
+
+def _is_number(argument: Any) -> bool:
+    is_plain = isinstance(argument, (int, float)) and not isinstance(argument, bool)
+    return is_plain or isinstance(argument, Tensor)
 
 
 def _trait(leaf: Any) -> Any:

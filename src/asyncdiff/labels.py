@@ -26,6 +26,9 @@ class Course:
         if self.sigmas:
             yield self.sigmas
             yield tuple(math.log(sigma) if sigma > 0 else -math.inf for sigma in self.sigmas)
+        if all(0 <= timestep < 1.571 for timestep in self.timesteps):
+            # Angles between picture and noise (TrigFlow), which models trained on flow times are given as such.
+            yield tuple(math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in self.timesteps)
 
 
 class Labels:
@@ -79,6 +82,8 @@ class Labels:
                 "the labels of later steps cannot be derived: the shape of the denoiser's timestep argument changes "
                 "from step to step; use stride=1"
             )
+        if len(rows) > 1 and all(torch.equal(row, rows[0]) for row in rows):
+            return like  # a time that does not go with the steps
         # Most timestep arguments hold one number many times: each different course of numbers is derived once.
         numbers, which = torch.unique(torch.stack(rows), dim=1, return_inverse=True)
         positions = [first + index for index in seen]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from asyncdiff.call import CallForm, Signature, digest
+from asyncdiff.call import CallForm, Signature, digest, own_containers
 from asyncdiff.clock import Clock
 from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.division import Division, plan
@@ -127,10 +127,9 @@ class DenoiserRuntime:
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
         if is_new:
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
-        stream.labels.given(stream.index, arguments.timestep)
         self._current = self._divisions.get((self._module_structure, arguments.signature))
         schedule = self._schedule if self._current is None else self._current.schedule
-        step = schedule.step(stream.index, stream.labels.last())
+        step = schedule.step(stream.index, stream.last())
         begin = time.perf_counter()
         try:
             if step.kind is StepKind.FULL:
@@ -154,7 +153,7 @@ class DenoiserRuntime:
     ) -> None:
         result = None
         if self._current is None:
-            result, trace = record(self._denoiser, forward, args, kwargs)
+            result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
             division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
             self._current = self._divisions[self._module_structure, stream.arguments.signature] = division
             self._units.add(division.graph)
@@ -182,10 +181,9 @@ class DenoiserRuntime:
         for task in step.tasks:
             if task.rank in self._exchange.ranks:
                 rule = compute_task(division, task, channel, self.counts)
-                labelled = (args, kwargs)
+                labelled = own_containers(args, kwargs)
                 if task.label != stream.index:
-                    label = stream.labels.argument(task.label, stream.index)
-                    labelled = self._form.with_timestep(label, args, kwargs)
+                    labelled = self._form.with_times(stream.times(task.label), *labelled)
                 result = self._units.walk(division.graph, rule, forward, *labelled)
                 made[task.rank], stream.structure = tree_flatten(result)
         channel.end_round(step.index)
@@ -204,9 +202,10 @@ class DenoiserRuntime:
         }
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        timestep, signature, tensors = self._form.read(args, kwargs)
+        parts = self._form.read(args, kwargs)
         surroundings = surroundings_of(self._modules, self._device.type)
-        return Arguments((surroundings, signature), self._context, tensors, timestep)
+        times = tuple(parts.times)
+        return Arguments((surroundings, times, parts.signature), self._context, parts.tensors, parts.times)
 
     def _look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are."""

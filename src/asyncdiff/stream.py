@@ -23,13 +23,13 @@ class Arguments:
     Attributes:
         signature: what decides how the denoiser runs; the same in all calls of a stream.
         context: the name that the pipeline gives to the guidance branch, where it gives one.
-        timestep: the timestep argument.
+        times: the time arguments by name, the timestep first.
     """
 
-    def __init__(self, signature: Signature, context: Any, tensors: Sequence[Tensor], timestep: Any) -> None:
+    def __init__(self, signature: Signature, context: Any, tensors: Sequence[Tensor], times: dict[str, Any]) -> None:
         self.signature = signature
         self.context = context
-        self.timestep = timestep
+        self.times = times
         self._references = [weakref.ref(tensor) for tensor in tensors]
         self._small = [tensor if tensor.numel() <= _SMALL else None for tensor in tensors]
 
@@ -53,6 +53,7 @@ class Stream:
 
     Attributes:
         arguments: those of its last call.
+        labels: those of each time argument.
         conditioning: the places of the tensors that are the same in all its calls; None until the second.
         reason: why it began, and thus why its first steps are computed in full.
         index: the step of its next call, counted from its first.
@@ -62,7 +63,7 @@ class Stream:
     """
 
     arguments: Arguments
-    labels: Labels
+    labels: dict[str, Labels]
     reason: str
     index: int = 0
     last_step: int = -1
@@ -84,7 +85,17 @@ class Stream:
         """The stream's call at the pipeline's step `now`."""
         if self.conditioning is None and self.last_step >= 0:
             self.conditioning = arguments.same(self.arguments) or arguments.equal(self.arguments)
+        for name, labels in self.labels.items():
+            labels.given(self.index, arguments.times[name])
         self.arguments, self.last_step = arguments, now
+
+    def last(self) -> int | None:
+        """The index of the generation's last step, where it is known."""
+        return next((labels.last() for labels in self.labels.values()), None)
+
+    def times(self, step: int) -> dict[str, Any]:
+        """The time arguments of another step."""
+        return {name: labels.argument(step, self.index) for name, labels in self.labels.items()}
 
     def result(self, step: int) -> Any:
         """The prediction of a step, in the form of the denoiser's own result."""
@@ -113,14 +124,16 @@ class Streams:
         best = _most_alike(free_first, arguments)
         if best is None or best.last_step != now:
             return False
-        return not _is_equal(best.arguments.timestep, arguments.timestep)
+        return not all(_is_equal(best.arguments.times[name], time) for name, time in arguments.times.items())
 
     def of_call(self, arguments: Arguments, now: int, course: Course) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
         expected = [stream for stream in self._streams if stream.last_step == now - 1]
         stream = _most_alike(expected, arguments)
         if stream is None:
-            stream = Stream(arguments, Labels(course), self._why_new(arguments, now))
+            stream = Stream(
+                arguments, {name: Labels(course) for name in arguments.times}, self._why_new(arguments, now)
+            )
             self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
         is_new = stream.last_step < 0
         stream.go_on(arguments, now)
@@ -130,7 +143,8 @@ class Streams:
         """The pipeline's step before `now` is over; streams in their first steps learn its label."""
         for stream in self._streams:
             if stream.last_step == now - 1 and stream.index <= learning_steps:
-                stream.labels.learn(stream.index - 1, timestep)
+                for labels in stream.labels.values():
+                    labels.learn(stream.index - 1, timestep)
 
     def _why_new(self, arguments: Arguments, now: int) -> str:
         if now == 0:
