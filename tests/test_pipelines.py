@@ -1,5 +1,7 @@
 """Every family of pipelines through its own call: all-warm-up, rounds, repetition, and real processes."""
 
+import contextlib
+import functools
 import inspect
 from collections import Counter
 from typing import Any
@@ -12,10 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from asyncdiff import AsyncDiff
 from asyncdiff.hooks import listen
+from asyncdiff.report import Counts
 from tests.processes import run_ranks
 from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
-
-STEPS = 6
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -27,9 +28,7 @@ def test_one_process(name: str) -> None:
     """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    sequential, lengths = _run_and_watch(pipe, tiny)
-    warmed_up = sum(min(3, length) for begin, length in lengths if begin == 0)
-    in_full = sum(min(3, length) for _, length in lengths)
+    sequential, streams = _run_and_watch(pipe, tiny)
     short = run(pipe, tiny, num_inference_steps=2)
     for components in (2, 3, 4):
         for stride in (1, 2):
@@ -39,42 +38,52 @@ def test_one_process(name: str) -> None:
             ):
                 assert torch.equal(run(pipe, tiny, num_inference_steps=2), short)
             with AsyncDiff(pipe, components, stride, warmup=3, executor="local") as async_diff:
-                found = run(pipe, tiny, num_inference_steps=STEPS)
-                (denoiser,) = async_diff.report().denoisers
-                assert denoiser.counts.full["warm-up"] == warmed_up
-                assert denoiser.counts.full.total() == in_full
-                assert denoiser.counts.rounds + denoiser.counts.stored == sum(length for _, length in lengths) - in_full
-                assert denoiser.counts.rounds > 0
-                assert denoiser.counts.units_skipped > 0
+                found = run(pipe, tiny, num_inference_steps=tiny.steps)
+                reports = async_diff.report().denoisers
+                assert {report.name for report in reports} == streams.keys()
+                for report in reports:
+                    _check_counts(report.counts, streams[report.name])
                 assert torch.isfinite(found).all(), "a placeholder was read"
                 assert not torch.equal(found, sequential)
                 assert relative_error(found, sequential) < 1
                 if (components, stride) == (3, 2):
-                    assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), found)
-    assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), sequential)
+                    assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), found)
+    assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), sequential)
 
 
-def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor, list[tuple[int, int]]]:
-    """The sequential result; in which step every stream of denoiser calls began, and how many calls it had.
+def _check_counts(counts: Counts, lengths: list[tuple[int, int]]) -> None:
+    """With three steps of warm-up: a stream's first three calls are computed in full, and no others."""
+    in_full = sum(min(3, length) for _, length in lengths)
+    assert counts.full["warm-up"] == sum(min(3, length) for begin, length in lengths if begin == 0)
+    assert counts.full.total() == in_full
+    assert counts.rounds + counts.stored == sum(length for _, length in lengths) - in_full
+    assert counts.rounds > 0
+    assert counts.units_skipped > 0
+
+
+def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor, dict[str, list[tuple[int, int]]]]:
+    """The sequential result; of every denoiser, in which step each stream of its calls began, and how many it had.
 
     Calls of one step are of different streams; so are calls of different steps, if their inputs have other shapes.
     """
+    names = (tiny.denoiser, *tiny.others)
     steps: list[Counter[Any]] = [Counter()]
-    lengths: dict[Any, tuple[int, int]] = {}
+    lengths: dict[str, dict[Any, tuple[int, int]]] = {name: {} for name in names}
 
-    def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def count(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        stream = shapes, steps[-1][shapes]
-        steps[-1][shapes] += 1
-        begin, length = lengths.get(stream, (len(steps) - 1, 0))
-        lengths[stream] = begin, length + 1
+        stream = shapes, steps[-1][name, shapes]
+        steps[-1][name, shapes] += 1
+        begin, length = lengths[name].get(stream, (len(steps) - 1, 0))
+        lengths[name][stream] = begin, length + 1
 
-    undo = listen(pipe.scheduler, "step", lambda *args, **kwargs: steps.append(Counter()))
-    try:
-        with getattr(pipe, tiny.denoiser).register_forward_pre_hook(count, with_kwargs=True):
-            return run(pipe, tiny, num_inference_steps=STEPS), list(lengths.values())
-    finally:
-        undo()
+    with contextlib.ExitStack() as watching:
+        watching.callback(listen(pipe.scheduler, "step", lambda *args, **kwargs: steps.append(Counter())))
+        for name in names:
+            hook = functools.partial(count, name)
+            watching.enter_context(getattr(pipe, name).register_forward_pre_hook(hook, with_kwargs=True))
+        sequential = run(pipe, tiny, num_inference_steps=tiny.steps)
+    return sequential, {name: list(streams.values()) for name, streams in lengths.items()}
 
 
 def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
@@ -93,9 +102,9 @@ def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[T
     for components, stride in settings:
         latents.clear()
         with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="distributed", timeout=60):
-            apart = run(pipe, tiny, num_inference_steps=STEPS, **watched)
+            apart = run(pipe, tiny, num_inference_steps=tiny.steps, **watched)
         with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local"):
-            together = run(pipe, tiny, num_inference_steps=STEPS)
+            together = run(pipe, tiny, num_inference_steps=tiny.steps)
         results.append((apart, together, list(latents) or [apart]))
     return results
 

@@ -13,15 +13,31 @@ from tests.tiny import (
     flux,
     flux2,
     image_transformers,
+    kandinsky,
     qwen_image,
     sd3,
     sdxl,
     stable_diffusion,
+    unconditional,
     unet_video,
+    wan,
 )
 from tests.tiny.base import TinyPipeline, run
 
-_FAMILIES = (stable_diffusion, sdxl, unet_video, sd3, flux, flux2, qwen_image, image_transformers, flow_transformers)
+_FAMILIES = (
+    stable_diffusion,
+    sdxl,
+    kandinsky,
+    unconditional,
+    unet_video,
+    sd3,
+    flux,
+    flux2,
+    qwen_image,
+    image_transformers,
+    flow_transformers,
+    wan,
+)
 
 PIPELINES: dict[str, TinyPipeline] = {tiny.name: tiny for family in _FAMILIES for tiny in family.PIPELINES}
 

@@ -27,12 +27,19 @@ TEXT_LENGTH = 7
 
 @dataclass(frozen=True)
 class TinyPipeline:
-    """How to build one pipeline, always with the same weights, and what to call it with."""
+    """How to build one pipeline, always with the same weights, and what to call it with.
+
+    Attributes:
+        others: further denoisers.
+        steps: so many that every denoiser is called more than three times.
+    """
 
     name: str
     build: Callable[[], DiffusionPipeline]
     inputs: Callable[[DiffusionPipeline], dict[str, Any]]
     denoiser: str
+    others: tuple[str, ...] = ()
+    steps: int = 6
 
 
 def run(pipe: DiffusionPipeline, tiny: TinyPipeline, **overrides: Any) -> torch.Tensor:
