@@ -48,8 +48,9 @@ def test_silencing_a_unit_in_the_middle_or_the_time_shows(case: Case) -> None:
 
 def unit_in_the_middle(denoiser: nn.Module) -> nn.Module:
     """The second block of the longest list of blocks, and in a UNet the first one between its two halves."""
-    if getattr(denoiser, "mid_block", None) is not None:
-        return denoiser.mid_block.resnets[0]
+    middle = getattr(denoiser, "mid_block", None)
+    if middle is not None:
+        return getattr(middle, "base_midblock", middle).resnets[0]  # ControlNet-XS has a second one beside it
     lists = [module for module in denoiser.children() if isinstance(module, nn.ModuleList)]
     block = max(lists, key=lambda blocks: sum(weight.numel() for weight in blocks.parameters()))[1]
     return block[0] if isinstance(block, nn.ModuleList) else block  # Stable Cascade has a list of lists

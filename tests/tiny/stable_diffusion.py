@@ -168,9 +168,15 @@ def build_latent_upscaler() -> DiffusionPipeline:
 
 def build_marigold() -> DiffusionPipeline:
     """From a picture to its depth: the prompt is empty, and encoded by the pipeline itself."""
+    unet = tiny_unet(
+        in_channels=8,  # the picture's latents and the depth's
+        block_out_channels=(16, 32, 32),  # the depth lies between 0 and 1, where a fourth level would hardly show
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
     return assemble(
         MarigoldDepthPipeline,
-        unet=tiny_unet(in_channels=8),  # the picture's latents and the depth's
+        unet=unet,
         vae=tiny_vae(),
         scheduler=ddim(prediction_type="v_prediction", timestep_spacing="trailing"),
         text_encoder=tiny_text_encoder(),
