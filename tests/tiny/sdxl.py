@@ -103,6 +103,7 @@ PIPELINES = (
         lambda: build_sdxl(StableDiffusionXLImg2ImgPipeline),
         lambda pipe: pooled_text(image=image(), strength=0.8),
         "unet",
+        steps=8,
     ),
     TinyPipeline("sdxl_refiner", build_sdxl_refiner, lambda pipe: pooled_text(image=image(), strength=0.8), "unet"),
     TinyPipeline(

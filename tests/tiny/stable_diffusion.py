@@ -193,6 +193,7 @@ PIPELINES = (
         lambda: build_sd15(StableDiffusionImg2ImgPipeline),
         lambda pipe: text(image=image(), strength=0.8),
         "unet",
+        steps=8,
     ),
     TinyPipeline(
         "sd15_inpaint",
