@@ -43,6 +43,9 @@ LARGE_UNET = dict(
 )
 LARGE_UNET_TEXT_LENGTH = 77
 
+# What these denoisers consist of, many times over.
+REPEATED_BLOCKS = {"BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D"}
+
 # A thread that got less of its core than this had to share it.
 BUSY = 0.95
 
@@ -268,11 +271,25 @@ def large_unet() -> Subject:
     return Subject(pipe, {"prompt_embeds": embeds, "negative_prompt_embeds": negative})
 
 
+def with_compiled_blocks(build: Callable[[], Subject]) -> Callable[[], Subject]:
+    """The same subject, each repeated block of its denoiser compiled on its own."""
+
+    def build_compiled() -> Subject:
+        subject = build()
+        for module in subject.denoiser.modules():
+            if type(module).__name__ in REPEATED_BLOCKS:
+                module.compile()
+        return subject
+
+    return build_compiled
+
+
 MODELS: dict[str, Callable[[], Subject]] = {
     "demo-unet": demo_unet,
     "demo-dit": demo_dit,
     "large-unet": large_unet,
 }
+COMPILED = {f"{name}-compiled": with_compiled_blocks(build) for name, build in MODELS.items()}
 
 
 def generate(subject: Subject, steps: int, on_step: Callable[[int], None] | None = None) -> float:
@@ -369,7 +386,8 @@ def measure_hooks(subject: Subject) -> float:
 
 def measure_model(name: str, settings: Settings) -> ModelResult:
     """All that is measured of one model; both ranks run this."""
-    plain, attached = MODELS[name](), MODELS[name]()
+    build = {**MODELS, **COMPILED}[name]
+    plain, attached = build(), build()
     for subject in (plain, attached):
         subject.pipe.set_progress_bar_config(disable=True)
     with AsyncDiff(
@@ -546,7 +564,7 @@ def round_table(measured: list[ModelResult]) -> Table:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="which models")
+    parser.add_argument("--models", nargs="+", choices=[*MODELS, *COMPILED], default=list(MODELS), help="which models")
     parser.add_argument("--runs", type=int, default=3, help="timed pairs of generations")
     parser.add_argument("--steps", type=int, default=50, help="denoising steps of a generation")
     parser.add_argument("--warmup", type=int, default=3, help="steps that the ordinary denoiser computes at first")
