@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from peft import LoraConfig
 from torch import Tensor
 
-from asyncdiff import AsyncDiff
+from asyncdiff import AsyncDiff, runtime
+from asyncdiff.trace import record
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 
@@ -133,3 +135,29 @@ def test_report_counts_what_ran() -> None:
     assert 0.45 < max(denoiser.shares) < 0.6
     assert denoiser.modelled_speedup == pytest.approx(9 / (3 + 3 * max(denoiser.shares)))
     assert "3 parallel rounds" in str(report)
+
+
+def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def counting(*args: Any) -> Any:
+        recorded.append(args)
+        return record(*args)
+
+    monkeypatch.setattr(runtime, "record", counting)
+    tiny = PIPELINES["sd15"]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=2, executor="local"):
+        plain = run(pipe, tiny)
+        run(pipe, tiny, num_inference_steps=STEPS + 2)
+        assert len(recorded) == 1
+        run(pipe, tiny, height=48, width=32)
+        assert len(recorded) == 2
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+        assert not torch.equal(run(pipe, tiny), plain)
+        assert len(recorded) == 3
+        pipe.unet.delete_adapters("default")
+        for arguments in ({}, {"height": 48, "width": 32}):
+            run(pipe, tiny, **arguments)
+        assert torch.equal(run(pipe, tiny), plain)
+        assert len(recorded) == 3
