@@ -156,7 +156,7 @@ def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: p
         pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
         assert not torch.equal(run(pipe, tiny), plain)
         assert len(recorded) == 3
-        pipe.unet.delete_adapters("default")
+        pipe.unload_lora_weights()
         for arguments in ({}, {"height": 48, "width": 32}):
             run(pipe, tiny, **arguments)
         assert torch.equal(run(pipe, tiny), plain)

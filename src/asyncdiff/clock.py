@@ -1,6 +1,7 @@
 """Where a pipeline stands: which generation it is in, and how many steps of it are over."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,16 @@ class Clock:
         self._schedulers = find_schedulers(self._pipeline)
         for scheduler in self._schedulers.values():
             self._undo.append(listen(scheduler, "set_timesteps", functools.partial(self._begin, scheduler)))
-            self._undo.append(listen(scheduler, "step", self._end_step))
+            self._undo.append(listen(scheduler, "step", self._reader_of(scheduler)))
+
+    def _reader_of(self, scheduler: Any) -> Callable[..., None]:
+        """What is called after each of a scheduler's steps; not every scheduler has the timestep in the same place."""
+        signature = inspect.signature(scheduler.step)
+
+        def end_step(*args: Any, **kwargs: Any) -> None:
+            self._end_step(signature.bind(*args, **kwargs).arguments.get("timestep"))
+
+        return end_step
 
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         self.generation += 1
@@ -77,7 +87,7 @@ class Clock:
         for notify in self.on_generation:
             notify()
 
-    def _end_step(self, model_output: Any, timestep: Any = None, *args: Any, **kwargs: Any) -> None:
+    def _end_step(self, timestep: Any) -> None:
         # A pipeline may call the scheduler several times for one step: for each frame, for sound beside pictures.
         if self._called or not _is_equal(timestep, self._last_timestep):
             self.tick(timestep)
