@@ -16,7 +16,7 @@ _MAIN_NAMES = ("timestep", "timesteps", "t")
 _WORDS = {"time", "timestep", "timesteps"}
 
 
-def has_timestep(module: nn.Module) -> bool:
+def has_timestep(module: nn.Module | type[nn.Module]) -> bool:
     """Whether a module's forward takes a timestep, as denoisers' do."""
     return bool(_time_names(inspect.signature(module.forward)))
 

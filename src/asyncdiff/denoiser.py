@@ -26,9 +26,10 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
         if isinstance(module, nn.Module) and _predicts_noise(getattr(module, "_orig_mod", module))
     }
     if not found:
+        timeless = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
         raise ConfigurationError(
-            f"{type(pipe).__name__} has no denoiser: a torch module among its components (mostly called `unet` or "
-            "`transformer`) whose forward takes a timestep"
+            f"{type(pipe).__name__} has no denoiser: a torch module among its components whose forward takes a timestep"
+            + (f"; its {timeless!r} ({type(getattr(pipe, timeless)).__name__}) takes none" if timeless else "")
         )
     return found
 
