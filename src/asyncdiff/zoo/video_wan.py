@@ -97,7 +97,7 @@ def _ladder(frames: int) -> Tensor:
     return torch.linspace(400.0, 700.0, frames)[None]
 
 
-# Two given pictures of a face per latent frame, after the first; the encoder takes four at a time.
+# Four pictures of a face for every latent frame but the first; the encoder takes four at a time.
 _FACE_SIDE, _FACES = 16, 4 * (_FRAMES - 1)
 
 _WAN_ANIMATE = {
@@ -190,7 +190,7 @@ def _any_flow_far() -> dict[str, Any]:
 
 
 def _any_flow_far_with_cache() -> dict[str, Any]:
-    """The third chunk: calls before have left the keys and values of the first two, those of the first in few tokens."""
+    """The third chunk: calls before have left the keys and values of two, of the older one those of few tokens."""
     caches = [
         {
             "full_cache": noise(2, 1, _HEADS, 2 * 2 * _TOKENS_OF_A_FRAME, _HEAD_WIDTH, seed=30 + number),
@@ -217,12 +217,11 @@ def _helios() -> dict[str, Any]:
 
 def _helios_with_history() -> dict[str, Any]:
     """Before the frames come older ones: the older, the fewer tokens they have."""
-    long, middle, short, present = torch.arange(4 + 2 + 2 + _FRAMES)[None].split([4, 2, 2, _FRAMES], dim=1)
     return _wan(
-        indices_hidden_states=present,
-        indices_latents_history_short=short,
-        indices_latents_history_mid=middle,
-        indices_latents_history_long=long,
+        indices_latents_history_long=torch.arange(0, 4)[None],
+        indices_latents_history_mid=torch.arange(4, 6)[None],
+        indices_latents_history_short=torch.arange(6, 8)[None],
+        indices_hidden_states=torch.arange(8, 8 + _FRAMES)[None],
         latents_history_short=_video(frames=2, seed=3),
         latents_history_mid=_video(frames=2, seed=4),
         latents_history_long=_video(frames=4, seed=5),
