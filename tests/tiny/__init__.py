@@ -19,6 +19,7 @@ from tests.tiny import (
     sdxl,
     stable_diffusion,
     unconditional,
+    unet_audio,
     unet_video,
     wan,
 )
@@ -30,6 +31,7 @@ _FAMILIES = (
     kandinsky,
     unconditional,
     unet_video,
+    unet_audio,
     sd3,
     flux,
     flux2,
