@@ -1,4 +1,4 @@
-"""The command line: `asyncdiff generate` and `asyncdiff inspect`."""
+"""The command line: `asyncdiff generate`, `asyncdiff inspect` and `asyncdiff models`."""
 
 import contextlib
 import dataclasses
@@ -15,6 +15,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Column, Table
 from torch.distributed.elastic.multiprocessing import SignalException
 
@@ -23,6 +24,7 @@ from asyncdiff.errors import AsyncDiffError
 from asyncdiff.inspection import Inspection, inspect_denoisers
 from asyncdiff.launch import DEMO_MODELS, Job, Outcome, WorkerFailedError, launch, load_pipeline
 from asyncdiff.schedule import Schedule
+from asyncdiff.zoo import matrix
 
 WORKER_FAILED = 1
 BAD_USAGE = 2
@@ -205,6 +207,46 @@ def inspect_(
         return
     for found in inspections:
         _print_inspection(found, steps, warmup)
+
+
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Classes of diffusers, for instance FluxTransformer2DModel. [default: all]"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON instead of a table.")] = False,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+) -> None:
+    """Check which denoiser classes of the installed diffusers can be divided.
+
+    Builds each class small, with random weights, and checks it: units and live edges, balance for two, three
+    and four components, the warm-up against the plain model, the rounds against the paper's recurrence. Nothing
+    is downloaded. All classes take some minutes.
+
+    Examples:
+
+    - `asyncdiff models FluxTransformer2DModel UNet2DConditionModel`
+
+    - `asyncdiff models --json > models.json`
+
+    Exit codes: 0 fine (whether or not all classes work), 2 no such class, 130 interrupted (Ctrl-C).
+    """
+    with _exit_codes():
+        try:
+            found = matrix.subjects(names or ())
+        except AsyncDiffError as error:
+            _refuse(str(error))
+        findings = [matrix.examine(subject) for subject in track(found, "checking", console=_err)]
+    if markdown is not None:
+        markdown.write_text(matrix.as_page(findings), encoding="utf-8")
+    if as_json:
+        print(json.dumps([matrix.as_object(finding) for finding in findings], indent=2))
+        return
+    table = Table(*(Column(name, overflow="fold") for name in matrix.COLUMNS))
+    for finding in findings:
+        table.add_row(*map(escape, matrix.as_row(finding)))
+    _out.print(table)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ class Specimen:
         config: the arguments of its constructor.
         inputs: makes the arguments of one call; always the same ones.
         variant: what is special about it, where a class has several specimens.
-        time: the name of the timestep argument among the inputs.
+        time: the name of the timestep argument among the inputs. Others may move with it, see `times`.
     """
 
     kind: str
@@ -32,11 +32,29 @@ class Specimen:
         """The class, and the variant in brackets."""
         return f"{self.kind} ({self.variant})" if self.variant else self.kind
 
+    def times(self) -> tuple[str, ...]:
+        """The timestep argument, and those of the same form that are times by their names: they move with it."""
+        inputs = self.inputs()
+        form = _form(inputs[self.time])
+        others = [name for name in inputs if is_time(name) and name != self.time]
+        return (self.time, *(name for name in others if _form(inputs[name]) == form))
+
     def build(self) -> nn.Module:
         """The model, always with the same weights."""
-        model: nn.Module = getattr(diffusers, self.kind)(**self.config)
+        with torch.random.fork_rng(devices=[]):  # some constructors draw numbers that are no parameters
+            torch.manual_seed(0)
+            model: nn.Module = getattr(diffusers, self.kind)(**self.config)
         randomise(model.eval())
         return model
+
+
+def is_time(name: str) -> bool:
+    """Whether an argument is a time by its name."""
+    return not {"time", "timestep", "timesteps"}.isdisjoint(name.split("_"))
+
+
+def _form(argument: Any) -> Any:
+    return argument.shape if isinstance(argument, Tensor) else type(argument)
 
 
 @torch.no_grad()
