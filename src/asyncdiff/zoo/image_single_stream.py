@@ -626,6 +626,7 @@ SPECIMENS: tuple[Specimen, ...] = (
     Specimen("ZImageTransformer2DModel", _Z_IMAGE, _z_image_with_controlnet, variant="ControlNet", time="t"),
     Specimen("ZImageTransformer2DModel", _Z_IMAGE_OMNI, _z_image_omni, variant="omni", time="t"),
     Specimen("NucleusMoEImageTransformer2DModel", _NUCLEUS, _nucleus),
+    Specimen("NucleusMoEImageTransformer2DModel", {**_NUCLEUS, "use_grouped_mm": True}, _nucleus, variant="grouped"),
     Specimen("HiDreamImageTransformer2DModel", _HIDREAM, _hidream, time="timesteps"),
     Specimen("HiDreamImageTransformer2DModel", _HIDREAM, _hidream_oblong, variant="oblong", time="timesteps"),
     Specimen("Krea2Transformer2DModel", _KREA_2, _krea_2),
