@@ -14,6 +14,7 @@ from tests.tiny import (
     flux2,
     image_transformers,
     kandinsky,
+    modular_transformers,
     qwen_image,
     sd3,
     sdxl,
@@ -38,6 +39,7 @@ _FAMILIES = (
     qwen_image,
     image_transformers,
     flow_transformers,
+    modular_transformers,
     wan,
 )
 

@@ -95,8 +95,8 @@ def lumina_text(**extra: Any) -> dict[str, Any]:
     return masked_text(height=8 * SIZE, width=8 * SIZE, **extra)
 
 
-def build_z_image(pipeline: type[DiffusionPipeline] = ZImagePipeline) -> DiffusionPipeline:
-    transformer = ZImageTransformer2DModel(
+def tiny_z_image_transformer() -> ZImageTransformer2DModel:
+    return ZImageTransformer2DModel(
         in_channels=4,
         dim=32,
         n_layers=4,
@@ -107,7 +107,10 @@ def build_z_image(pipeline: type[DiffusionPipeline] = ZImagePipeline) -> Diffusi
         axes_dims=[4, 6, 6],
         axes_lens=[64, 32, 32],
     )
-    return build(pipeline, transformer)
+
+
+def build_z_image(pipeline: type[DiffusionPipeline] = ZImagePipeline) -> DiffusionPipeline:
+    return build(pipeline, tiny_z_image_transformer())
 
 
 def z_image_text(**extra: Any) -> dict[str, Any]:
