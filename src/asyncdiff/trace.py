@@ -3,7 +3,6 @@
 The call itself is not changed: its result is the ordinary one, so that a trace costs no extra call.
 """
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,22 @@ from asyncdiff.hooks import is_compiled
 
 ValueId = int
 
-_SDPA_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+# Attention that torch has no formula of its own for; its first arguments are query and key.
+_ATTENTION = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.higher_order.flex_attention)
+# The matrix product of mixtures of experts, which torch has no formula for either.
+_GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
+
+# Operators that read a tensor's shape and kind, not its values.
+_OF_THE_SAME_FORM = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
+        *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
+    )
+)
+
+# Operators that read a part of a table, as large as what they make of it.
+_LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "gather", "index", "index_select"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +78,6 @@ class ModuleCall:
     """One call of one module: its place in the call tree and in the order of operators."""
 
     name: str
-    ordinal: int
     parent: int
     has_parameters: bool
     is_compiled: bool
@@ -136,22 +149,31 @@ def _region(tensor: Tensor) -> tuple[Any, ...]:
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    # Flexible attention is one; it is recorded as an operator.
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.values = _Values()
         self.calls: list[ModuleCall] = []
         self.operators: list[Operator] = []
         self.stack: list[int] = []
-        self.ordinals: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = _tensors_in(args) + _tensors_in(kwargs.values())
+        is_operator = isinstance(func, torch._ops.OpOverload)
+        kind = func._overloadpacket if is_operator else func
+        if kind in _OF_THE_SAME_FORM:
+            inputs = []
+        elif is_operator:
+            inputs = _tensors_in(args) + _tensors_in(kwargs.values())
+        else:
+            inputs = _tensors_within((args, kwargs))
         storages = {_storage_key(tensor) for tensor in inputs}
         reads = tuple(self.values.of(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
         overwrites: list[tuple[ValueId, ValueId]] = []
-        is_mutable = func._schema.is_mutable
+        is_mutable = is_operator and func._schema.is_mutable
         if is_mutable:
             for tensor in _mutated(func, args, kwargs):
                 overwrites += self.values.written(tensor)
@@ -165,29 +187,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 makes.append(self.values.of(tensor))
             else:
                 makes.append(self.values.made(tensor, is_alias))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            flops = int(formula(*args, **kwargs, out_val=result))
-        elif func._overloadpacket is _SDPA_ON_CPU:
-            query, key = args[0], args[1]
-            flops = 4 * query.numel() * key.shape[-2]
-        else:
-            flops = 0
-        moved = 0 if is_view else sum(tensor.nbytes for tensor in inputs) + sum(tensor.nbytes for tensor in outputs)
+        made = sum(tensor.nbytes for tensor in outputs)
+        read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
+        moved = 0 if is_view else read + made
+        flops = _flops(kind, args, kwargs, result)
         self.operators.append(
             Operator(self.stack[-1] if self.stack else 0, reads, tuple(makes), tuple(overwrites), flops, moved)
         )
         return result
 
     def enter(self, name: str, module: nn.Module, arguments: Any) -> None:
-        ordinal = self.ordinals.get(name, 0)
-        self.ordinals[name] = ordinal + 1
         parent = self.stack[-1] if self.stack else -1
         index = len(self.calls)
-        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        tensors = _tensors_within(arguments)
         call = ModuleCall(
             name=name,
-            ordinal=ordinal,
             parent=parent,
             has_parameters=next(module.parameters(), None) is not None,
             is_compiled=is_compiled(module),
@@ -213,6 +227,21 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
 
 
+def _flops(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Floating-point operations of matrix products, convolutions and attention."""
+    formula = flop_registry.get(kind)
+    if formula is not None:
+        return int(formula(*args, **kwargs, out_val=result))
+    if kind in _ATTENTION:
+        query, key = args[0], args[1]
+        return int(4 * query.numel() * key.shape[-2])
+    if kind is _GROUPED_PRODUCT:
+        first, second = args[0], args[1]
+        is_grouped_inside = first.ndim == second.ndim == 2  # the groups divide the axis that is summed over
+        return int(2 * first.numel() * second.shape[1] if is_grouped_inside else 2 * result.numel() * first.shape[-1])
+    return 0
+
+
 def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     """The tensors among an operator's arguments, which may be lists of tensors too."""
     found: list[Tensor] = []
@@ -224,12 +253,17 @@ def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     return found
 
 
+def _tensors_within(arguments: Any) -> list[Tensor]:
+    """The tensors among arguments of any form."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         given = args[position] if position < len(args) else kwargs.get(argument.name)
-        yield from (leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor))
+        yield from _tensors_within(given)
 
 
 @contextmanager
@@ -263,13 +297,6 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _uncompiled(denoiser: nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Run what is compiled operator by operator, so that it can be watched."""
-    if any(is_compiled(module) for module in denoiser.modules()):
-        return torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call, no-any-return]
-    return contextlib.nullcontext()
-
-
 def record(
     denoiser: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, Trace]:
@@ -278,7 +305,9 @@ def record(
     Returns the call's own result and the trace.
     """
     recorder = _Recorder()
-    with _uncollected(), _uncompiled(denoiser), _observed(denoiser, recorder), recorder:
+    # What is compiled, blocks or flexible attention, runs operator by operator, so that it can be watched.
+    uncompiled = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+    with _uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
         recorder.enter("", denoiser, (args, kwargs))
         result = forward(*args, **kwargs)
         recorder.leave(result)
@@ -287,15 +316,21 @@ def record(
 
 
 def _mark_lists(denoiser: nn.Module, calls: list[ModuleCall]) -> None:
+    called = {call.name for call in calls}
     lists = {name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)}
     for call in calls:
         prefix = f"{call.name}." if call.name else ""
         call.owns_called_list = any(
-            calls[child].has_parameters and _enclosing_list(calls[child].name, prefix, lists) for child in call.children
+            calls[child].has_parameters and _enclosing_list(calls[child].name, prefix, lists, called)
+            for child in call.children
         )
 
 
-def _enclosing_list(name: str, prefix: str, lists: set[str]) -> bool:
-    """Whether a module list stands between the owner (`prefix`) and the module `name`."""
+def _enclosing_list(name: str, prefix: str, lists: set[str], called: set[str]) -> bool:
+    """Whether a module list of the owner (`prefix`) holds the module `name`; a list of a called module is its own."""
     parts = name[len(prefix) :].split(".")
-    return any(prefix + ".".join(parts[:end]) in lists for end in range(1, len(parts)))
+    for end in range(1, len(parts)):
+        path = prefix + ".".join(parts[:end])
+        if path in called or path in lists:
+            return path in lists
+    return False

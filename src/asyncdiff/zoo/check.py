@@ -27,7 +27,7 @@ from asyncdiff.zoo.specimen import Specimen, is_time
 COMPONENTS = (2, 3, 4)
 
 # Steps of a generation and its warm-up, by stride. With stride 2 the last round has labels beyond the last step.
-_STEPS = {1: (5, 2), 2: (6, 1)}
+_STEPS = {1: (4, 2), 2: (4, 1)}
 
 UnitKey = tuple[str, int]
 """A module's name, and how many calls of it came before in the pass, those inside of other units left out."""
