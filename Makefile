@@ -6,7 +6,7 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-all check environment clean
+.PHONY: demo test test-all models check environment clean
 
 environment: $(VENV)/.ready
 
@@ -24,6 +24,9 @@ test: environment ## the tests (no GPU, no network, two cores)
 
 test-all: environment ## these and the whole matrices of denoisers and pipelines (an hour)
 	$(BIN)/python -m pytest
+
+models: environment ## docs/models.md: which denoiser classes of the installed diffusers work (ten minutes)
+	$(BIN)/asyncdiff models --markdown docs/models.md
 
 check: environment ## style and types
 	$(BIN)/ruff check .

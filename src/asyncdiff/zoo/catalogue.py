@@ -35,4 +35,4 @@ def _is_denoiser(kind: type[nn.Module]) -> bool:
     is_side_network = any(
         word in name and "unet" not in name and not name.endswith("mixin") for name in names for word in _SIDE_NETWORKS
     )
-    return not is_side_network and (kind.__module__.startswith(_HOMES) or has_timestep(kind))  # type: ignore[arg-type]
+    return not is_side_network and (kind.__module__.startswith(_HOMES) or has_timestep(kind))
