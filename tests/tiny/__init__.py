@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from tests.tiny import (
+    deepfloyd,
     flow_transformers,
     flux,
     flux2,
     image_transformers,
     kandinsky,
+    modular,
     modular_transformers,
     qwen_image,
     sd3,
@@ -30,9 +32,11 @@ _FAMILIES = (
     stable_diffusion,
     sdxl,
     kandinsky,
+    deepfloyd,
     unconditional,
     unet_video,
     unet_audio,
+    modular,
     sd3,
     flux,
     flux2,
