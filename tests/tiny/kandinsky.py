@@ -1,4 +1,4 @@
-"""Kandinsky 2.2 and 3, and Stable Cascade: a picture by way of its embedding."""
+"""Kandinsky, Stable Cascade, StableUnCLIP, Shap-E: a picture by way of its embedding, or that of another."""
 
 from typing import Any
 
@@ -8,22 +8,28 @@ from diffusers import (
     DDPMScheduler,
     DDPMWuerstchenScheduler,
     DiffusionPipeline,
+    HeunDiscreteScheduler,
     Kandinsky3Img2ImgPipeline,
     Kandinsky3Pipeline,
     Kandinsky3UNet,
+    KandinskyV22CombinedPipeline,
     KandinskyV22ControlnetPipeline,
     KandinskyV22Img2ImgPipeline,
     KandinskyV22InpaintPipeline,
     KandinskyV22Pipeline,
     KandinskyV22PriorPipeline,
     PriorTransformer,
+    ShapEPipeline,
     StableCascadeDecoderPipeline,
     StableCascadePriorPipeline,
     StableCascadeUNet,
+    StableUnCLIPPipeline,
     UnCLIPScheduler,
     VQModel,
 )
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
+from diffusers.pipelines.shap_e import ShapERenderer
+from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
 from transformers import CLIPImageProcessorPil
 
 from tests.tiny.base import (
@@ -32,15 +38,17 @@ from tests.tiny.base import (
     TEXT_LENGTH,
     TinyPipeline,
     assemble,
+    ddim,
     image,
     mask,
     noise,
     sampling,
     text,
     tiny_image_encoder,
+    tiny_vae,
 )
 from tests.tiny.stable_diffusion import tiny_unet
-from tests.tiny.text_encoders import tiny_text_encoder_with_projection, tiny_tokenizer
+from tests.tiny.text_encoders import tiny_text_encoder, tiny_text_encoder_with_projection, tiny_tokenizer
 
 
 def tiny_movq() -> VQModel:
@@ -98,6 +106,7 @@ def build_kandinsky22_controlnet() -> DiffusionPipeline:
     What does so has widths that no config changes: in a UNet as narrow as the others it would be most of the cost.
     """
     return build_kandinsky22(
+        KandinskyV22CombinedPipeline,
         KandinskyV22ControlnetPipeline,
         in_channels=8,
         addition_embed_type="image_hint",
@@ -106,23 +115,93 @@ def build_kandinsky22_controlnet() -> DiffusionPipeline:
     )
 
 
-def build_kandinsky22_prior() -> DiffusionPipeline:
-    """The denoiser is a transformer, called `prior`, and what it denoises one vector, an image's embedding."""
-    prior = PriorTransformer(
-        num_attention_heads=2,
-        attention_head_dim=16,
-        num_layers=4,
-        embedding_dim=16,
-        num_embeddings=TEXT_LENGTH,
+def tiny_prior(**config: Any) -> PriorTransformer:
+    """What it denoises is one vector, an image's embedding; the words come before it as in a sequence."""
+    return PriorTransformer(
+        **dict(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            num_layers=4,
+            embedding_dim=16,
+            num_embeddings=TEXT_LENGTH,
+        )
+        | config
     )
+
+
+def unclip() -> UnCLIPScheduler:
+    return UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0)
+
+
+def build_kandinsky22_prior() -> DiffusionPipeline:
     return assemble(
         KandinskyV22PriorPipeline,
-        prior=prior,
+        prior=tiny_prior(),
         image_encoder=tiny_image_encoder(),
         text_encoder=tiny_text_encoder_with_projection(),
         tokenizer=tiny_tokenizer(),
-        scheduler=UnCLIPScheduler(variance_type="fixed_small_log", prediction_type="sample", clip_sample_range=5.0),
+        scheduler=unclip(),
         image_processor=CLIPImageProcessorPil(),
+    )
+
+
+def build_kandinsky22_combined() -> DiffusionPipeline:
+    """Both pipelines in one: two denoisers, one after the other, with a scheduler each."""
+    prior = build_kandinsky22_prior()
+    combined = KandinskyV22CombinedPipeline(
+        **build_kandinsky22().components, **{f"prior_{name}": part for name, part in prior.components.items()}
+    )
+    combined.set_progress_bar_config(disable=True)
+    return combined
+
+
+def build_unclip() -> DiffusionPipeline:
+    """An embedding made of words, then a picture made of the embedding and the words."""
+    unet = tiny_unet(class_embed_type="projection", projection_class_embeddings_input_dim=2 * 16)
+    return assemble(
+        StableUnCLIPPipeline,
+        prior_tokenizer=tiny_tokenizer(),
+        prior_text_encoder=tiny_text_encoder_with_projection(),
+        prior=tiny_prior(),
+        prior_scheduler=DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            variance_type="fixed_small_log",
+            prediction_type="sample",
+            clip_sample_range=5.0,
+        ),
+        image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=16),
+        image_noising_scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+        tokenizer=tiny_tokenizer(),
+        text_encoder=tiny_text_encoder(),
+        unet=unet,
+        scheduler=ddim(prediction_type="v_prediction"),
+        vae=tiny_vae(),
+    )
+
+
+def build_shap_e() -> DiffusionPipeline:
+    """The prior's other use: a sequence of vectors, the parameters of a shape; two calls in every step of Heun's."""
+    prior = tiny_prior(
+        num_embeddings=8,
+        embedding_dim=16,
+        embedding_proj_dim=16,
+        time_embed_dim=32,
+        clip_embed_dim=2 * 16,  # noise and its variance
+        additional_embeddings=0,
+        time_embed_act_fn="gelu",
+        norm_in_type="layer",
+        encoder_hid_proj_type=None,
+        added_emb_type=None,
+    )
+    return assemble(
+        ShapEPipeline,
+        prior=prior,
+        text_encoder=tiny_text_encoder_with_projection(),
+        tokenizer=tiny_tokenizer(),
+        scheduler=HeunDiscreteScheduler(beta_schedule="exp", prediction_type="sample", use_karras_sigmas=True),
+        shap_e_renderer=ShapERenderer(
+            param_shapes=((8, 93), (8, 8), (8, 8), (8, 8)), d_latent=16, d_hidden=8, n_output=12
+        ),
     )
 
 
@@ -250,6 +329,28 @@ PIPELINES = (
         build_kandinsky22_prior,
         lambda pipe: sampling(prompt="a cat", guidance_scale=4.0, output_type="pt"),
         "prior",
+    ),
+    TinyPipeline(
+        "kandinsky22_combined",
+        build_kandinsky22_combined,
+        lambda pipe: sampling(prompt="a cat", prior_num_inference_steps=5, height=PIXELS, width=PIXELS),
+        "unet",
+        others=("prior_prior",),
+    ),
+    TinyPipeline(
+        "unclip",
+        build_unclip,
+        lambda pipe: sampling(prompt="a cat", prior_num_inference_steps=5, guidance_scale=5.0),
+        "unet",
+        others=("prior",),
+    ),
+    TinyPipeline(
+        # Heun's correction divides what is stale by the next noise level: long steps make much of it.
+        "shap_e",
+        build_shap_e,
+        lambda pipe: sampling(prompt="a cat", guidance_scale=2.0),
+        "prior",
+        steps=16,
     ),
     TinyPipeline("kandinsky3", build_kandinsky3, lambda pipe: kandinsky3_text(height=8 * SIZE, width=8 * SIZE), "unet"),
     TinyPipeline(
