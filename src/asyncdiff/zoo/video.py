@@ -451,7 +451,7 @@ def _cosmos_25() -> dict[str, Any]:
     given[:, :, 0] = 1.0
     return _plain(
         encoder_hidden_states=(noise(1, _TEXT_TOKENS, 12, seed=1), _encoded_picture()),
-        timestep=torch.tensor([0.1, 0.7, 0.7]).view(1, 1, _FRAMES, 1, 1),
+        timestep=torch.tensor([0.0, 0.7, 0.7]).view(1, 1, _FRAMES, 1, 1),
         block_controlnet_hidden_states=[noise(1, _TOKENS, _WIDTH, seed=10 + number) for number in range(3)],
         condition_mask=given,
         fps=16,

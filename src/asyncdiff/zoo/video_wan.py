@@ -27,8 +27,8 @@ _WAN: dict[str, Any] = {
 }
 
 
-def _video(channels: int = _CHANNELS, frames: int = _FRAMES, *, seed: int = 0) -> Tensor:
-    return noise(1, channels, frames, _SIDE, _SIDE, seed=seed)
+def _video(channels: int = _CHANNELS, frames: int = _FRAMES, *, side: int = _SIDE, seed: int = 0) -> Tensor:
+    return noise(1, channels, frames, side, side, seed=seed)
 
 
 def _text() -> Tensor:
@@ -103,10 +103,10 @@ _FACE_SIDE, _FACES = 16, 4 * (_FRAMES - 1)
 _WAN_ANIMATE = {
     **_WAN_OF_A_PICTURE,
     "latent_channels": _CHANNELS,
-    "motion_encoder_channel_sizes": {"4": 8, "8": 8, "16": 8},
+    "motion_encoder_channel_sizes": {"4": 2, "8": 2, "16": 2},
     "motion_encoder_size": _FACE_SIDE,
-    "motion_style_dim": 8,
-    "motion_dim": 4,
+    "motion_style_dim": 2,
+    "motion_dim": 2,
     "motion_encoder_dim": 8,
     "face_encoder_hidden_dim": 8,
     "face_encoder_num_heads": 2,
@@ -210,21 +210,24 @@ def _any_flow_far_with_cache() -> dict[str, Any]:
 
 _HELIOS = {**_WAN, "rope_dim": (8, 4, 4), "is_amplify_history": True}
 
+# A larger picture: it embeds its conditions twice, which is next to nothing beside the blocks of a real one.
+_HELIOS_SIDE = 24
 
-def _helios() -> dict[str, Any]:
-    return _wan()
+
+def _helios(**more: Any) -> dict[str, Any]:
+    return _wan(hidden_states=_video(side=_HELIOS_SIDE), **more)
 
 
 def _helios_with_history() -> dict[str, Any]:
     """Before the frames come older ones: the older, the fewer tokens they have."""
-    return _wan(
+    return _helios(
         indices_latents_history_long=torch.arange(0, 4)[None],
         indices_latents_history_mid=torch.arange(4, 6)[None],
         indices_latents_history_short=torch.arange(6, 8)[None],
         indices_hidden_states=torch.arange(8, 8 + _FRAMES)[None],
-        latents_history_short=_video(frames=2, seed=3),
-        latents_history_mid=_video(frames=2, seed=4),
-        latents_history_long=_video(frames=4, seed=5),
+        latents_history_short=_video(frames=2, side=_HELIOS_SIDE, seed=3),
+        latents_history_mid=_video(frames=2, side=_HELIOS_SIDE, seed=4),
+        latents_history_long=_video(frames=4, side=_HELIOS_SIDE, seed=5),
     )
 
 
