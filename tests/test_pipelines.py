@@ -64,16 +64,20 @@ def _check_counts(counts: Counts, lengths: list[tuple[int, int]]) -> None:
 def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor, dict[str, list[tuple[int, int]]]]:
     """The sequential result; of every denoiser, in which step each stream of its calls began, and how many it had.
 
-    Calls of one step are of different streams; so are calls of different steps, if their inputs have other shapes.
+    Calls of one step are of different streams; so are calls of different steps, if inputs have other shapes or names.
     """
     names = (tiny.denoiser, *tiny.others)
     steps: list[Counter[Any]] = [Counter()]
     lengths: dict[str, dict[Any, tuple[int, int]]] = {name: {} for name in names}
 
     def count(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shapes = tuple(tuple(leaf.shape) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-        stream = shapes, steps[-1][name, shapes]
-        steps[-1][name, shapes] += 1
+        form = tuple(
+            tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, (Tensor, str))
+        )
+        stream = form, steps[-1][name, form]
+        steps[-1][name, form] += 1
         begin, length = lengths[name].get(stream, (len(steps) - 1, 0))
         lengths[name][stream] = begin, length + 1
 

@@ -59,7 +59,12 @@ def unit_in_the_middle(denoiser: nn.Module) -> nn.Module:
 def time_embedding(denoiser: nn.Module) -> nn.Module:
     """What brings the time in, by the many names that it has."""
     kinds = ("TimestepEmbedding", "TimestepEmbedder", "Kandinsky5TimeEmbeddings", "ChromaApproximator")
-    found = [module for module in denoiser.modules() if type(module).__name__ in (*kinds, "SDCascadeTimestepBlock")]
+    kinds += ("SDCascadeTimestepBlock", "Krea2TimestepEmbedding", "MLPEmbedder")  # the last one is PRX's
+    found = [
+        module
+        for name, module in denoiser.named_modules()
+        if type(module).__name__ in kinds and not name.startswith("context_embedder")  # texts may have one of their own
+    ]
     return getattr(found[0], "mapper", found[0])  # Stable Cascade's blocks map sines themselves
 
 

@@ -18,6 +18,7 @@ from tests.tiny import (
     modular,
     modular_transformers,
     qwen_image,
+    recent_transformers,
     sd3,
     sdxl,
     stable_diffusion,
@@ -43,6 +44,7 @@ _FAMILIES = (
     qwen_image,
     image_transformers,
     flow_transformers,
+    recent_transformers,
     modular_transformers,
     wan,
 )

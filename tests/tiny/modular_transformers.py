@@ -203,6 +203,7 @@ PIPELINES = (
             PerturbedAttentionGuidance(
                 4.0,
                 perturbed_guidance_config=LayerSkipConfig([2], "layers", False, True, False),
+                perturbed_guidance_scale=0.5,
                 perturbed_guidance_stop=0.9,
             )
         ),
