@@ -17,6 +17,7 @@ from diffusers import (
     SkipLayerGuidance,
     StableDiffusion3AutoBlocks,
     UniPCMultistepScheduler,
+    Wan22Blocks,
     WanBlocks,
     WanTransformer3DModel,
     ZImageAutoBlocks,
@@ -94,8 +95,8 @@ def build_z_image(guider: BaseGuidance) -> ModularPipeline:
     )
 
 
-def build_wan(guider: BaseGuidance) -> ModularPipeline:
-    transformer = WanTransformer3DModel(
+def tiny_wan_transformer() -> WanTransformer3DModel:
+    return WanTransformer3DModel(
         in_channels=16,
         out_channels=16,
         num_layers=4,
@@ -108,11 +109,26 @@ def build_wan(guider: BaseGuidance) -> ModularPipeline:
         qk_norm="rms_norm_across_heads",
         rope_max_seq_len=32,
     )
+
+
+def wan_scheduler() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+def build_wan(guider: BaseGuidance) -> ModularPipeline:
+    return build(WanBlocks, transformer=tiny_wan_transformer(), scheduler=wan_scheduler(), guider=guider)
+
+
+def build_wan22() -> ModularPipeline:
+    """One denoiser for the first steps, another for the last ones, each with a guider of its own."""
     return build(
-        WanBlocks,
-        transformer=transformer,
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        guider=guider,
+        Wan22Blocks,
+        transformer=tiny_wan_transformer(),
+        transformer_2=tiny_wan_transformer(),
+        scheduler=wan_scheduler(),
+        guider=ClassifierFreeGuidance(4.0),
+        guider_2=ClassifierFreeGuidance(3.0),
+        boundary_ratio=0.75,
     )
 
 
@@ -222,5 +238,13 @@ PIPELINES = (
         lambda: build_wan(AdaptiveProjectedGuidance(4.0, adaptive_projected_guidance_momentum=-0.5)),
         lambda pipe: guided(num_frames=5, height=64, width=64),
         "transformer",
+    ),
+    TinyPipeline(
+        "modular_wan22",
+        build_wan22,
+        lambda pipe: guided(num_frames=5, height=64, width=64),
+        "transformer",
+        others=("transformer_2",),
+        steps=10,
     ),
 )
