@@ -106,7 +106,6 @@ def build_kandinsky22_controlnet() -> DiffusionPipeline:
     What does so has widths that no config changes: in a UNet as narrow as the others it would be most of the cost.
     """
     return build_kandinsky22(
-        KandinskyV22CombinedPipeline,
         KandinskyV22ControlnetPipeline,
         in_channels=8,
         addition_embed_type="image_hint",
