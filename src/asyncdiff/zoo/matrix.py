@@ -112,7 +112,7 @@ def _why_no_specimen(kind: type[nn.Module]) -> str:
     bare = kind.__new__(kind)
     nn.Module.__init__(bare)
     try:
-        find_denoisers(Pipeline(components={"transformer": bare}))
+        find_denoisers(Pipeline(components={"transformer": bare}, transformer=bare))
     except AsyncDiffError as error:
         return str(error)
     return "not checked: there is no small model of it yet"
