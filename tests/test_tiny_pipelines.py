@@ -60,6 +60,7 @@ def time_embedding(denoiser: nn.Module) -> nn.Module:
     """What brings the time in, by the many names that it has."""
     kinds = ("TimestepEmbedding", "TimestepEmbedder", "Kandinsky5TimeEmbeddings", "ChromaApproximator")
     kinds += ("SDCascadeTimestepBlock", "Krea2TimestepEmbedding", "MLPEmbedder")  # the last one is PRX's
+    kinds += ("CosmosTimestepEmbedding", "AceStepTimestepEmbedding", "StableAudioGaussianFourierProjection")
     found = [
         module
         for name, module in denoiser.named_modules()

@@ -9,19 +9,26 @@ from typing import Any
 import pytest
 
 from tests.tiny import (
+    cogvideox,
+    cosmos,
     deepfloyd,
     flow_transformers,
     flux,
     flux2,
+    hunyuan_video,
     image_transformers,
     kandinsky,
+    ltx,
     modular,
     modular_transformers,
     qwen_image,
     recent_transformers,
     sd3,
     sdxl,
+    skyreels,
     stable_diffusion,
+    transformer_audio,
+    transformer_video,
     unconditional,
     unet_audio,
     unet_video,
@@ -47,6 +54,13 @@ _FAMILIES = (
     recent_transformers,
     modular_transformers,
     wan,
+    cogvideox,
+    hunyuan_video,
+    ltx,
+    skyreels,
+    cosmos,
+    transformer_video,
+    transformer_audio,
 )
 
 PIPELINES: dict[str, TinyPipeline] = {tiny.name: tiny for family in _FAMILIES for tiny in family.PIPELINES}

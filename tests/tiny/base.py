@@ -32,6 +32,7 @@ class TinyPipeline:
     Attributes:
         others: further denoisers.
         steps: so many that every denoiser is called more than three times.
+        strides: those that can be used; more than 1 is refused where later timestep labels follow no rule.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TinyPipeline:
     denoiser: str
     others: tuple[str, ...] = ()
     steps: int = 6
+    strides: tuple[int, ...] = (1, 2)
 
 
 def run(pipe: DiffusionPipeline, tiny: TinyPipeline, **overrides: Any) -> torch.Tensor:

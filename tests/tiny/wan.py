@@ -40,18 +40,18 @@ def tiny_wan_transformer(**config: Any) -> WanTransformer3DModel:
     return WanTransformer3DModel(**WAN_WIDTHS | dict(num_layers=5) | config)
 
 
-def tiny_wan_vae() -> AutoencoderKLWan:
-    """Halves time and size once."""
+def tiny_wan_vae(downsamplings: int = 1) -> AutoencoderKLWan:
+    """Halves size so often, and time once."""
     return AutoencoderKLWan(
         base_dim=4,
         z_dim=CHANNELS,
-        dim_mult=[1, 1],
+        dim_mult=[1] * (downsamplings + 1),
         num_res_blocks=1,
-        temperal_downsample=[True],
+        temperal_downsample=[True] + [False] * (downsamplings - 1),
         latents_mean=[0.0] * CHANNELS,
         latents_std=[1.0] * CHANNELS,
         scale_factor_temporal=2,
-        scale_factor_spatial=2,
+        scale_factor_spatial=2**downsamplings,
     )
 
 
