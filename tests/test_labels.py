@@ -95,6 +95,21 @@ def test_labels_of_angles() -> None:
     assert torch.allclose(learnt(transform, timesteps=angles).argument(4, 2), transform(0.1))
 
 
+def test_labels_that_are_flow_times_of_noise_levels() -> None:
+    sigmas = [80.0, 9.0, 2.0, 0.7, 0.1]
+    scale = dict(zip(TIMESTEPS, sigmas, strict=True))
+
+    def transform(timestep: float) -> torch.Tensor:
+        return torch.tensor([scale[timestep] / (1 + scale[timestep])])
+
+    assert torch.allclose(learnt(transform, sigmas=sigmas).argument(4, 2), transform(TIMESTEPS[4]))
+
+
+def test_one_of_several_numbers_stands_still() -> None:
+    labels = learnt(lambda timestep: torch.tensor([0.1, timestep]), seen=1)
+    assert torch.allclose(labels.argument(2, 1), torch.tensor([0.1, 650.0]))
+
+
 def test_a_time_that_stands_still() -> None:
     assert learnt(lambda timestep: torch.tensor([7.0, 3.0])).argument(4, 2).tolist() == [7.0, 3.0]
 

@@ -107,3 +107,12 @@ def test_a_step_that_nothing_has_announced() -> None:
     assert streams.begins_step(call(torch.randn(3), WORDS, timestep=8.0), 0)
     streams.of_call(call(torch.randn(3), WORDS, timestep=8.0), 1, Course())
     assert not streams.begins_step(call(torch.randn(3), NOTHING, timestep=8.0), 1)
+
+
+def test_a_piece_that_begins_anew() -> None:
+    streams = Streams()
+    for now, timestep in enumerate([9.0, 8.0, 7.0]):
+        arguments = call(torch.randn(3), WORDS, timestep=timestep)
+        assert not streams.begins_again(arguments)
+        streams.of_call(arguments, now, Course())
+    assert streams.begins_again(call(torch.randn(3), WORDS, timestep=9.0))

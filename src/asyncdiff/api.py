@@ -114,8 +114,7 @@ class AsyncDiff:
             seconds_waited=self._exchange.traffic.seconds_waited,
             denoisers=tuple(runtime.report() for runtime in self._runtimes),
         )
-        over = 0 < len(self._clock.course.timesteps) <= self._clock.steps
-        if over and not report.accelerated:
+        if self._clock.is_over and not report.accelerated:
             self._warn_not_accelerated()
         self._warn_if_never_in_step(self._clock.generation)
         return report

@@ -11,6 +11,9 @@ from torch import Tensor
 from asyncdiff.hooks import listen
 from asyncdiff.labels import Course
 
+# In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
+_WATCHED_STEPS = 2
+
 
 class Clock:
     """Listens to the pipeline's schedulers, which every pipeline sets up once and then calls once a step.
@@ -32,8 +35,9 @@ class Clock:
         self._pipeline = pipeline
         self._schedulers: dict[str, Any] = {}
         self._undo: list[Callable[[], None]] = []
-        self._called = False
-        self._last_timestep: Any = None
+        self._times: dict[str, Any] = {}
+        self._pending: list[Any] = []
+        self._has_views = False
         self._bind()
 
     def check_schedulers(self) -> None:
@@ -44,17 +48,33 @@ class Clock:
             self._bind()
             self._begin(self._schedulers[changed[0]])
 
-    def called(self) -> None:
-        """A denoiser is called."""
-        self._called = True
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps of the generation are over."""
+        return 0 < len(self.course.timesteps) <= self.steps + len(self._pending)
 
-    def tick(self, timestep: Any = None) -> None:
+    def call(self, times: dict[str, Any]) -> None:
+        """A denoiser is about to be called with these time arguments."""
+        if self._pending:
+            # Each of several views of a picture may have a scheduler step of its own. That shows in the first steps;
+            # values are read off a device no longer than that.
+            if self.steps < _WATCHED_STEPS and self._is_of_same_step(times):
+                self._has_views = True
+            elif not (self._has_views and self._is_of_same_step(times)):
+                self.tick()
+            self._pending = []
+        self._times = times
+
+    def tick(self) -> None:
         """A step is over."""
         self.steps += 1
-        self._called = False
-        self._last_timestep = timestep
+        timestep = self._pending[-1] if self._pending else None
         for notify in self.on_step:
             notify(timestep)
+
+    def begin_again(self) -> None:
+        """The pipeline goes through the same timesteps once more."""
+        self._start()
 
     def close(self) -> None:
         """Leave the schedulers as they were."""
@@ -78,19 +98,31 @@ class Clock:
         return end_step
 
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        self.generation += 1
-        self.steps = 0
-        self._called = False
-        self._last_timestep = None
         timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
         self.course = Course(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
+        self._start()
+
+    def _start(self) -> None:
+        self.generation += 1
+        self.steps = 0
+        self._times = {}
+        self._pending = []
+        self._has_views = False
         for notify in self.on_generation:
             notify()
 
     def _end_step(self, timestep: Any) -> None:
         # A pipeline may call the scheduler several times for one step: for each frame, for sound beside pictures.
-        if self._called or not _is_equal(timestep, self._last_timestep):
-            self.tick(timestep)
+        if self._pending and not _is_equal(timestep, self._pending[-1]):
+            self.tick()
+        self._pending = [timestep]
+
+    def _is_of_same_step(self, times: dict[str, Any]) -> bool:
+        """Whether a call has the times of the one before, and no second-order scheduler has repeated them."""
+        if times.keys() != self._times.keys() or not all(_is_equal(times[name], self._times[name]) for name in times):
+            return False
+        timestep = _numbers(self._pending[-1])
+        return len(timestep) != 1 or self.course.timesteps.count(timestep[0]) <= 1
 
 
 def find_schedulers(pipeline: Any) -> dict[str, Any]:

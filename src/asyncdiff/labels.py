@@ -26,6 +26,7 @@ class Course:
         if self.sigmas:
             yield self.sigmas
             yield tuple(math.log(sigma) if sigma > 0 else -math.inf for sigma in self.sigmas)
+            yield tuple(sigma / (1 + sigma) for sigma in self.sigmas)  # the flow time of a noise level
         if all(0 <= timestep < 1.571 for timestep in self.timesteps):
             # Angles between picture and noise (TrigFlow), which models trained on flow times are given as such.
             yield tuple(math.sin(angle) / (math.sin(angle) + math.cos(angle)) for angle in self.timesteps)
@@ -94,7 +95,7 @@ class Labels:
 
     def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, tolerance: float) -> float:
         """One number of a later label, from what it was at some positions of the course."""
-        for fit in (_identity, _proportion, _affine):
+        for fit in (_identity, _proportion, _constant, _affine):
             for series in self._course.series():
                 seen = [series[at] for at in positions]
                 slope, offset = fit(seen, labels)
@@ -127,6 +128,10 @@ def _identity(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, fl
 
 def _proportion(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:
     return (labels[0] / seen[0] if seen[0] else math.nan), 0.0
+
+
+def _constant(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:
+    return 0.0, labels[0]
 
 
 def _affine(seen: Sequence[float], labels: Sequence[float]) -> tuple[float, float]:

@@ -121,9 +121,13 @@ class DenoiserRuntime:
         if self._generation != self._clock.generation:
             self._look_again()
         arguments = self._arguments(args, kwargs)
+        self._clock.call(arguments.times)
         if self._streams.begins_step(arguments, self._clock.steps):
-            self._clock.tick()
-        self._clock.called()
+            if self._streams.begins_again(arguments):
+                self._clock.begin_again()
+                self._look_again()
+            else:
+                self._clock.tick()
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
         if is_new:
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")

@@ -56,6 +56,7 @@ class Stream:
         labels: those of each time argument.
         conditioning: the places of the tensors that are the same in all its calls; None until the second.
         reason: why it began, and thus why its first steps are computed in full.
+        first_times: the time arguments with which it began.
         index: the step of its next call, counted from its first.
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
@@ -65,6 +66,7 @@ class Stream:
     arguments: Arguments
     labels: dict[str, Labels]
     reason: str
+    first_times: dict[str, Any]
     index: int = 0
     last_step: int = -1
     conditioning: frozenset[int] | None = None
@@ -124,16 +126,20 @@ class Streams:
         best = _most_alike(free_first, arguments)
         if best is None or best.last_step != now:
             return False
-        return not all(_is_equal(best.arguments.times[name], time) for name, time in arguments.times.items())
+        return not _is_equal_everywhere(best.arguments.times, arguments.times)
+
+    def begins_again(self, arguments: Arguments) -> bool:
+        """Whether a call has the times with which its stream began: with the next piece of a long video, say."""
+        best = _most_alike(self._streams, arguments)
+        return best is not None and _is_equal_everywhere(best.first_times, arguments.times)
 
     def of_call(self, arguments: Arguments, now: int, course: Course) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
         expected = [stream for stream in self._streams if stream.last_step == now - 1]
         stream = _most_alike(expected, arguments)
         if stream is None:
-            stream = Stream(
-                arguments, {name: Labels(course) for name in arguments.times}, self._why_new(arguments, now)
-            )
+            labels = {name: Labels(course) for name in arguments.times}
+            stream = Stream(arguments, labels, self._why_new(arguments, now), arguments.times)
             self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
         is_new = stream.last_step < 0
         stream.go_on(arguments, now)
@@ -185,6 +191,10 @@ def _is_over(stream: Stream, now: int) -> bool:
     if stream.channel is not None:
         stream.channel.close()
     return True
+
+
+def _is_equal_everywhere(ones: dict[str, Any], others: dict[str, Any]) -> bool:
+    return all(_is_equal(ones[name], other) for name, other in others.items())
 
 
 def _is_equal(one: Any, other: Any) -> bool:
