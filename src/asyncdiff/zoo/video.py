@@ -197,11 +197,6 @@ def _hunyuan(**more: Any) -> dict[str, Any]:
     )
 
 
-def _hunyuan_of_a_picture() -> dict[str, Any]:
-    """The first frame is given: its tokens are modulated as such without noise."""
-    return _hunyuan()
-
-
 _FRAMEPACK = {**_HUNYUAN, "has_image_proj": True, "image_proj_dim": _PICTURE_WIDTH, "has_clean_x_embedder": True}
 
 
@@ -261,6 +256,7 @@ _KANDINSKY_5 = {
     "num_text_blocks": 1,
     "num_visual_blocks": _LAYERS,
     "axes_dims": _ROPE_AXES,
+    "visual_cond": True,
 }
 
 
@@ -492,8 +488,9 @@ SPECIMENS: tuple[Specimen, ...] = (
     Specimen("HunyuanVideoTransformer3DModel", _HUNYUAN, _hunyuan),
     Specimen(
         "HunyuanVideoTransformer3DModel",
+        # The first frame is given: its tokens are modulated as such without noise.
         {**_HUNYUAN, "image_condition_type": "token_replace"},
-        _hunyuan_of_a_picture,
+        _hunyuan,
         variant="image to video",
     ),
     Specimen("HunyuanVideoFramepackTransformer3DModel", _FRAMEPACK, _framepack),
@@ -504,7 +501,7 @@ SPECIMENS: tuple[Specimen, ...] = (
         _hunyuan_15_of_a_picture,
         variant="image to video, mean flow",
     ),
-    Specimen("Kandinsky5Transformer3DModel", {**_KANDINSKY_5, "visual_cond": True}, _kandinsky_5),
+    Specimen("Kandinsky5Transformer3DModel", _KANDINSKY_5, _kandinsky_5),
     Specimen("Kandinsky6SRTransformer3DModel", _KANDINSKY_6_SR, _kandinsky_6_sr),
     Specimen("LTXVideoTransformer3DModel", _LTX, _ltx),
     Specimen("LTXVideoTransformer3DModel", _LTX, _ltx_of_a_picture, variant="a timestep for every token"),

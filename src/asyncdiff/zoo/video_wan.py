@@ -76,10 +76,8 @@ def _wan_vace() -> dict[str, Any]:
     return _wan(control_hidden_states=_video(10, seed=3), control_hidden_states_scale=torch.tensor([1.0, 0.8, 0.6]))
 
 
-_CHRONO_EDIT = {**_WAN_OF_A_PICTURE, "rope_temporal_skip_len": 8}
-
-
 def _chrono_edit() -> dict[str, Any]:
+    """Two frames: the given picture and what becomes of it."""
     return _wan(hidden_states=_video(2 * _CHANNELS + 4, 2), encoder_hidden_states_image=_encoded_picture())
 
 
@@ -238,7 +236,7 @@ SPECIMENS: tuple[Specimen, ...] = (
     Specimen("WanVACETransformer3DModel", {**_WAN, "vace_layers": [0, 2, 4], "vace_in_channels": 10}, _wan_vace),
     Specimen("WanAnimateTransformer3DModel", _WAN_ANIMATE, _wan_animate),
     Specimen("WanAnimate2Transformer3DModel", _WAN_ANIMATE_2, _wan_animate_2),
-    Specimen("ChronoEditTransformer3DModel", _CHRONO_EDIT, _chrono_edit),
+    Specimen("ChronoEditTransformer3DModel", _WAN_OF_A_PICTURE, _chrono_edit),
     Specimen("SkyReelsV2Transformer3DModel", _WAN, _sky_reels),
     Specimen(
         "SkyReelsV2Transformer3DModel",
