@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -82,10 +83,15 @@ def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor,
     stage = 0
     lengths: dict[str, dict[Any, tuple[int, int]]] = {}
     last_stage: dict[str, int] = {}
+    views = itertools.count(1)
 
     def begin_stage() -> None:
         nonlocal stage
         steps[:], stage = [Counter()], stage + 1
+
+    def end_view() -> None:
+        if next(views) % tiny.views == 0:
+            steps.append(Counter())
 
     def count(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if last_stage.get(name) != stage:
@@ -103,7 +109,7 @@ def _run_and_watch(pipe: DiffusionPipeline, tiny: TinyPipeline) -> tuple[Tensor,
     with contextlib.ExitStack() as watching:
         for kind in {type(scheduler) for scheduler in find_schedulers(pipe).values()}:
             watching.enter_context(_heard(kind, "set_timesteps", begin_stage))
-            watching.enter_context(_heard(kind, "step", lambda: steps.append(Counter())))
+            watching.enter_context(_heard(kind, "step", end_view))
         for name in names:
             hook = functools.partial(count, name)
             watching.enter_context(getattr(pipe, name).register_forward_pre_hook(hook, with_kwargs=True))

@@ -33,6 +33,7 @@ class TinyPipeline:
         others: further denoisers.
         steps: so many that every denoiser is called more than three times.
         strides: those that can be used; more than 1 is refused where later timestep labels follow no rule.
+        views: how many parts of a picture every step is taken for, one after the other.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TinyPipeline:
     others: tuple[str, ...] = ()
     steps: int = 6
     strides: tuple[int, ...] = (1, 2)
+    views: int = 1
 
 
 def run(pipe: DiffusionPipeline, tiny: TinyPipeline, **overrides: Any) -> torch.Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 from diffusers import (
     ControlNetXSAdapter,
     DiffusionPipeline,
+    KolorsPipeline,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLControlNetImg2ImgPipeline,
     StableDiffusionXLControlNetPipeline,
@@ -17,7 +18,19 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
-from tests.tiny.base import PIXELS, SIZE, TinyPipeline, assemble, euler, image, mask, pooled_text, tiny_vae
+from tests.tiny.base import (
+    PIXELS,
+    SIZE,
+    TEXT_LENGTH,
+    TinyPipeline,
+    assemble,
+    euler,
+    image,
+    mask,
+    noise,
+    pooled_text,
+    tiny_vae,
+)
 from tests.tiny.stable_diffusion import tiny_controlnet, tiny_unet
 
 TEXT_FREE_SDXL: dict[str, Any] = dict(
@@ -90,6 +103,12 @@ def build_sdxl_controlnet_xs() -> DiffusionPipeline:
     return build_sdxl(StableDiffusionXLControlNetXSPipeline, unet=unet, controlnet=controlnet)
 
 
+def build_kolors() -> DiffusionPipeline:
+    """One language model in place of two text encoders; the denoiser itself narrows its words."""
+    unet = tiny_sdxl_unet(encoder_hid_dim=24, encoder_hid_dim_type="text_proj")
+    return assemble(KolorsPipeline, vae=tiny_vae(), text_encoder=None, tokenizer=None, unet=unet, scheduler=euler())
+
+
 def build_sdxl_adapter() -> DiffusionPipeline:
     """What the adapter sees is added, in place, to what the UNet's blocks put out."""
     adapter = T2IAdapter(channels=[16, 32, 32], num_res_blocks=1, downscale_factor=4, adapter_type="full_adapter_xl")
@@ -98,6 +117,33 @@ def build_sdxl_adapter() -> DiffusionPipeline:
 
 PIPELINES = (
     TinyPipeline("sdxl", build_sdxl, lambda pipe: pooled_text(), "unet"),
+    TinyPipeline(
+        # The refiner is to do the rest.
+        "sdxl_unfinished",
+        build_sdxl,
+        lambda pipe: pooled_text(denoising_end=0.75),
+        "unet",
+        steps=8,
+    ),
+    TinyPipeline(
+        "sdxl_refiner_for_the_rest",
+        build_sdxl_refiner,
+        lambda pipe: pooled_text(image=noise(1, 4, SIZE, SIZE), denoising_start=0.25),
+        "unet",
+        steps=8,
+    ),
+    TinyPipeline(
+        "kolors",
+        build_kolors,
+        lambda pipe: (
+            pooled_text()
+            | dict(
+                prompt_embeds=noise(1, TEXT_LENGTH, 24, seed=1),
+                negative_prompt_embeds=noise(1, TEXT_LENGTH, 24, seed=2),
+            )
+        ),
+        "unet",
+    ),
     TinyPipeline(
         "sdxl_img2img",
         lambda: build_sdxl(StableDiffusionXLImg2ImgPipeline),

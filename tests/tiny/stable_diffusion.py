@@ -18,6 +18,8 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionLatentUpscalePipeline,
+    StableDiffusionPAGPipeline,
+    StableDiffusionPanoramaPipeline,
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
     UNet2DConditionModel,
@@ -86,6 +88,16 @@ def build_sd15_inpaint() -> DiffusionPipeline:
 def build_instruct_pix2pix() -> DiffusionPipeline:
     unet = tiny_unet(in_channels=8)  # latents and the picture to be edited
     return build_sd15(StableDiffusionInstructPix2PixPipeline, unet=unet, scheduler=euler())
+
+
+def build_panorama() -> DiffusionPipeline:
+    """Its views are measured in the latents of a VAE that shrinks eightfold."""
+    vae = tiny_vae(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
+    return build_sd15(StableDiffusionPanoramaPipeline, vae=vae, scheduler=ddim())
 
 
 def build_sd15_controlnet(
@@ -214,6 +226,21 @@ PIPELINES = (
         lambda: build_sd15_controlnet(StableDiffusionControlNetImg2ImgPipeline),
         lambda pipe: text(image=image(), control_image=image(seed=1), strength=0.8),
         "unet",
+    ),
+    TinyPipeline(
+        # A third branch in the batch, for which attention processors are exchanged during the call.
+        "sd15_perturbed_attention",
+        lambda: build_sd15(StableDiffusionPAGPipeline, pag_applied_layers=["mid", "up_blocks.1"]),
+        lambda pipe: text(pag_scale=3.0),
+        "unet",
+    ),
+    TinyPipeline(
+        # Two views, each with a call of the denoiser and one of the scheduler in every step.
+        "panorama",
+        build_panorama,
+        lambda pipe: text(height=8 * 8, width=72 * 8),
+        "unet",
+        views=2,
     ),
     TinyPipeline("sd15_controlnet_xs", build_sd15_controlnet_xs, lambda pipe: text(image=image()), "unet"),
     TinyPipeline(
