@@ -129,11 +129,14 @@ def _moved(leaf: Any, generator: torch.Generator) -> Any:
 
 
 def _later(time: Any, step: int) -> Any:
-    """The timestep argument some steps later: all noise levels are lower, and none stays none."""
+    """The timestep argument some steps later: all noise levels are lower, and none stays none.
+
+    In numbers of few binary digits: one that is derived from another series of them is exact.
+    """
     if isinstance(time, Tensor) and time.is_floating_point():
-        return time * (1 - step / 16)
+        return (time * 1024).round() / 1024 * (1 - step / 16)
     if isinstance(time, float):
-        return time * (1 - step / 16)
+        return round(time * 1024) / 1024 * (1 - step / 16)
     return time - step * (time > 0)
 
 
