@@ -33,6 +33,17 @@ def test_affine_transformations(line: tuple[float, float], batch: int) -> None:
     assert torch.allclose(found, transform(TIMESTEPS[4]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_labels_are_rounded_as_the_pipeline_rounds_them(dtype: torch.dtype) -> None:
+    """FLUX casts the timestep to the model's type, and divides it then."""
+    timesteps = [1000.0, 871.3, 742.7, 614.8, 333.3]
+
+    def transform(timestep: float) -> torch.Tensor:
+        return torch.tensor([timestep]).to(dtype) / 1000
+
+    assert torch.equal(learnt(transform, timesteps=timesteps).argument(3, 2), transform(614.8))
+
+
 def test_labels_given_as_they_are_stay_exact() -> None:
     labels = learnt(lambda timestep: torch.tensor(int(timestep)))
     assert torch.equal(labels.argument(3, 2), torch.tensor(300))

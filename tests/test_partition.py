@@ -8,12 +8,12 @@ import torch
 from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
 from asyncdiff import SplitError
 from asyncdiff.division import plan
-from asyncdiff.graph import Edge, Graph, UnitCall
+from asyncdiff.graph import REPLICATED_BUDGET, REPLICATED_COST_SHARE, Edge, Graph, UnitCall, build_graph
 from asyncdiff.partition import BALANCE_TOLERANCE, divide
 from asyncdiff.schedule import Schedule
 from asyncdiff.trace import Leaf, Trace, record
@@ -92,6 +92,36 @@ def test_every_part_of_the_split_runs_everywhere_if_unnamed() -> None:
     assert {edge.unit for edge in partition.reads[0]} == {last}
 
 
+class Modulated(nn.Module):
+    """Eight blocks; `everywhere` of them are modulated by what is made of the time of every token."""
+
+    def __init__(self, everywhere: int) -> None:
+        super().__init__()
+        self.everywhere = everywhere
+        self.modulation = nn.Linear(1, 64)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64)) for _ in range(8))
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        modulation = self.modulation(timestep)
+        for number, block in enumerate(self.blocks):
+            sample = sample + block(sample * modulation if number < self.everywhere else sample)
+        return sample
+
+
+@pytest.mark.parametrize(("everywhere", "replicated"), [(8, True), (2, False)])
+def test_what_most_units_read_is_computed_everywhere_if_that_is_cheaper(everywhere: int, replicated: bool) -> None:
+    """The modulation costs about 1 % of a call; to send it would cost more."""
+    model = Modulated(everywhere)
+    with torch.no_grad():
+        _, trace = record(model, model.forward, (torch.randn(256, 64), torch.rand(256, 1)), {})
+    graph = build_graph(trace, WEIGHT)
+    modulation = graph.units[0]
+    assert modulation.name == "modulation"
+    assert REPLICATED_COST_SHARE < modulation.cost / graph.cost < REPLICATED_BUDGET
+    assert modulation.replicated is replicated
+    assert not any(unit.replicated for unit in graph.units[1:])
+
+
 def chain(costs: list[int], skips: set[tuple[int, int]]) -> Graph:
     """A graph in which every unit reads the one before it, and some read older ones."""
     units = []
@@ -151,8 +181,8 @@ def test_too_few_units() -> None:
     ("split", "message"),
     [
         ([["down_blocks"], ["down_blocks.1"]], "named twice"),
-        ([["down_blocks"], ["up_blocks.0.resnets.0.conv1.nothing"]], "lies inside the unit|holds no unit"),
-        ([["time_proj"], ["up_blocks"]], "holds no unit that this denoiser calls"),
+        ([["down_blocks"], ["up_blocks.0.resnets.0.conv1.nothing"]], "lies inside the unit|calls no unit"),
+        ([["time_proj"], ["up_blocks"]], "this denoiser calls no unit in any of them"),
     ],
 )
 def test_bad_splits(split: list[list[str]], message: str) -> None:

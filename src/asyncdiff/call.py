@@ -66,10 +66,15 @@ class CallForm:
     def with_times(
         self, times: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other times."""
-        bound = self._signature.bind(*args, **kwargs)
-        bound.arguments.update(times)
-        return bound.args, bound.kwargs
+        """The arguments with other times, each in the place where it was: decorators look into keyword arguments."""
+        positions = list(self._signature.parameters)
+        moved = list(args)
+        for name, time in times.items():
+            if name in kwargs:
+                kwargs = {**kwargs, name: time}
+            else:
+                moved[positions.index(name)] = time
+        return tuple(moved), kwargs
 
 
 def own_containers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -129,7 +129,8 @@ class DistributedExchange:
             if bool(off.any()):
                 raise RankMismatchError(
                     f"rank {self.rank}: {what} of rank {rank} are not those of rank 0; every rank must run the same "
-                    "call (same prompt, same size, and a generator with the same seed, or none)"
+                    "call (same prompt, same size, and a generator with the same seed, or none), and a pipeline must "
+                    "not read what its denoiser's blocks hold (attention maps, say)"
                 )
 
     def share_random_state(self) -> None:

@@ -1,5 +1,6 @@
 """The denoiser as a graph of unit calls: which of their outputs each reads, and what each costs. Pure."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,6 +13,13 @@ from asyncdiff.trace import Leaf, ModuleCall, Trace, ValueId
 # A unit that depends on nothing but the denoiser's inputs and costs no more than this share of a
 # call runs on every device with the current values: sending its output would cost more.
 REPLICATED_COST_SHARE = 0.003
+
+# So does a heavier one whose output most units read and which is computed faster than sent: the modulation of every
+# token by its own time, say. All that runs everywhere for this reason may cost this share of a call.
+REPLICATED_BUDGET = 0.02
+
+# A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
+_LINK_BYTE = 50
 
 # A module whose own arithmetic, outside the modules it calls, is more than this share of its work
 # is a unit even if it owns a list of modules: an attention product is no glue.
@@ -100,16 +108,34 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
     reads, output_reads, overwritten = _follow(trace, numbers)
     costs = [_cost(trace, trace.calls[number], operations_per_byte) for number in numbers]
     total = _cost(trace, trace.calls[0], operations_per_byte)
-    replicated: set[int] = set()
-    for unit, needed in enumerate(reads):
-        if costs[unit] <= REPLICATED_COST_SHARE * total and all(edge.unit in replicated for edge in needed):
-            replicated.add(unit)
+    sent = [_LINK_BYTE * operations_per_byte * _bytes(trace.calls[number]) for number in numbers]
+    replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent])
     ordinals = _ordinals(trace, numbers)
     units = tuple(
         _unit_call(trace, number, unit, ordinals[number], costs[unit], reads[unit], overwritten, unit in replicated)
         for unit, number in enumerate(numbers)
     )
     return Graph(units, output_reads, max(0.0, total - sum(costs)))
+
+
+def _replicated(reads: Sequence[frozenset[Edge]], costs: Sequence[float], sent: Sequence[float]) -> set[int]:
+    """The units that run on every device, given what computing and what sending them costs as shares of a call."""
+    readers = Counter(unit for needed in reads for unit in {edge.unit for edge in needed})
+    replicated: set[int] = set()
+    spent = 0.0
+    for unit, needed in enumerate(reads):
+        if not all(edge.unit in replicated for edge in needed):
+            continue
+        if costs[unit] <= REPLICATED_COST_SHARE:
+            replicated.add(unit)
+        elif costs[unit] <= min(sent[unit], REPLICATED_BUDGET - spent) and readers[unit] > (len(reads) - unit) / 2:
+            replicated.add(unit)
+            spent += costs[unit]
+    return replicated
+
+
+def _bytes(call: ModuleCall) -> int:
+    return sum(leaf.bytes for leaf in call.outputs if leaf.input_index is None)
 
 
 def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[Graph, tuple[int | None, ...]]:

@@ -88,18 +88,21 @@ class Labels:
         # Most timestep arguments hold one number many times: each different course of numbers is derived once.
         numbers, which = torch.unique(torch.stack(rows), dim=1, return_inverse=True)
         positions = [first + index for index in seen]
-        derived = [self._derive(positions, labels.tolist(), first + step, _tolerance(like)) for labels in numbers.T]
+        derived = [self._derive(positions, labels.tolist(), first + step, like) for labels in numbers.T]
         if not isinstance(like, Tensor):
             return type(like)(derived[0])
         return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like)
 
-    def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, tolerance: float) -> float:
+    def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, like: Any) -> float:
         """One number of a later label, from what it was at some positions of the course."""
+        exact = self._derive_quotient(positions, labels, position, like)
+        if exact is not None:
+            return exact
         for fit in (_identity, _proportion, _constant, _affine):
             for series in self._course.series():
                 seen = [series[at] for at in positions]
                 slope, offset = fit(seen, labels)
-                limit = tolerance * max(abs(label) for label in labels)
+                limit = _tolerance(like) * max(abs(label) for label in labels)
                 if all(abs(slope * value + offset - label) <= limit for value, label in zip(seen, labels, strict=True)):
                     return slope * series[position] + offset
         pairs = zip((self._course.timesteps[at] for at in positions), labels, strict=True)
@@ -109,6 +112,17 @@ class Labels:
             + ", which is no affine function of the scheduler's timestep or noise level that could be told from "
             f"{len(labels)} of them; use stride=1 or a longer warm-up"
         )
+
+    def _derive_quotient(
+        self, positions: Sequence[int], labels: Sequence[float], position: int, like: Any
+    ) -> float | None:
+        """The timestep, or a whole part of it, rounded as the pipeline rounds it: first to the type, then once more."""
+        divisor = round(self._course.timesteps[positions[0]] / labels[0]) if labels[0] else 0
+        if divisor < 1 or not isinstance(like, Tensor) or not like.is_floating_point():
+            return None
+        timesteps = torch.tensor(self._course.timesteps, dtype=torch.float64).to(like.dtype) / divisor
+        seen = torch.tensor(labels, dtype=torch.float64).to(like.dtype)
+        return float(timesteps[position]) if torch.equal(timesteps[list(positions)].cpu(), seen) else None
 
     def _first_position(self) -> int | None:
         """Where in the scheduler's timesteps the pipeline began: image-to-image leaves the first ones out."""

@@ -71,16 +71,17 @@ def divide_as_told(graph: Graph, split: Sequence[Sequence[str]]) -> Partition:
     taken: dict[int, str] = {}
     for number, names in enumerate(split):
         for name in names:
-            units = [index for index, unit in enumerate(graph.units) if _is_within(unit.name, name)]
-            if not units:
-                raise SplitError(_why_no_unit(graph, name))
-            for unit in units:
+            for unit in (index for index, unit in enumerate(graph.units) if _is_within(unit.name, name)):
                 if unit in taken:
                     raise SplitError(
                         f"unit {graph.units[unit].name!r} is named twice in the split: by {taken[unit]!r} and {name!r}"
                     )
                 taken[unit] = name
                 components[number].add(unit)
+            _check_not_inside(graph, name)
+        # A guidance branch may leave out some of the modules that a component is made of, but not all of them.
+        if not components[number]:
+            raise SplitError(f"{', '.join(map(repr, names))} in the split: this denoiser calls no unit in any of them")
     return wire(graph, _owners(graph, components))
 
 
@@ -88,11 +89,12 @@ def _is_within(unit: str, name: str) -> bool:
     return unit == name or unit.startswith(f"{name}.")
 
 
-def _why_no_unit(graph: Graph, name: str) -> str:
+def _check_not_inside(graph: Graph, name: str) -> None:
     around = next((unit.name for unit in graph.units if name.startswith(f"{unit.name}.")), None)
     if around is not None:
-        return f"{name!r} in the split lies inside the unit {around!r}, which can only be given to a device whole"
-    return f"{name!r} in the split holds no unit that this denoiser calls"
+        raise SplitError(
+            f"{name!r} in the split lies inside the unit {around!r}, which can only be given to a device whole"
+        )
 
 
 def _lightest_maximum(costs: Sequence[float], parts: int) -> float:
