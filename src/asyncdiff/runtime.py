@@ -163,6 +163,8 @@ class DenoiserRuntime:
             division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
             self._current = self._divisions[self._module_structure, stream.arguments.signature] = division
             self._units.add(division.graph)
+            owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
+            self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
         division = self._current
         if stream.channel is None:
             stream.channel = self._exchange.open(division.graph, division.messages)
