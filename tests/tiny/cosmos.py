@@ -146,7 +146,6 @@ PIPELINES = (
         lambda: build_cosmos2(Cosmos2TextToImagePipeline, CHANNELS),
         lambda pipe: picture_text(),
         "transformer",
-        strides=(1,),
     ),
     # The tokens of the given picture have a timestep of their own.
     TinyPipeline(
@@ -154,7 +153,6 @@ PIPELINES = (
         lambda: build_cosmos2(Cosmos2VideoToWorldPipeline, CHANNELS + 1),
         lambda pipe: video_text(image=picture(SIZE)),
         "transformer",
-        strides=(1,),
     ),
     TinyPipeline("cosmos25", build_cosmos25, lambda pipe: video_text(), "transformer"),
     TinyPipeline(
