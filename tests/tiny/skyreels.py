@@ -55,4 +55,12 @@ PIPELINES = (
         "transformer",
         strides=(1,),
     ),
+    # A long video in pieces, each of which begins with the last frames of the one before.
+    TinyPipeline(
+        "skyreels_forcing_long",
+        build_skyreels,
+        lambda pipe: video_text(prompt=None, num_frames=13, base_num_frames=9, overlap_history=5, addnoise_condition=0),
+        "transformer",
+        strides=(1,),
+    ),
 )
