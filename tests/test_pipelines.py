@@ -27,25 +27,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _every(failing: dict[str, str]) -> list[Any]:
-    """Names of all pipelines, of which some are known to fail, and why."""
-    names = (parameter if isinstance(parameter, str) else parameter.values[0] for parameter in EVERY)
-    return [
-        pytest.param(
-            name, marks=[*getattr(parameter, "marks", ()), pytest.mark.xfail(reason=failing[name], strict=True)]
-        )
-        if name in failing
-        else parameter
-        for name, parameter in zip(names, EVERY, strict=True)
-    ]
-
-
-_BEGINS_AGAIN = "the second piece of a video, whose first frames are given, is not known for a beginning"
-
-_SHAPES_BY_VALUES = "two streams differ in the shapes of live edges, though not in those of their inputs"
-
-
-@pytest.mark.parametrize("name", _every({"skyreels_forcing_long": _BEGINS_AGAIN}))
+@pytest.mark.parametrize("name", EVERY)
 def test_one_process(name: str) -> None:
     """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
     tiny = PIPELINES[name]
@@ -182,7 +164,7 @@ def _check(world_size: int, name: str, settings: list[tuple[int, int]]) -> None:
             assert all(torch.equal(a, b) for a, b in zip(of_rank[number][2], first, strict=True))
 
 
-@pytest.mark.parametrize("name", _every({"framepack_true_cfg": _SHAPES_BY_VALUES}))
+@pytest.mark.parametrize("name", EVERY)
 def test_two_processes(name: str) -> None:
     _check(
         2, name, [(components, stride) for components, stride in ((2, 1), (1, 2)) if stride in PIPELINES[name].strides]

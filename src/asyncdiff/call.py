@@ -14,6 +14,7 @@ Signature = tuple[Any, ...]
 
 _MAIN_NAMES = ("timestep", "timesteps", "t")
 _WORDS = {"time", "timestep", "timesteps"}
+_WORDS_BESIDE = {"sigma", "sigmas"}
 
 
 def has_timestep(module: nn.Module | type[nn.Module]) -> bool:
@@ -24,11 +25,13 @@ def has_timestep(module: nn.Module | type[nn.Module]) -> bool:
 def _time_names(signature: inspect.Signature) -> list[str]:
     """The arguments that say where in the noise a call is, the main one first.
 
-    Some denoisers are given a second time: the one that the step leads to, or that of another modality.
+    Some denoisers are given a second time: the one that the step leads to, or that of another modality; some the
+    noise level beside the timestep.
     """
     names = list(signature.parameters)
     main = [name for name in _MAIN_NAMES if name in names]
-    return main + [name for name in names if name not in main and _WORDS & set(name.split("_"))]
+    times = main + [name for name in names if name not in main and _WORDS & set(name.split("_"))]
+    return times + [name for name in names if times and _WORDS_BESIDE & set(name.split("_"))]
 
 
 @dataclass(frozen=True)

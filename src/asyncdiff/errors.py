@@ -17,6 +17,10 @@ class TraceError(AsyncDiffError, RuntimeError):
     """The data of a denoiser call could not be followed."""
 
 
+class ShapeChangedError(TraceError):
+    """A unit's output is of another shape than it was when the denoiser was recorded."""
+
+
 class LabelError(AsyncDiffError, RuntimeError):
     """The timestep label of a later step cannot be derived for this pipeline."""
 

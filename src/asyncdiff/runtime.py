@@ -13,7 +13,7 @@ from asyncdiff.call import CallForm, Signature, digest, own_containers
 from asyncdiff.clock import Clock
 from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.division import Division, plan
-from asyncdiff.errors import ConfigurationError, ExchangeError
+from asyncdiff.errors import ConfigurationError, ExchangeError, ShapeChangedError
 from asyncdiff.exchange import Exchange
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted, listen_to_context
 from asyncdiff.report import Counts, DenoiserReport
@@ -46,7 +46,7 @@ class DenoiserRuntime:
         self._clock = clock
         self._form = CallForm(denoiser)
         self._device = device
-        self._divisions: dict[tuple[Structure, Signature], Division] = {}
+        self._divisions: dict[tuple[Structure, Signature], dict[int, Division]] = {}
         self._current: Division | None = None
         self._streams = Streams()
         self._context: Any = None
@@ -133,8 +133,9 @@ class DenoiserRuntime:
         # to all, like a unit's inner state.
         if is_new or stream.index == self._schedule.warmup + self._schedule.stride:
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
-        self._current = self._divisions.get((self._module_structure, arguments.signature))
-        schedule = self._schedule if self._current is None else self._current.schedule
+        if is_new:
+            stream.division = self._known_division(stream)
+        schedule = self._schedule if stream.division is None else stream.division.schedule
         step = schedule.step(stream.index, stream.last())
         begin = time.perf_counter()
         try:
@@ -151,6 +152,7 @@ class DenoiserRuntime:
         except BaseException:
             self._streams.forget()
             raise
+        self._current = stream.division
         stream.index += 1
         return stream.result(step.prediction)
 
@@ -158,29 +160,54 @@ class DenoiserRuntime:
         self, stream: Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         result = None
-        if self._current is None:
-            result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
-            division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
-            self._current = self._divisions[self._module_structure, stream.arguments.signature] = division
-            self._units.add(division.graph)
-            owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
-            self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
-        division = self._current
-        if stream.channel is None:
-            stream.channel = self._exchange.open(division.graph, division.messages)
+        if stream.division is None:
+            result = self._divide(stream, forward, args, kwargs)
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
-            rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, step.index)
-            result = self._units.walk(division.graph, rule, forward, args, kwargs)
+            try:
+                result = self._run_and_keep(stream, step.index, forward, args, kwargs)
+            except ShapeChangedError:
+                self._divide(stream, forward, args, kwargs)
+                result = self._run_and_keep(stream, step.index, forward, args, kwargs)
         elif result is None:
             result = forward(*args, **kwargs)
+        if stream.division is None:
+            raise RuntimeError("a denoiser was not divided in its first call")
+        division = stream.division
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = self._share({step.index: leaves}, {step.index: division.partition.predictor})
+
+    def _known_division(self, stream: Stream) -> Division | None:
+        """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
+        known = self._divisions.get((self._module_structure, stream.arguments.signature), {})
+        return known.get(stream.place, next(iter(known.values()), None))
+
+    def _divide(self, stream: Stream, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call, whose result is returned, and divide the denoiser for its stream."""
+        result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
+        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
+        stream.division = division
+        self._divisions.setdefault((self._module_structure, stream.arguments.signature), {})[stream.place] = division
+        self._units.add(division.graph)
+        owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
+        self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
+        return result
+
+    def _run_and_keep(
+        self, stream: Stream, version: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The last step in full: what the first round reads is stored."""
+        division = stream.division
+        if division is None:
+            raise RuntimeError("a denoiser was not divided before its last full step")
+        stream.channel = self._exchange.open(division.graph, division.messages)
+        rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, version)
+        return self._units.walk(division.graph, rule, forward, *own_containers(args, kwargs))
 
     def _run_round(
         self, stream: Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        division, channel = self._current, stream.channel
+        division, channel = stream.division, stream.channel
         if division is None or channel is None:
             raise RuntimeError("a round came before the warm-up")
         self._interrupted = True
@@ -231,6 +258,7 @@ class DenoiserRuntime:
             self._module_structure = structure
             self._modules = [module for module in self._denoiser.modules() if next(module.children(), None) is not None]
             self._units.remove()
-        for (made_for, _), division in self._divisions.items():
+        for (made_for, _), divisions in self._divisions.items():
             if made_for == structure:
-                self._units.add(division.graph)
+                for division in divisions.values():
+                    self._units.add(division.graph)

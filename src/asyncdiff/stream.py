@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from asyncdiff.call import Signature
+from asyncdiff.division import Division
 from asyncdiff.exchange import Channel
 from asyncdiff.labels import Course, Labels
 
@@ -57,6 +58,8 @@ class Stream:
         conditioning: the places of the tensors that are the same in all its calls; None until the second.
         reason: why it began, and thus why its first steps are computed in full.
         first_times: the time arguments with which it began.
+        place: how many streams there were when it began.
+        division: how the denoiser is divided for it.
         index: the step of its next call, counted from its first.
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
@@ -67,6 +70,8 @@ class Stream:
     labels: dict[str, Labels]
     reason: str
     first_times: dict[str, Any]
+    place: int = 0
+    division: Division | None = None
     index: int = 0
     last_step: int = -1
     conditioning: frozenset[int] | None = None
@@ -131,7 +136,10 @@ class Streams:
     def begins_again(self, arguments: Arguments) -> bool:
         """Whether a call has the times with which its stream began: with the next piece of a long video, say."""
         best = _most_alike(self._streams, arguments)
-        return best is not None and _is_equal_everywhere(best.first_times, arguments.times)
+        return best is not None and any(
+            _goes_back(best.first_times[name], best.arguments.times[name], time)
+            for name, time in arguments.times.items()
+        )
 
     def of_call(self, arguments: Arguments, now: int, course: Course) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
@@ -140,7 +148,9 @@ class Streams:
         if stream is None:
             labels = {name: Labels(course) for name in arguments.times}
             stream = Stream(arguments, labels, self._why_new(arguments, now), arguments.times)
-            self._streams = [old for old in self._streams if not _is_over(old, now)] + [stream]
+            self._streams = [old for old in self._streams if not _is_over(old, now)]
+            stream.place = len(self._streams)
+            self._streams.append(stream)
         is_new = stream.last_step < 0
         stream.go_on(arguments, now)
         return stream, is_new
@@ -191,6 +201,12 @@ def _is_over(stream: Stream, now: int) -> bool:
     if stream.channel is not None:
         stream.channel.close()
     return True
+
+
+def _goes_back(first: Any, last: Any, new: Any) -> bool:
+    """Whether a number of a time argument is again what it was at first, and was not meanwhile."""
+    first, last, new = torch.as_tensor(first), torch.as_tensor(last), torch.as_tensor(new)
+    return first.shape == last.shape == new.shape and bool(((new == first) & (last != first)).any())
 
 
 def _is_equal_everywhere(ones: dict[str, Any], others: dict[str, Any]) -> bool:

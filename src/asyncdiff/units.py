@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from asyncdiff.call import tensors_of
 from asyncdiff.division import Division, read_anywhere
+from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange import Channel
 from asyncdiff.graph import Edge, Graph, UnitCall
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted
@@ -89,7 +90,10 @@ def _named(name: str, on_call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel, version: int) -> UnitRule:
-    """The rule of the last full step: run every unit, and store what the ranks will read."""
+    """The rule of the last full step: run every unit, and store what the ranks will read.
+
+    It raises ShapeChangedError where the division was made for tensors of other shapes.
+    """
     components = {division.schedule.component_of(rank) for rank in ranks}
     wanted: dict[int, list[Edge]] = {}
     for edge in frozenset[Edge]().union(*(division.partition.reads[component] for component in components)):
@@ -97,8 +101,10 @@ def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Chan
 
     def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = forward(*args, **kwargs)
+        leaves = tree_leaves(result)
+        for number, leaf in enumerate(leaves):
+            _check_shape(division.graph.units[unit], number, leaf)
         if unit in wanted:
-            leaves = tree_leaves(result)
             for edge in wanted[unit]:
                 channel.store.put(edge, version, _unshared(division.graph.units[unit], edge, leaves[edge.leaf]))
         return result
@@ -120,6 +126,7 @@ def compute_task(division: Division, task: Task, channel: Channel, counts: Count
             for number, leaf in enumerate(tree_leaves(result)):
                 edge = Edge(unit, number)
                 if edge in fed:
+                    _check_shape(call, number, leaf)
                     channel.made(task.rank, edge, _unshared(call, edge, leaf))
             return result
         counts.units_skipped += 1
@@ -147,6 +154,16 @@ def _substitute(
         else:
             made.append(_placeholder(leaf, number in call.overwritten))
     return tree_unflatten(made, call.structure)
+
+
+def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
+    """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
+    shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
+    if shape != call.outputs[number].shape:
+        raise ShapeChangedError(
+            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {call.outputs[number].shape} when it was "
+            "recorded: what a round reads must have the same shape in all rounds"
+        )
 
 
 def _unshared(call: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
