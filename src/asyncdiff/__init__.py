@@ -8,6 +8,7 @@ from asyncdiff.errors import (
     ExchangeError,
     LabelError,
     RankMismatchError,
+    ShapeChangedError,
     SplitError,
     TraceError,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "LabelError",
     "RankMismatchError",
     "Report",
+    "ShapeChangedError",
     "SplitError",
     "TraceError",
     "load_demo",

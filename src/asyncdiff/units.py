@@ -160,9 +160,10 @@ def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
     """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
     shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
     if shape != call.outputs[number].shape:
+        recorded = call.outputs[number].shape
         raise ShapeChangedError(
-            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {call.outputs[number].shape} when it was "
-            "recorded: what a round reads must have the same shape in all rounds"
+            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded: what a "
+            "round reads must have the same shape in all rounds"
         )
 
 
