@@ -162,8 +162,8 @@ def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
     if shape != call.outputs[number].shape:
         recorded = call.outputs[number].shape
         raise ShapeChangedError(
-            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded: what a "
-            "round reads must have the same shape in all rounds"
+            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
+            "what a round reads must have the same shape in all rounds"
         )
 
 
