@@ -1,7 +1,8 @@
 """Tiny random-weight pipelines, built offline: checkpoints' structure and schedulers, small widths.
 
 Prompts are embeddings, guidance is on. `PIPELINES` holds all of them by name; `QUICK` names those that every
-test run goes through: the nine of the AsyncDiff paper, FLUX and PixArt.
+test run goes through: the nine of the AsyncDiff paper, FLUX and PixArt, and some that call their denoiser in ways of
+their own: in views, by hooks that come and go, in two halves, with texts of two lengths, in pieces.
 """
 
 from typing import Any
@@ -79,6 +80,11 @@ QUICK = (
     "animatediff",
     "flux",
     "pixart",
+    "panorama",
+    "modular_sd3_skip_layers",
+    "wan22",
+    "framepack_true_cfg",
+    "skyreels_forcing_long",
 )
 
 EVERY: list[Any] = [name if name in QUICK else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
