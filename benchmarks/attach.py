@@ -33,7 +33,7 @@ from asyncdiff.trace import record
 from benchmarks.machine import machine
 
 COMPONENTS = 4
-LATER_CALLS = 4
+LATER_CALLS = 2
 
 
 @dataclass(frozen=True)

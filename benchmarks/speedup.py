@@ -581,6 +581,7 @@ def main() -> None:
     settings = Settings(tuple(given.models), given.runs, given.steps, given.warmup)
     # For the workers; a library reads the number of threads as it is loaded.
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the workers
     with tempfile.TemporaryDirectory() as folder:
         spawn(work, args=(str(Path(folder) / "meeting"), settings, given.out), nprocs=WORLD_SIZE)  # type: ignore[no-untyped-call]
 
