@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0, PA
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
+from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, TinyPipeline
 from tests.tiny import adapters as put_on
@@ -311,10 +312,6 @@ QUICK = (
 
 def attach(pipe: DiffusionPipeline, warmup: int = WARMUP, executor: Any = "local") -> AsyncDiff:
     return AsyncDiff(pipe, components=2, warmup=warmup, executor=executor, timeout=60)
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 def check_rounds(async_diff: AsyncDiff) -> None:

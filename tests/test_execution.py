@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from asyncdiff import AsyncDiff, ConfigurationError
+from tests.comparison import relative_error
 from tests.tiny import PIPELINES, run
 from tests.tiny.base import image
 
@@ -40,10 +41,6 @@ def fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.usefixtures("fresh_compiler")

@@ -1,12 +1,9 @@
 """The untouched pipeline reproduces the goldens' sequential run: what the other goldens are compared on is sound."""
 
 import pytest
-import torch
 from golden import STEPS, golden_latents, golden_pipeline, golden_sequential, golden_split
 
-
-def relative_error(output: torch.Tensor, golden: torch.Tensor) -> float:
-    return float((output - golden).norm() / golden.norm())
+from tests.comparison import relative_error
 
 
 def test_untouched_pipeline_reproduces_sequential_latents() -> None:

@@ -8,16 +8,13 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
+from tests.comparison import relative_error
 from tests.golden import golden_latents, golden_pipeline, golden_split
 from tests.processes import run_ranks
 
 SETTINGS = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
 WARMUPS = [1, 3, 5, 12]
 TOLERANCE = 1e-4
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @functools.cache

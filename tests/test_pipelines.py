@@ -19,12 +19,9 @@ from asyncdiff import AsyncDiff
 from asyncdiff.clock import find_schedulers
 from asyncdiff.errors import LabelError
 from asyncdiff.report import Counts
+from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("name", EVERY)

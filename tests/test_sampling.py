@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.report import Counts
+from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.recurrence import plain_and_expected
 from tests.tiny import PIPELINES, TinyPipeline, run
@@ -61,10 +62,6 @@ FAMILIES = {
     "flux": Divided(PIPELINES["flux"], *FLUX_HALVES),
     "flux_true_cfg": Divided(PIPELINES["flux_true_cfg"], *FLUX_HALVES),
 }
-
-
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
 def check(

@@ -64,7 +64,7 @@ class CallForm:
         times = {name: arguments.pop(name) for name in self._times if _is_number(arguments.get(name))}
         leaves, structure = tree_flatten(arguments)
         signature = (structure, *(_trait(leaf) for leaf in leaves))
-        return CallParts(times, signature, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return CallParts(times, signature, tensors_of(leaves))
 
     def with_times(
         self, times: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -85,14 +85,23 @@ def own_containers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple
     return tree_map(lambda leaf: leaf, (args, kwargs))  # type: ignore[no-any-return]
 
 
-def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """All tensors in the arguments, in a fixed order."""
-    return [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def tensors_of(arguments: Any) -> list[Tensor]:
+    """All tensors in arguments or results of any form, in a fixed order."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def is_equal(one: Any, other: Any) -> bool:
+    """Whether two arguments have the same values; reading them off a device costs time."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    return bool(one == other)
 
 
 def digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Mean and root mean square of every tensor, and for each number the scale of its rounding."""
-    floats = [leaf.detach().double() for leaf in tensors_of(args, kwargs) if leaf.is_floating_point() and leaf.numel()]
+    floats = [
+        leaf.detach().double() for leaf in tensors_of((args, kwargs)) if leaf.is_floating_point() and leaf.numel()
+    ]
     means = [leaf.mean() for leaf in floats]
     sizes = [leaf.square().mean().sqrt() for leaf in floats]
     if not floats:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from asyncdiff.call import is_equal
 from asyncdiff.hooks import listen
 from asyncdiff.labels import Course
 
@@ -58,9 +58,10 @@ class Clock:
         if self._pending:
             # Each of several views of a picture may have a scheduler step of its own. That shows in the first steps;
             # values are read off a device no longer than that.
-            if self.steps < _WATCHED_STEPS and self._is_of_same_step(times):
+            is_watched = self._has_views or self.steps < _WATCHED_STEPS
+            if is_watched and self._is_of_same_step(times):
                 self._has_views = True
-            elif not (self._has_views and self._is_of_same_step(times)):
+            else:
                 self.tick()
             self._pending = []
         self._times = times
@@ -73,8 +74,14 @@ class Clock:
             notify(timestep)
 
     def begin_again(self) -> None:
-        """The pipeline goes through the same timesteps once more."""
-        self._start()
+        """The pipeline goes through the timesteps of the course from the first."""
+        self.generation += 1
+        self.steps = 0
+        self._times = {}
+        self._pending = []
+        self._has_views = False
+        for notify in self.on_generation:
+            notify()
 
     def close(self) -> None:
         """Leave the schedulers as they were."""
@@ -100,26 +107,17 @@ class Clock:
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
         self.course = Course(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
-        self._start()
-
-    def _start(self) -> None:
-        self.generation += 1
-        self.steps = 0
-        self._times = {}
-        self._pending = []
-        self._has_views = False
-        for notify in self.on_generation:
-            notify()
+        self.begin_again()
 
     def _end_step(self, timestep: Any) -> None:
         # A pipeline may call the scheduler several times for one step: for each frame, for sound beside pictures.
-        if self._pending and not _is_equal(timestep, self._pending[-1]):
+        if self._pending and not is_equal(timestep, self._pending[-1]):
             self.tick()
         self._pending = [timestep]
 
     def _is_of_same_step(self, times: dict[str, Any]) -> bool:
         """Whether a call has the times of the one before, and no second-order scheduler has repeated them."""
-        if times.keys() != self._times.keys() or not all(_is_equal(times[name], self._times[name]) for name in times):
+        if times.keys() != self._times.keys() or not all(is_equal(times[name], self._times[name]) for name in times):
             return False
         timestep = _numbers(self._pending[-1])
         return len(timestep) != 1 or self.course.timesteps.count(timestep[0]) <= 1
@@ -137,9 +135,3 @@ def _is_scheduler(part: Any) -> bool:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(torch.as_tensor(values).double().flatten().tolist())
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or torch.equal(one, other)
-    return bool(one == other)

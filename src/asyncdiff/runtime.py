@@ -159,21 +159,18 @@ class DenoiserRuntime:
     def _run_in_full(
         self, stream: Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        result = None
-        if stream.division is None:
-            result = self._divide(stream, forward, args, kwargs)
+        result, division = None, stream.division
+        if division is None:
+            result, division = self._divide(stream, forward, args, kwargs)
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
             try:
-                result = self._run_and_keep(stream, step.index, forward, args, kwargs)
+                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
             except ShapeChangedError:
-                self._divide(stream, forward, args, kwargs)
-                result = self._run_and_keep(stream, step.index, forward, args, kwargs)
+                _, division = self._divide(stream, forward, args, kwargs)
+                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
         elif result is None:
             result = forward(*args, **kwargs)
-        if stream.division is None:
-            raise RuntimeError("a denoiser was not divided in its first call")
-        division = stream.division
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = self._share({step.index: leaves}, {step.index: division.partition.predictor})
 
@@ -182,8 +179,10 @@ class DenoiserRuntime:
         known = self._divisions.get((self._module_structure, stream.arguments.signature), {})
         return known.get(stream.place, next(iter(known.values()), None))
 
-    def _divide(self, stream: Stream, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Record a call, whose result is returned, and divide the denoiser for its stream."""
+    def _divide(
+        self, stream: Stream, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Division]:
+        """Record a call and divide the denoiser for its stream; returns the call's result and the division."""
         result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
         division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
         stream.division = division
@@ -191,15 +190,18 @@ class DenoiserRuntime:
         self._units.add(division.graph)
         owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
         self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
-        return result
+        return result, division
 
     def _run_and_keep(
-        self, stream: Stream, version: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        stream: Stream,
+        division: Division,
+        version: int,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Any:
         """The last step in full: what the first round reads is stored."""
-        division = stream.division
-        if division is None:
-            raise RuntimeError("a denoiser was not divided before its last full step")
         stream.channel = self._exchange.open(division.graph, division.messages)
         rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, version)
         return self._units.walk(division.graph, rule, forward, *own_containers(args, kwargs))

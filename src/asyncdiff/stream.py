@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from asyncdiff.call import Signature
+from asyncdiff.call import Signature, is_equal
 from asyncdiff.division import Division
 from asyncdiff.exchange import Channel
 from asyncdiff.labels import Course, Labels
@@ -44,7 +44,7 @@ class Arguments:
         return frozenset(
             place
             for place, (one, another) in enumerate(zip(self._small, other._small, strict=False))
-            if one is not None and another is not None and _is_equal(one, another)
+            if one is not None and another is not None and is_equal(one, another)
         )
 
 
@@ -131,7 +131,7 @@ class Streams:
         best = _most_alike(free_first, arguments)
         if best is None or best.last_step != now:
             return False
-        return not _is_equal_everywhere(best.arguments.times, arguments.times)
+        return not all(is_equal(best.arguments.times[name], time) for name, time in arguments.times.items())
 
     def begins_again(self, arguments: Arguments) -> bool:
         """Whether a call has the times with which its stream began: with the next piece of a long video, say."""
@@ -207,13 +207,3 @@ def _goes_back(first: Any, last: Any, new: Any) -> bool:
     """Whether a number of a time argument is again what it was at first, and was not meanwhile."""
     first, last, new = torch.as_tensor(first), torch.as_tensor(last), torch.as_tensor(new)
     return first.shape == last.shape == new.shape and bool(((new == first) & (last != first)).any())
-
-
-def _is_equal_everywhere(ones: dict[str, Any], others: dict[str, Any]) -> bool:
-    return all(_is_equal(ones[name], other) for name, other in others.items())
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
-    return bool(one == other)

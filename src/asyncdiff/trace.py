@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.flop_counter import flop_registry
 
+from asyncdiff.call import tensors_of
 from asyncdiff.hooks import is_compiled
 
 ValueId = int
@@ -168,7 +169,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif is_operator:
             inputs = _tensors_in(args) + _tensors_in(kwargs.values())
         else:
-            inputs = _tensors_within((args, kwargs))
+            inputs = tensors_of((args, kwargs))
         storages = {_storage_key(tensor) for tensor in inputs}
         reads = tuple(self.values.of(tensor) for tensor in inputs)
         result = func(*args, **kwargs)
@@ -199,14 +200,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def enter(self, name: str, module: nn.Module, arguments: Any) -> None:
         parent = self.stack[-1] if self.stack else -1
         index = len(self.calls)
-        tensors = _tensors_within(arguments)
         call = ModuleCall(
             name=name,
             parent=parent,
             has_parameters=next(module.parameters(), None) is not None,
             is_compiled=is_compiled(module),
             first_operator=len(self.operators),
-            inputs=tuple(self.values.of(tensor) for tensor in tensors),
+            inputs=tuple(self.values.of(tensor) for tensor in tensors_of(arguments)),
         )
         self.calls.append(call)
         if parent >= 0:
@@ -253,17 +253,12 @@ def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _tensors_within(arguments: Any) -> list[Tensor]:
-    """The tensors among arguments of any form."""
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-
-
 def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         given = args[position] if position < len(args) else kwargs.get(argument.name)
-        yield from _tensors_within(given)
+        yield from tensors_of(given)
 
 
 @contextmanager

@@ -100,13 +100,13 @@ def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Chan
         wanted.setdefault(edge.unit, []).append(edge)
 
     def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = division.graph.units[unit]
         result = forward(*args, **kwargs)
         leaves = tree_leaves(result)
         for number, leaf in enumerate(leaves):
-            _check_shape(division.graph.units[unit], number, leaf)
-        if unit in wanted:
-            for edge in wanted[unit]:
-                channel.store.put(edge, version, _unshared(division.graph.units[unit], edge, leaves[edge.leaf]))
+            _check_shape(call, number, leaf)
+        for edge in wanted.get(unit, ()):
+            channel.store.put(edge, version, _unshared(call, edge, leaves[edge.leaf]))
         return result
 
     return rule
@@ -130,7 +130,7 @@ def compute_task(division: Division, task: Task, channel: Channel, counts: Count
                     channel.made(task.rank, edge, _unshared(call, edge, leaf))
             return result
         counts.units_skipped += 1
-        return _substitute(call, unit, reads, channel, task.reads, tensors_of(args, kwargs))
+        return _substitute(call, unit, reads, channel, task.reads, tensors_of((args, kwargs)))
 
     return rule
 
@@ -159,8 +159,8 @@ def _substitute(
 def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
     """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
     shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
-    if shape != call.outputs[number].shape:
-        recorded = call.outputs[number].shape
+    recorded = call.outputs[number].shape
+    if shape != recorded:
         raise ShapeChangedError(
             f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
             "what a round reads must have the same shape in all rounds"

@@ -10,18 +10,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, EulerDisc
 from diffusers.utils import logging
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from asyncdiff.zoo.specimen import noise, randomise
+
 logging.set_verbosity_error()  # the advice is for real checkpoints
 
-
 STEPS = 5
-
-
 SIZE = 16  # height and width of a picture's latents; half of it in videos
-
-
 PIXELS = 2 * SIZE  # of the picture itself: a tiny VAE has one downsampling
-
-
 TEXT_LENGTH = 7
 
 
@@ -52,10 +47,6 @@ def run(pipe: DiffusionPipeline, tiny: TinyPipeline, **overrides: Any) -> torch.
     return output if isinstance(output, torch.Tensor) else torch.from_numpy(np.stack(output))
 
 
-def noise(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def image(size: int = PIXELS, seed: int = 0) -> torch.Tensor:
     """Pixels in [0, 1], as every pipeline's image processor takes them."""
     return torch.rand((1, 3, size, size), generator=torch.Generator().manual_seed(seed))
@@ -64,18 +55,6 @@ def image(size: int = PIXELS, seed: int = 0) -> torch.Tensor:
 def mask(size: int = PIXELS) -> torch.Tensor:
     """The left half is to be painted."""
     return (torch.arange(size) < size // 2).float().expand(1, 1, size, size)
-
-
-@torch.no_grad()
-def randomise(module: torch.nn.Module, seed: int = 0) -> None:
-    """Weights that keep magnitudes, with nothing at zero: zero-initialised layers would hide what is behind them."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            fan_in = parameter[0].numel()
-            parameter.normal_(0.0, fan_in**-0.5, generator=generator)
-        else:
-            parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
 
 
 def assemble(pipeline: type[DiffusionPipeline], **components: Any) -> DiffusionPipeline:
@@ -152,8 +131,14 @@ def pooled_text(**extra: Any) -> dict[str, Any]:
     return text(pooled_prompt_embeds=noise(1, 16, seed=3), negative_pooled_prompt_embeds=noise(1, 16, seed=4), **extra)
 
 
+def words() -> torch.Tensor:
+    """The attention mask that tells words from padding."""
+    mask = torch.ones(1, TEXT_LENGTH, dtype=torch.int64)
+    mask[:, -2:] = 0
+    return mask
+
+
 def masked_text(**extra: Any) -> dict[str, Any]:
     """Attention masks tell words from padding."""
-    words = torch.ones(1, TEXT_LENGTH, dtype=torch.int64)
-    words[:, -2:] = 0
-    return text(negative_prompt=None, prompt_attention_mask=words, negative_prompt_attention_mask=words, **extra)
+    told = words()
+    return text(negative_prompt=None, prompt_attention_mask=told, negative_prompt_attention_mask=told, **extra)

@@ -13,9 +13,9 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 
-from tests.tiny.base import SIZE, TinyPipeline, assemble
+from tests.tiny.base import SIZE, TinyPipeline, assemble, words
 from tests.tiny.pictures import picture
-from tests.tiny.videos import frames, video_text, words
+from tests.tiny.videos import frames, video_text
 
 CHANNELS = 8  # of the latents
 

@@ -13,9 +13,9 @@ from diffusers import (
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
-from tests.tiny.base import SIZE, TEXT_LENGTH, TinyPipeline, assemble
+from tests.tiny.base import SIZE, TEXT_LENGTH, TinyPipeline, assemble, words
 from tests.tiny.pictures import picture
-from tests.tiny.videos import video_text, words
+from tests.tiny.videos import video_text
 
 CHANNELS = 4  # of the video's latents
 

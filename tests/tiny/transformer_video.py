@@ -21,9 +21,9 @@ from diffusers import (
     SanaVideoTransformer3DModel,
 )
 
-from tests.tiny.base import SIZE, TEXT_LENGTH, TinyPipeline, assemble, tiny_vae
+from tests.tiny.base import SIZE, TEXT_LENGTH, TinyPipeline, assemble, tiny_vae, words
 from tests.tiny.pictures import picture
-from tests.tiny.videos import FRAMES, video_text, words
+from tests.tiny.videos import FRAMES, video_text
 from tests.tiny.wan import CHANNELS as WAN_CHANNELS
 from tests.tiny.wan import flow_unipc, tiny_wan_vae
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import PIL.Image
-import torch
 
 from tests.tiny.base import SIZE, TEXT_LENGTH, noise, sampling
 from tests.tiny.pictures import picture
@@ -28,10 +27,3 @@ def video_text(**extra: Any) -> dict[str, Any]:
         guidance_scale=4.0,
         **extra,
     )
-
-
-def words() -> torch.Tensor:
-    """The attention mask that tells words from padding."""
-    mask = torch.ones(1, TEXT_LENGTH, dtype=torch.int64)
-    mask[:, -2:] = 0
-    return mask

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from asyncdiff.api import AsyncDiff
+from asyncdiff.call import tensors_of
 from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.division import Division, plan
 from asyncdiff.errors import AsyncDiffError
@@ -96,9 +97,9 @@ class _Subject:
         self._times = specimen.times()
         self.model = specimen.build()
         first = self.inputs(0)
-        self.plain = _tensors(self.model(**first))
+        self.plain = tensors_of(self.model(**first))
         result, self.trace = record(self.model, self.model.forward, (), self.inputs(0))
-        _expect(_is_equal(_tensors(result), self.plain), "recording the call changes its result")
+        _expect(_is_equal(tensors_of(result), self.plain), "recording the call changes its result")
         _expect(all(bool(leaf.isfinite().all()) for leaf in self.plain), "the plain model's output is not finite")
         self.weight = operations_per_byte(torch.device("cpu"))
         self.graph = build_graph(self.trace, self.weight)
@@ -140,10 +141,6 @@ def _later(time: Any, step: int) -> Any:
     return time - step * (time > 0)
 
 
-def _tensors(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
 def _is_equal(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
@@ -174,7 +171,7 @@ def _interposed(model: nn.Module, keys: Sequence[UnitKey], rule: Rule) -> Iterat
             return forward(*args, **kwargs)
         inside = True
         try:
-            given = tuple(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+            given = tuple(tensors_of((args, kwargs)))
             return rule(key, functools.partial(forward, *args, **kwargs), given)
         finally:
             inside = False
@@ -248,7 +245,7 @@ def _check_live_edges(subject: _Subject, division: Division) -> None:
     inputs = subject.inputs(0)
     with _interposed(subject.model, list(number_of), keep):
         result = subject.model(**inputs)
-    _expect(_is_equal(_tensors(result), subject.plain), "looking at units changes the output")
+    _expect(_is_equal(tensors_of(result), subject.plain), "looking at units changes the output")
     _expect(plain.keys() == set(number_of.values()), "units were not called as often as recorded")
 
     def results_of(component: int, known: frozenset[Edge]) -> list[Tensor]:
@@ -274,7 +271,7 @@ def _check_live_edges(subject: _Subject, division: Division) -> None:
         with _interposed(subject.model, list(number_of), rule):
             output = subject.model(**subject.inputs(0))
         found = [made[edge.unit][edge.leaf] for edge in wanted[component]]
-        return found + (_tensors(output) if component == partition.predictor else [])
+        return found + (tensors_of(output) if component == partition.predictor else [])
 
     everyone = range(len(partition.components))
     read = sorted(frozenset[Edge]().union(*partition.reads))
@@ -325,7 +322,7 @@ def _generate(subject: _Subject, steps: int, components: int, stride: int, warmu
         scheduler.set_timesteps()
         for step, timestep in enumerate(scheduler.timesteps):
             result = subject.model(**subject.inputs(step))
-            found.append([leaf.clone() for leaf in _tensors(result)])
+            found.append([leaf.clone() for leaf in tensors_of(result)])
             scheduler.step(result, timestep)
         counts = async_diff.report().denoisers[0].counts
     expected = -(-max(steps - warmup, 0) // stride)
@@ -336,7 +333,7 @@ def _generate(subject: _Subject, steps: int, components: int, stride: int, warmu
 def _check_warm_up_only(subject: _Subject) -> None:
     """As long as the warm-up lasts, the output is the plain model's, bit for bit."""
     steps = 2
-    plain = [_tensors(subject.model(**subject.inputs(step))) for step in range(steps)]
+    plain = [tensors_of(subject.model(**subject.inputs(step))) for step in range(steps)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that nothing is accelerated
         found = _generate(subject, steps, COMPONENTS[0], 1, steps)
@@ -379,7 +376,7 @@ def _recurrence(
             return output
 
         with _interposed(subject.model, list(owner), rule):
-            return _tensors(subject.model(**inputs)), made
+            return tensors_of(subject.model(**inputs)), made
 
     for step in range(warmup):
         prediction, before = compute(None, subject.inputs(step))

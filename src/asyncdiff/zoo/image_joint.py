@@ -14,6 +14,11 @@ _HEADS, _HEAD_WIDTH, _WIDTH = 2, 16, 32
 _ROPE_AXES = (4, 6, 6)
 _PICTURE_TOKENS, _TEXT_TOKENS, _TEXT_WIDTH = 16, 6, 24
 _PICTURE = (1, 4, 8, 8)
+_WIDTHS = {
+    "attention_head_dim": _HEAD_WIDTH,
+    "num_attention_heads": _HEADS,
+    "joint_attention_dim": _TEXT_WIDTH,
+}
 
 
 def _text(*, seed: int = 1) -> Tensor:
@@ -61,9 +66,7 @@ _BRIA = {
     "in_channels": 8,
     "num_layers": 3,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "axes_dims_rope": list(_ROPE_AXES),
 }
 
@@ -121,9 +124,7 @@ _CHROMA = {
     "in_channels": 8,
     "num_layers": 3,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "axes_dims_rope": _ROPE_AXES,
     "approximator_num_channels": 8,
     "approximator_hidden_dim": 8,
@@ -159,9 +160,7 @@ _FLUX = {
     "in_channels": 8,
     "num_layers": 3,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "pooled_projection_dim": 8,
     "axes_dims_rope": _ROPE_AXES,
 }
@@ -185,9 +184,7 @@ _FLUX_2 = {
     "in_channels": 8,
     "num_layers": 2,
     "num_single_layers": 6,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "timestep_guidance_channels": 32,
     "axes_dims_rope": (4, 4, 4, 4),
 }
@@ -202,9 +199,7 @@ _FLUX_3 = {
     "cond_in_channels": 8,
     "num_layers": 2,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "timestep_channels": 32,
     "axes_dims_rope": (4, 4, 4, 4),
 }
@@ -341,9 +336,7 @@ _LONGCAT = {
     "in_channels": 8,
     "num_layers": 3,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "pooled_projection_dim": 8,
     "axes_dims_rope": list(_ROPE_AXES),
 }
@@ -358,9 +351,7 @@ _OVIS = {
     "out_channels": 8,
     "num_layers": 3,
     "num_single_layers": 5,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "axes_dims_rope": _ROPE_AXES,
 }
 
@@ -373,9 +364,7 @@ _QWEN = {
     "in_channels": 8,
     "out_channels": 2,
     "num_layers": 6,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "axes_dims_rope": _ROPE_AXES,
 }
 
@@ -458,9 +447,7 @@ _SD_3 = {
     "in_channels": 4,
     "out_channels": 4,
     "num_layers": 6,
-    "attention_head_dim": _HEAD_WIDTH,
-    "num_attention_heads": _HEADS,
-    "joint_attention_dim": _TEXT_WIDTH,
+    **_WIDTHS,
     "caption_projection_dim": _WIDTH,
     "pooled_projection_dim": 8,
     "pos_embed_max_size": 8,
@@ -490,9 +477,7 @@ SPECIMENS: tuple[Specimen, ...] = (
             "in_channels": 4,
             "num_mmdit_layers": 3,
             "num_single_dit_layers": 4,
-            "attention_head_dim": _HEAD_WIDTH,
-            "num_attention_heads": _HEADS,
-            "joint_attention_dim": _TEXT_WIDTH,
+            **_WIDTHS,
             "caption_projection_dim": _WIDTH,
             "pos_embed_max_size": 16,
         },
