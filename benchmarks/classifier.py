@@ -58,7 +58,8 @@ def truth() -> Tensor:
     """The pictures that the demo pipelines have learnt, in the order of their prompts, values from 0 to 1."""
     with Image.open(_CHECKPOINTS / "pictures.png") as column:
         values = np.asarray(column.convert("RGB"), dtype=np.float32) / np.float32(255)
-    return torch.from_numpy(values).unflatten(0, (-1, column.width)).permute(0, 3, 1, 2).contiguous()
+    side = values.shape[1]
+    return torch.from_numpy(values.reshape(-1, side, side, 3)).permute(0, 3, 1, 2).contiguous()
 
 
 def captions() -> list[list[str]]:

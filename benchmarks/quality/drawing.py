@@ -24,9 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
-from asyncdiff.demo import DemoName, demo_prompts, load_demo
+from asyncdiff.demo import DemoName, demo_prompts
+from asyncdiff.launch import load_pipeline
 from asyncdiff.report import DenoiserReport
 from benchmarks.quality.settings import Setting
+from training.denoisers import FoldedZerosAttention
 
 TRACED = 16  # of so many pictures the latents of every step are kept
 
@@ -43,6 +45,9 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     ),
     "flow-euler-stochastic": functools.partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=True),
 }
+
+# The zeros in place of a T5 encoder are folded into one, as in training: the same pictures in a fourth of the time.
+_ARGUMENTS: dict[DemoName, dict[str, Any]] = {"unet": {}, "dit": {"max_sequence_length": 1}}
 
 # Everything of a block that costs. Whole blocks cannot be cached: the last one returns None beside a tensor.
 _TAYLORSEER_MODULES = [r"transformer_blocks\.\d+\.(attn|ff|ff_context)"]
@@ -160,8 +165,10 @@ def load(model: DemoName, scheduler: str, device: str = "cpu") -> Any:
 @functools.cache
 def _loaded(model: DemoName, device: str) -> tuple[Any, Any]:
     """A demo pipeline, and the configuration of the scheduler that it comes with."""
-    pipe = load_demo(model).to(device)
+    pipe = load_pipeline(f"demo-{model}", "float32", torch.device(device))
     pipe.set_progress_bar_config(disable=True)
+    if model == "dit":
+        pipe.transformer.set_attn_processor(FoldedZerosAttention())
     return pipe, pipe.scheduler.config
 
 
@@ -188,6 +195,7 @@ def _generate(
                 guidance_scale=setting.guidance_scale,
                 generator=[torch.Generator().manual_seed(number) for number in part],
                 output_type="pt",
+                **_ARGUMENTS[setting.model],
                 callback_on_step_end=keep,
             )
         pictures.append(output.images.float().cpu().contiguous())

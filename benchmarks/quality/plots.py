@@ -51,6 +51,8 @@ def _figure(models: Sequence[DemoName], store: Store, panel: Any, path: Path) ->
     for axis, model in zip(axes[0], models, strict=True):
         panel(axis, store, model)
         axis.set_title(_TITLES[model])
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
         axis.grid(alpha=0.25)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -78,7 +80,6 @@ def _error_against_speedup(axis: Axes, store: Store, model: DemoName) -> None:
     _series(axis, _family(same, "TaylorSeer"), "TaylorSeer, 1 device", color=_TAYLORSEER, marker="s", linestyle=":")
     axis.set_xlabel("modelled speed-up of the denoising loop")
     axis.set_ylabel("PSNR to the sequential picture, dB")
-    axis.legend(frameon=False, fontsize=8)
 
 
 def _family(records: Iterable[Record], family: str) -> list[Record]:
@@ -141,7 +142,6 @@ def _error_per_step(axis: Axes, store: Store, model: DemoName) -> None:
             axis.semilogy(range(1, len(errors) + 1), errors, color=color, linestyle=linestyle, label=str(setting))
     axis.set_xlabel("step")
     axis.set_ylabel("relative error of the latent (RMS)")
-    axis.legend(frameon=False, fontsize=8)
 
 
 def grid(model: DemoName) -> Image.Image:
