@@ -244,3 +244,18 @@ def test_plots_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("quality-speedup", "quality-steps", "quality-grid-unet", "quality-grid-dit"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 200
+
+
+def test_one_device_is_compared_where_it_is_as_fast(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for setting, decibels, speedup in (
+        (base("unet", components=1, bridge=2, prompts=32), 55, 1.8),
+        (base("unet", components=1, bridge=4, prompts=32), 40, 2.9),
+        (base("unet", components=2, prompts=32), 50, 1.85),
+        (base("unet", components=4, prompts=32), 50, 2.9),
+        (base("unet", components=8, prompts=32), 50, 5.0),
+    ):
+        store.add(replace(record(setting, decibels), modelled_speedup=speedup))
+    figures = next(claim.figures for claim in claims.check(store, ["unet"]) if "one device" in claim.text)
+    closer, not_closer, beyond = figures.split(". ")
+    assert "ours N=4" in closer and "ours N=2" in not_closer and "ours N=8" in beyond

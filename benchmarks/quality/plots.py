@@ -52,7 +52,7 @@ def _figure(models: Sequence[DemoName], store: Store, panel: Any, path: Path) ->
         panel(axis, store, model)
         axis.set_title(_TITLES[model])
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(frameon=False, fontsize=8)
+            axis.legend(fontsize=8, framealpha=0.8, edgecolor="none")
         axis.grid(alpha=0.25)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -100,7 +100,7 @@ def _series(axis: Axes, records: list[Record], label: str, **style: Any) -> None
             (speedup, height),
             xytext=(4, 4),
             textcoords="offset points",
-            fontsize=6,
+            fontsize=7,
             color=style["color"],
         )
 
@@ -156,9 +156,9 @@ def grid(model: DemoName) -> Image.Image:
     rows: list[tuple[str, Tensor]] = [("plain pipeline", plain)]
     for setting in rivals:
         drawn, account = draw(setting, numbers)
-        title = f"{setting}\n{setting.devices} devices, {account.modelled_speedup:.1f}×"
+        title = f"{setting}\n{setting.devices} devices, {account.modelled_speedup:.1f}x"
         difference = (drawn.pictures - plain).abs()
-        rows += [(title, drawn.pictures), (f"difference × {_AMPLIFIED}", 1 - (_AMPLIFIED * difference).clamp(0, 1))]
+        rows += [(title, drawn.pictures), (f"difference x {_AMPLIFIED}", 1 - (_AMPLIFIED * difference).clamp(0, 1))]
     return sheet(rows, [demo_prompts()[number] for number in numbers])
 
 

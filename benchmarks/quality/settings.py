@@ -26,7 +26,7 @@ STRIDES = (1, 2, 3)
 WARMUP_OF_STRIDES = 7  # minus one divisible by every stride
 WARMUPS = (2, 3, 5, 9)
 BRIDGES = (1, 2, 3, 4)
-ONE_DEVICE_BRIDGES = (2, 3, 4, 5)
+ONE_DEVICE_BRIDGES = (2, 3, 4, 5, 8)
 METHODS = (
     Method("reuse", residual=True, fresh_sum=False),
     Method("reuse", residual=True, fresh_sum=True),
