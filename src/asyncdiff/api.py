@@ -14,6 +14,7 @@ from asyncdiff.clock import Clock, find_schedulers
 from asyncdiff.denoiser import device_of, find_denoisers
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange import Exchange, LocalExchange
+from asyncdiff.method import Method, method_of
 from asyncdiff.report import Report
 from asyncdiff.runtime import DenoiserRuntime
 from asyncdiff.schedule import Schedule
@@ -39,7 +40,12 @@ class AsyncDiff:
         time_shift: after the warm-up give every component the timestep before, to match its inputs' age.
         split: N lists of module names of the denoiser, one per component; by default the division is
             found by counting the cost of every unit. Units that no list names run on every device.
-        method: "paper", the recurrence of the paper.
+        bridge: k ≥ 1: of k steps after the warm-up one is computed, the others are forecast from the steps before.
+        cooldown: how many steps are computed as usual at the end, where the last step can be told in advance: by
+            default one if `method` forecasts, since that one step takes back most of the error, else none.
+        resync_every: after the warm-up, compute every so manieth step in full; None for never.
+        method: what stands in for what the other devices are still computing. "paper": what they made last, as in
+            the paper; "forecast": what docs/quality.md has found best; or a `Method` of your own.
         executor: "distributed": one process per device, on `torch.distributed`; "local": all ranks
             in this process, the same numbers; "auto": distributed where torchrun or a process group is.
         timeout: seconds after which waiting for another rank is an error.
@@ -59,17 +65,27 @@ class AsyncDiff:
         *,
         time_shift: bool = False,
         split: Split | None = None,
-        method: Literal["paper"] = "paper",
+        bridge: int = 1,
+        cooldown: int | None = None,
+        resync_every: int | None = None,
+        method: Literal["paper", "forecast"] | Method = "paper",
         executor: Literal["auto", "local", "distributed"] = "auto",
         timeout: float = 300.0,
     ) -> None:
-        if method != "paper":
-            raise ConfigurationError(f"method must be 'paper', not {method!r}")
+        self._method = method_of(method)
         if executor not in ("auto", "local", "distributed"):
             raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {executor!r}")
         if timeout <= 0:
             raise ConfigurationError(f"timeout must be a number of seconds above 0, not {timeout!r}")
-        self._schedule = Schedule(components, stride, warmup, time_shift)
+        self._schedule = Schedule(
+            components,
+            stride,
+            warmup,
+            time_shift,
+            bridge,
+            int(self._method.versions > 1) if cooldown is None else cooldown,
+            resync_every,
+        )
         if (warmup - 1) % stride:
             logger.warning(
                 "warmup=%d: with stride=%d the steps before the first round reuse a prediction; "
@@ -94,7 +110,9 @@ class AsyncDiff:
         try:
             for name, denoiser in denoisers.items():
                 self._runtimes.append(
-                    DenoiserRuntime(name, denoiser, self._schedule, split, self._exchange, self._clock, device)
+                    DenoiserRuntime(
+                        name, denoiser, self._schedule, split, self._method, self._exchange, self._clock, device
+                    )
                 )
         except AsyncDiffError:
             self.disable()

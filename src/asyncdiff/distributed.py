@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from asyncdiff.division import Division
 from asyncdiff.errors import ExchangeError, RankMismatchError
 from asyncdiff.exchange import Traffic, pack, view_of
 from asyncdiff.graph import Edge, Graph
@@ -94,8 +95,8 @@ class DistributedExchange:
                 f"rank {self.rank}: not all {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
             ) from error
 
-    def open(self, graph: Graph, messages: Sequence[Message]) -> "DistributedChannel":
-        return DistributedChannel(self, graph, messages, self._device)
+    def open(self, division: Division) -> "DistributedChannel":
+        return DistributedChannel(self, division, self._device)
 
     def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
         shared: dict[int, list[Tensor]] = {}
@@ -217,20 +218,24 @@ class _Parcel:
 class DistributedChannel:
     """Sends every message as soon as its last edge exists; waits for one at the first use of its edges."""
 
-    def __init__(
-        self, exchange: DistributedExchange, graph: Graph, messages: Sequence[Message], device: torch.device
-    ) -> None:
-        self.store = EdgeStore()
+    def __init__(self, exchange: DistributedExchange, division: Division, device: torch.device) -> None:
+        rank, graph, versions = exchange.rank, division.graph, division.schedule.versions
+        self._store = EdgeStore(versions)
+        self.stores = {rank: self._store}
         self._exchange = exchange
-        rank = exchange.rank
-        self._outgoing = [_Parcel(graph, message, device, 1) for message in messages if message.source == rank]
-        # Two buffers: the version that this round reads, and the one that arrives meanwhile.
-        self._incoming = [_Parcel(graph, message, device, 2) for message in messages if message.reader == rank]
-        self._tags = {id(message): tag for tag, message in enumerate(messages)}
+        self._own = division.own_reads_of(rank)
+        self._made: dict[Edge, Tensor] = {}
+        mine = [message for message in division.messages if message.reader == rank]
+        self._outgoing = [_Parcel(graph, message, device, 1) for message in division.messages if message.source == rank]
+        # One more buffer than versions that are read: the version that arrives meanwhile.
+        self._copies = versions + 1
+        self._incoming = [_Parcel(graph, message, device, self._copies) for message in mine]
+        self._tags = {id(message): tag for tag, message in enumerate(division.messages)}
         self._copy = 0
 
     def start_round(self) -> None:
-        self._copy = 1 - self._copy
+        self._copy = (self._copy + 1) % self._copies
+        self._made = {}
         for parcel in self._outgoing:
             parcel.missing = set(parcel.parts)
         for parcel in self._incoming:
@@ -238,6 +243,8 @@ class DistributedChannel:
             parcel.works[self._copy] = self._start(parcel, dist.irecv, parcel.message.source, self._copy)
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        if edge in self._own:
+            self._made[edge] = tensor
         for parcel in self._outgoing:
             if edge not in parcel.missing:
                 continue
@@ -251,7 +258,9 @@ class DistributedChannel:
     def end_round(self, version: int) -> None:
         for parcel in self._incoming:
             for edge in parcel.parts:
-                self.store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
+                self._store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
+        for edge, tensor in self._made.items():
+            self._store.put(edge, version, tensor)
 
     def close(self) -> None:
         for parcel in (*self._incoming, *self._outgoing):

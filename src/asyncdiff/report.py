@@ -10,16 +10,18 @@ class Counts:
 
     full: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    bridged: int = 0
     stored: int = 0
     units_run: int = 0
     units_skipped: int = 0
     seconds_full: float = 0.0
     seconds_rounds: float = 0.0
+    seconds_bridged: float = 0.0
 
     @property
     def steps(self) -> int:
         """Denoiser calls in all."""
-        return self.full.total() + self.rounds + self.stored
+        return self.full.total() + self.rounds + self.bridged + self.stored
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,9 @@ class DenoiserReport:
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
         lines = [
             f"{self.name}: {counts.steps} denoiser calls = {counts.full.total()} in full ({reasons or 'none'}), "
-            f"{counts.rounds} parallel rounds, {counts.stored} from stored predictions",
-            f"  time in full calls {counts.seconds_full:.2f} s, in rounds {counts.seconds_rounds:.2f} s; "
+            f"{counts.rounds} parallel rounds, {counts.bridged} bridged, {counts.stored} from stored predictions",
+            f"  time in full calls {counts.seconds_full:.2f} s, in rounds {counts.seconds_rounds:.2f} s, "
+            f"in bridged steps {counts.seconds_bridged:.2f} s; "
             f"unit calls run in rounds {counts.units_run}, skipped {counts.units_skipped}",
         ]
         for number, units in enumerate(self.components):
@@ -82,8 +85,8 @@ class Report:
 
     @property
     def accelerated(self) -> bool:
-        """Whether any step was computed as a parallel round."""
-        return any(denoiser.counts.rounds for denoiser in self.denoisers)
+        """Whether any step took less than an ordinary one."""
+        return any(denoiser.counts.rounds or denoiser.counts.bridged for denoiser in self.denoisers)
 
     def __str__(self) -> str:
         who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"

@@ -1,7 +1,7 @@
 """Runs one denoiser by the schedule, call by call."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +16,13 @@ from asyncdiff.division import Division, plan
 from asyncdiff.errors import ConfigurationError, ExchangeError, ShapeChangedError
 from asyncdiff.exchange import Exchange
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted, listen_to_context
+from asyncdiff.method import Method
 from asyncdiff.report import Counts, DenoiserReport
-from asyncdiff.schedule import Schedule, Step, StepKind, speedup
+from asyncdiff.schedule import Schedule, Step, StepKind, Task
 from asyncdiff.stream import Arguments, Stream, Streams
 from asyncdiff.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.trace import record
-from asyncdiff.units import UnitHooks, compute_task, keep_what_ranks_read
+from asyncdiff.units import UnitHooks, UnitRule, complete_task, compute_task, keep_what_ranks_read
 
 
 class DenoiserRuntime:
@@ -33,6 +34,7 @@ class DenoiserRuntime:
         denoiser: nn.Module,
         schedule: Schedule,
         split: Sequence[Sequence[str]] | None,
+        method: Method,
         exchange: Exchange,
         clock: Clock,
         device: torch.device,
@@ -42,6 +44,7 @@ class DenoiserRuntime:
         self._denoiser = denoiser
         self._schedule = schedule
         self._split = split
+        self._method = method
         self._exchange = exchange
         self._clock = clock
         self._form = CallForm(denoiser)
@@ -99,7 +102,7 @@ class DenoiserRuntime:
             ),
             bytes_per_round=division.bytes_per_round,
             counts=counts,
-            modelled_speedup=speedup(division.schedule, max(counts.steps, 1), max(partition.shares)),
+            modelled_speedup=division.modelled_speedup(max(counts.steps, 1)),
         )
 
     def _begin_generation(self) -> None:
@@ -110,7 +113,8 @@ class DenoiserRuntime:
 
     def _end_step(self, timestep: Any) -> None:
         # Reading a label off a device costs time: only where later labels are needed.
-        learning_steps = self._schedule.warmup if self._schedule.stride > 1 else 0
+        is_timed = self._schedule.stride > 1 or self._schedule.cooldown > 0 or self._method.versions > 1
+        learning_steps = self._schedule.warmup if is_timed else 0
         self._streams.end_step(timestep, self._clock.steps, learning_steps)
 
     def _denoise(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,6 +151,10 @@ class DenoiserRuntime:
                 self._run_round(stream, step, forward, args, kwargs)
                 self.counts.rounds += 1
                 self.counts.seconds_rounds += time.perf_counter() - begin
+            elif step.kind is StepKind.BRIDGED:
+                self._complete(stream, step, forward, args, kwargs)
+                self.counts.bridged += 1
+                self.counts.seconds_bridged += time.perf_counter() - begin
             else:
                 self.counts.stored += 1
         except BaseException:
@@ -165,10 +173,13 @@ class DenoiserRuntime:
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
             try:
-                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
+                result = self._run_and_keep(stream, division, [step.index], forward, args, kwargs)
             except ShapeChangedError:
                 _, division = self._divide(stream, forward, args, kwargs)
-                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
+                stream.channel = None
+                # What earlier steps have left is of the old shapes: as if nothing had changed since.
+                versions = range(division.schedule.first_kept, step.index + 1)
+                result = self._run_and_keep(stream, division, versions, forward, args, kwargs)
         elif result is None:
             result = forward(*args, **kwargs)
         leaves, stream.structure = tree_flatten(result)
@@ -184,7 +195,7 @@ class DenoiserRuntime:
     ) -> tuple[Any, Division]:
         """Record a call and divide the denoiser for its stream; returns the call's result and the division."""
         result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
-        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
+        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method)
         stream.division = division
         self._divisions.setdefault((self._module_structure, stream.arguments.signature), {})[stream.place] = division
         self._units.add(division.graph)
@@ -196,38 +207,76 @@ class DenoiserRuntime:
         self,
         stream: Stream,
         division: Division,
-        version: int,
+        versions: Sequence[int],
         forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """The last step in full: what the first round reads is stored."""
-        stream.channel = self._exchange.open(division.graph, division.messages)
-        rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, version)
+        """A step in full that others follow on: what they read is stored."""
+        if stream.channel is None:
+            stream.channel = self._exchange.open(division)
+        rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, versions)
         return self._units.walk(division.graph, rule, forward, *own_containers(args, kwargs))
 
     def _run_round(
         self, stream: Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        division, channel = stream.division, stream.channel
-        if division is None or channel is None:
-            raise RuntimeError("a round came before the warm-up")
+        division, channel = stream.ready()
         self._interrupted = True
         channel.start_round()
         made: dict[int, list[Any]] = {}
-        for task in step.tasks:
-            if task.rank in self._exchange.ranks:
-                rule = compute_task(division, task, channel, self.counts)
-                labelled = own_containers(args, kwargs)
-                if task.label != stream.index:
-                    labelled = self._form.with_times(stream.times(task.label), *labelled)
-                result = self._units.walk(division.graph, rule, forward, *labelled)
-                made[task.rank], stream.structure = tree_flatten(result)
+        for task in self._tasks(step):
+            rule = compute_task(division, task, channel, self.counts, stream.moment)
+            leaves = self._walk(stream, division, rule, task, forward, args, kwargs)
+            if task.predicts is not None and not task.completes:
+                made[task.predicts] = leaves
         channel.end_round(step.index)
-        sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
-        mine = next(iter(made.values()))
-        stream.predictions = self._share({at: made.get(rank, mine) for at, rank in sources.items()}, sources)
+        self._complete(stream, step, forward, args, kwargs, made)
         self._interrupted = False
+
+    def _complete(
+        self,
+        stream: Stream,
+        step: Step,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        made: Mapping[int, list[Any]] | None = None,
+    ) -> None:
+        """Make the predictions that no component alone makes, and give all of them to every rank.
+
+        `made` are those that this process has made already, by step.
+        """
+        division, channel = stream.ready()
+        predictions = dict(made or {})
+        for task in self._tasks(step):
+            if task.completes and task.predicts is not None:
+                rule = complete_task(division, task, channel, self.counts, stream.moment)
+                predictions[task.predicts] = self._walk(stream, division, rule, task, forward, args, kwargs)
+        sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
+        like = next(iter(stream.predictions.values()))
+        stream.predictions.update(self._share({at: predictions.get(at, like) for at in sources}, sources))
+        stream.predictions = {at: leaves for at, leaves in stream.predictions.items() if at >= step.index}
+
+    def _tasks(self, step: Step) -> list[Task]:
+        """Those of this process."""
+        return [task for task in step.tasks if task.rank in self._exchange.ranks]
+
+    def _walk(
+        self,
+        stream: Stream,
+        division: Division,
+        rule: UnitRule,
+        task: Task,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> list[Any]:
+        """Call the denoiser with a task's label and a rule for its units; returns the leaves of the result."""
+        labelled = own_containers(args, kwargs)
+        if task.label != stream.index:
+            labelled = self._form.with_times(stream.times(task.label), *labelled)
+        return tree_flatten(self._units.walk(division.graph, rule, forward, *labelled))[0]
 
     def _share(self, predictions: dict[int, list[Any]], sources: dict[int, int]) -> dict[int, list[Any]]:
         """The predictions as their source ranks have made them; leaves that are no tensors are everyone's own."""
