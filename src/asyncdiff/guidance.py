@@ -105,6 +105,7 @@ class Guidance:
         self._generation = -1
         self._step = -1
         self._steps = 0
+        self._whole_before = 0
         runtime.outer = self
         clock.on_generation.append(self._begin_generation)
 
@@ -116,7 +117,7 @@ class Guidance:
     def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], whole: Arguments) -> Any:
         """The result of a call, shared out among the groups."""
         if self._generation != self._clock.generation:
-            self._generation, self._step, self._steps = self._clock.generation, -1, 0
+            self._generation, self._step, self._steps, self._whole_before = self._clock.generation, -1, 0, 0
             self.counts = GuidanceCounts(self._groups)
             self._axis.share_random_state()
         try:
@@ -135,7 +136,7 @@ class Guidance:
             stream.index += 1
             if kind.rule is not None:
                 return self._compute_in_parts(kind.rule, belonging, forward, args, kwargs)
-            self.counts.reason = kind.reason
+            self.counts.reason = self.counts.reason or kind.reason
             return self._compute_by_owner(kind, belonging, forward, args, kwargs)
         except BaseException:
             self._forget()
@@ -155,12 +156,12 @@ class Guidance:
     def _begin_step(self) -> None:
         """The first call of a step; what the pipeline has not read of the step before is of no use to it."""
         self._settlement.settle()
-        self._step = self._clock.steps
+        if self.counts.whole - self._whole_before > 1:
+            self.counts.reason = "the pipeline reads each branch's result before it calls for the next"
+        self._step, self._whole_before = self._clock.steps, self.counts.whole
         self._steps += 1
         self._belongings = [known for known in self._belongings if known.stream.last_step >= self._step - 1]
         if self._steps == 2 and not self.counts.is_shared:
-            if self.counts.whole > 1:
-                self.counts.reason = "the pipeline reads each branch's result before it calls for the next"
             warnings.warn(
                 f"guidance={self._groups}: the calls of the denoiser {self._runtime.name!r} cannot be shared out among "
                 f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}",
