@@ -241,6 +241,14 @@ def test_a_table_that_happens_to_be_as_long_as_the_batch() -> None:
         assert relative_error(found, Pipeline()(batch=batch, table=table)) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        found, counts = toy("local", warmup=2)
+    assert torch.equal(found, toy("local", warmup=2)[0])
+    assert counts.deferred == 2 * STEPS
+
+
 def _toys(rank: int) -> list[tuple[Tensor, GuidanceCounts]]:
     del rank
     table = noise(4, WIDTH, seed=9)
