@@ -241,6 +241,19 @@ def test_a_table_that_happens_to_be_as_long_as_the_batch() -> None:
         assert relative_error(found, Pipeline()(batch=batch, table=table)) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+@pytest.mark.parametrize("name", ["animatediff", "x4_upscaler", "hidream", "z_image"])
+def test_arguments_of_many_forms_are_divided(name: str) -> None:
+    """Frames one after the other, class labels, a text's states in every layer, lists of pictures."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plain = run(pipe, tiny, num_inference_steps=4)
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local") as async_diff:
+        assert relative_error(run(pipe, tiny, num_inference_steps=4), plain) < 1e-5
+        counts = async_diff.report().denoisers[0].guidance
+    assert (counts.split, counts.deferred, counts.whole) == (4, 0, 0)
+
+
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
 def test_in_inference_mode() -> None:
     with torch.inference_mode():

@@ -27,16 +27,22 @@ class BatchRule:
         ratios: tensors whose first dimension is so many times B are divided along it; the frames of a video, say,
             may lie one after the other there.
         by_items: whether the main argument is a list with a tensor for each member of the batch.
+        by_second: whether tensors with B as their second dimension are divided along that: what every layer of a text
+            encoder made, say, one layer after the other.
     """
 
     batch: int
     ratios: frozenset[int]
     by_items: bool = False
+    by_second: bool = False
 
     def part(self, arguments: Any, number: int, parts: int) -> Any:
         """The part `number` of `parts` of arguments of any form, in containers of their own; tensors are views."""
 
         def of_leaf(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor) and self.by_second and _has_second(leaf, self.batch):
+                size = self.batch // parts
+                return leaf.narrow(1, number * size, size)
             if isinstance(leaf, Tensor) and _ratio(leaf, self.batch) in self.ratios:
                 size = leaf.shape[0] // parts
                 return leaf.narrow(0, number * size, size)
@@ -73,12 +79,14 @@ def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
     batch = len(main) if by_items else main.shape[0] if isinstance(main, Tensor) and main.ndim else 0
     if batch < 2 or batch % parts:
         return ()
-    found = {_ratio(tensor, batch) for tensor in tensors_of(arguments)}
+    tensors = tensors_of(arguments)
+    found = {_ratio(tensor, batch) for tensor in tensors}
     multiples = sorted(ratio for ratio in found if ratio > 1)
     chosen = [(), tuple(multiples), *((ratio,) for ratio in multiples)]
-    return tuple(
-        BatchRule(batch, frozenset((1, *ratios)), by_items) for ratios in list(dict.fromkeys(chosen))[:_MOST_RULES]
-    )
+    rules = [BatchRule(batch, frozenset((1, *ratios)), by_items) for ratios in dict.fromkeys(chosen)][:_MOST_RULES]
+    if any(_has_second(tensor, batch) for tensor in tensors if tensor is not main):
+        rules.append(BatchRule(batch, frozenset((1,)), by_items, by_second=True))
+    return tuple(rules)
 
 
 def join(results: Sequence[Any]) -> Any:
@@ -137,6 +145,10 @@ def _is_near(found: Tensor, expected: Tensor) -> bool:
 def _ratio(tensor: Tensor, batch: int) -> int:
     """How many times the batch a tensor's first dimension is; 0 if it is no multiple."""
     return tensor.shape[0] // batch if tensor.ndim and tensor.shape[0] % batch == 0 else 0
+
+
+def _has_second(tensor: Tensor, batch: int) -> bool:
+    return tensor.ndim > 2 and tensor.shape[1] == batch
 
 
 def _shape(leaf: Any) -> Any:

@@ -106,6 +106,7 @@ class Guidance:
         self._step = -1
         self._steps = 0
         self._whole_before = 0
+        self._warned_of: set[str] = set()
         runtime.outer = self
         clock.on_generation.append(self._begin_generation)
 
@@ -161,7 +162,8 @@ class Guidance:
         self._step, self._whole_before = self._clock.steps, self.counts.whole
         self._steps += 1
         self._belongings = [known for known in self._belongings if known.stream.last_step >= self._step - 1]
-        if self._steps == 2 and not self.counts.is_shared:
+        if self._steps == 2 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
+            self._warned_of.add(self.counts.reason)
             warnings.warn(
                 f"guidance={self._groups}: the calls of the denoiser {self._runtime.name!r} cannot be shared out among "
                 f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}",
@@ -183,12 +185,13 @@ class Guidance:
         size = len(main) if isinstance(main, list) else main.shape[0] if isinstance(main, Tensor) and main.ndim else 1
         reason = f"a batch of {size} cannot be divided by {self._groups}, and a step has no other call"
         found = None
-        for rule in rules:
+        for number, rule in enumerate(rules):
             failure = self._try(rule, whole, forward, args, kwargs)
             if failure is None:
                 found = rule
                 break
-            reason = f"a part of the batch is not computed as in the whole batch: {failure}"
+            if number == 0:  # the most probable rule
+                reason = f"a part of the batch is not computed as in the whole batch: {failure}"
         return _Kind(
             structure,
             tuple(leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves),
@@ -209,7 +212,7 @@ class Guidance:
                 parts[group] = forward(*part_args, **part_kwargs)
             fits = all(has_form_of_part(part, whole, self._groups) for part in parts.values())
         except _FAILURES as error:
-            fits, failure = False, f"{type(error).__name__}: {error}"
+            fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         if not self._runtime.agree(self._axis.agree(fits, what), what):
             return failure or "its result has another form"
         is_same = is_same_but_for_rounding(join(self._gather(parts)), whole)
