@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -59,11 +59,26 @@ class Exchange(Protocol):
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         """Raise RankMismatchError if `digest` differs between ranks by more than rounding of `scale`."""
 
+    def agree(self, mine: bool, what: str) -> bool:
+        """Whether all ranks say so; what it is about is told where a rank does not answer."""
+
     def share_random_state(self) -> None:
         """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
 
     def close(self) -> None:
         """Leave the run."""
+
+
+def share_results(
+    exchange: Exchange, results: Mapping[int, Sequence[Any]], sources: Mapping[int, int]
+) -> dict[int, list[Any]]:
+    """Share the leaves of results, which `sources` have; leaves that are no tensors are everyone's own."""
+    tensors = {key: [leaf for leaf in leaves if isinstance(leaf, Tensor)] for key, leaves in results.items()}
+    shared = {key: iter(received) for key, received in exchange.share(tensors, sources).items()}
+    return {
+        key: [next(shared[key]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        for key, leaves in results.items()
+    }
 
 
 class LocalExchange:
@@ -81,6 +96,10 @@ class LocalExchange:
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         del digest, scale, what  # one process agrees with itself
+
+    def agree(self, mine: bool, what: str) -> bool:
+        del what
+        return mine
 
     def share_random_state(self) -> None:
         return None
