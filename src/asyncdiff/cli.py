@@ -1,4 +1,4 @@
-"""The command line: `asyncdiff generate`, `asyncdiff inspect` and `asyncdiff models`."""
+"""The command line: `asyncdiff generate`, `inspect`, `models` and `evaluate` (in its own module)."""
 
 import dataclasses
 import json
@@ -15,6 +15,7 @@ from rich.table import Column, Table
 
 from asyncdiff.compare import pixels, psnr, side_by_side, ssim
 from asyncdiff.errors import AsyncDiffError
+from asyncdiff.evaluate_command import evaluate_
 from asyncdiff.inspection import Inspection, inspect_denoisers
 from asyncdiff.launch import Job, Outcome, launch, load_pipeline
 from asyncdiff.schedule import Schedule
@@ -213,6 +214,9 @@ def models(
     for finding in findings:
         table.add_row(*map(escape, matrix.as_row(finding)))
     stdout.print(table)
+
+
+app.command("evaluate")(evaluate_)
 
 
 def main() -> None:
