@@ -165,7 +165,7 @@ class Account:
     Attributes:
         calls: the denoiser's calls by kind.
         modelled_speedup: of each denoiser's loop, from the shares, without communication.
-        bytes_sent: over all ranks.
+        bytes_sent: over all ranks; in one process, where nothing is sent, those of the live edges that would be.
     """
 
     calls: Mapping[str, int]
@@ -378,7 +378,10 @@ def _account(report: Report) -> Account:
         counts = denoiser.counts
         calls.update({"full": counts.full.total(), "rounds": counts.rounds, "stored": counts.stored})
     speedups = {denoiser.name: denoiser.modelled_speedup for denoiser in report.denoisers}
-    return Account(calls, speedups, report.bytes_sent)
+    sent = report.bytes_sent
+    if report.executor == "local":
+        sent = sum(denoiser.bytes_per_round * denoiser.counts.rounds for denoiser in report.denoisers)
+    return Account(calls, speedups, sent)
 
 
 def _score(

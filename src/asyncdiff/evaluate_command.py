@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from asyncdiff.demo import demo_prompts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
@@ -260,11 +260,13 @@ def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
 
 def _table(evaluation: Evaluation) -> Table:
     names = [metric.title for metric in evaluation.metrics]
-    columns = ["setting", "devices", "PSNR", "worst", "SSIM", *names, "s per picture"]
-    table = Table(*columns, *(["speed-up"] * (not evaluation.local)), "modelled speed-up")
+    measured = ["speed-up"] if not evaluation.local else []
+    columns = ["PSNR", "worst", "SSIM", *names, "seconds", *measured, "modelled"]
+    table = Table(
+        Column("setting", no_wrap=True), *columns, title=f"{evaluation.study.model}, sequential and asyncdiff"
+    )
     for row in summary(evaluation):
-        measured = [row.speedup] if not evaluation.local else []
+        speedup = [row.speedup] if not evaluation.local else []
         title = row.title + (": failed" if row.failure else "")
-        cells = (row.devices, row.psnr, row.worst, row.ssim, *row.metrics, row.seconds, *measured, row.modelled)
-        table.add_row(title, *cells)
+        table.add_row(title, row.psnr, row.worst, row.ssim, *row.metrics, row.seconds, *speedup, row.modelled)
     return table

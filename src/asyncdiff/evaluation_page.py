@@ -19,7 +19,7 @@ _LARGEST_PNG = 256 * 256  # pixels; larger pictures are embedded as JPEG, or the
 _JPEG_QUALITY = 92
 _SMALLEST_WIDTH, _LARGEST_WIDTH = 192, 320  # as shown
 _FACTORS = (64, 32, 16, 8, 4, 2, 1)
-_BRIGHT = 99.9  # per cent of the differences must not be cut off by the factor
+_BRIGHT = 99  # per cent of a usual picture's differences are not cut off by the factor
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Row:
     modelled: str
     sent: str
     calls: str
-    failure: str
+    failure: str  # the last line of what was said; a traceback belongs on the terminal
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ def render(evaluation: Evaluation) -> str:
         local=evaluation.local,
         on_cpu=evaluation.on_cpu,
         machine=evaluation.machine,
+        dtype=study.dtype or ("float32" if evaluation.on_cpu else "float16"),
         metrics=evaluation.metrics,
         rows=summary(evaluation),
         notes=[
-            (series.setting.title, note) for series in evaluation.series if series.setting for note in _notes(series)
+            (series.setting.title, said) for series in evaluation.series if series.setting for said in series.warnings
         ],
         factor=factor,
         width=min(max(evaluation.sequential.pictures[0].image.width, _SMALLEST_WIDTH), _LARGEST_WIDTH),
@@ -132,16 +133,14 @@ def decibels(value: float) -> str:
 
 
 def difference_factor(evaluation: Evaluation) -> int:
-    """By what the differences of all pictures are multiplied: as much as leaves nearly all of them below white."""
-    largest = max(
-        (
-            float(np.percentile(np.abs(pixels(picture.image) - pixels(original.image)), _BRIGHT))
-            for series in evaluation.series
-            for picture, original in zip(series.pictures, evaluation.sequential.pictures, strict=False)
-        ),
-        default=0.0,
-    )
-    return next((factor for factor in _FACTORS if factor * largest <= 1), 1)
+    """By what the differences of all pictures are multiplied: as much as shows those of a usual picture whole."""
+    differences = [
+        float(np.percentile(np.abs(pixels(picture.image) - pixels(original.image)), _BRIGHT))
+        for series in evaluation.series
+        for picture, original in zip(series.pictures, evaluation.sequential.pictures, strict=False)
+    ]
+    usual = statistics.median([value for value in differences if value] or [0.0])
+    return next((factor for factor in _FACTORS if factor * usual <= 1), 1)
 
 
 def difference(picture: Image.Image, original: Image.Image, factor: int) -> Image.Image:
@@ -207,10 +206,6 @@ def _means(accounts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if not accounts:
         return {}
     return {key: statistics.fmean(account[key] for account in accounts) for key in accounts[0]}
-
-
-def _notes(series: Series) -> tuple[str, ...]:
-    return (*series.warnings, *([series.failure] if series.failure else []))
 
 
 def _comparisons(evaluation: Evaluation, factor: int) -> list[Comparison]:
