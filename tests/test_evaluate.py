@@ -223,6 +223,16 @@ def test_a_setting_that_fails_leaves_the_others(tmp_path: Path) -> None:
     assert len(pictures_in(page)) == 3
 
 
+def test_an_interrupt_ends_with_130_and_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("asyncdiff.evaluate.draw", interrupted)
+    done = run("--out", str(tmp_path / "report.html"))
+    assert done.exit_code == 130 and "Interrupted (SIGINT)" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def on_rank(rank: int, function: Any, task: Any) -> Any:
     return function(task)
 
@@ -240,7 +250,8 @@ def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> No
     for there, here, plain in zip(series.pictures, local.pictures, sequential.pictures, strict=True):
         assert psnr(pixels(there.image), pixels(here.image)) > 60
         assert there.account and here.account and there.seconds > 0
-        assert there.account.calls == here.account.calls == {"full": 2, "rounds": 2, "stored": 0}
+        assert there.account.calls == here.account.calls
+        assert (here.account.calls["full"], here.account.calls["rounds"]) == (2, 2)
         assert there.account.bytes_sent >= here.account.bytes_sent > 0
         assert plain.account is None
     (_, row) = summary(evaluate(study, False, CPU, [sequential, series], []))

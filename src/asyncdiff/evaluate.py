@@ -376,7 +376,10 @@ def _account(report: Report) -> Account:
     calls: Counter[str] = Counter()
     for denoiser in report.denoisers:
         counts = denoiser.counts
-        calls.update({"full": counts.full.total(), "rounds": counts.rounds, "stored": counts.stored})
+        calls["full"] += counts.full.total()
+        calls["rounds"] += counts.rounds
+        calls["bridged"] += getattr(counts, "bridged", 0)
+        calls["stored"] += counts.stored
     speedups = {denoiser.name: denoiser.modelled_speedup for denoiser in report.denoisers}
     sent = report.bytes_sent
     if report.executor == "local":
