@@ -3,11 +3,12 @@
 import datetime
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+
+from asyncdiff.machine import cpu_model
 
 
 def machine() -> dict[str, Any]:
@@ -23,13 +24,3 @@ def machine() -> dict[str, Any]:
         "diffusers": diffusers.__version__,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def cpu_model() -> str:
-    """The processor's name, as well as the system tells it."""
-    description = Path("/proc/cpuinfo")
-    if description.exists():
-        for line in description.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -15,8 +15,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import asyncdiff
-from asyncdiff.cli import BAD_USAGE, WORKER_FAILED, app
+from asyncdiff.cli import app
 from asyncdiff.compare import psnr, side_by_side, ssim
+from asyncdiff.terminal import BAD_USAGE, WORKER_FAILED
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.cli import main; main()"]
 LIMIT = 150  # seconds: far more than a run takes, far less than a hang

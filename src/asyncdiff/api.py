@@ -228,7 +228,10 @@ class AsyncDiff:
         for exchange in self._exchanges:
             exchange.traffic.bytes_sent = 0
             exchange.traffic.seconds_waited = 0.0
-        if self._mesh.guidance == 1 and 0 < len(self._clock.course.timesteps) <= self._schedule.warmup + self._schedule.cooldown:
+        if (
+            self._mesh.guidance == 1
+            and 0 < len(self._clock.course.timesteps) <= self._schedule.warmup + self._schedule.cooldown
+        ):
             self._warn_not_accelerated()
 
     def _warn_not_accelerated(self) -> None:

@@ -1,69 +1,36 @@
-"""The command line: `asyncdiff generate`, `asyncdiff inspect` and `asyncdiff models`."""
+"""The command line: `asyncdiff generate`, `inspect`, `models` and `evaluate` (in its own module)."""
 
-import contextlib
 import dataclasses
 import json
 import math
-import signal
-from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import torch
 import typer
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
-from torch.distributed.elastic.multiprocessing import SignalException
 
 from asyncdiff.compare import pixels, psnr, side_by_side, ssim
 from asyncdiff.errors import AsyncDiffError
+from asyncdiff.evaluate_command import evaluate_
 from asyncdiff.inspection import Inspection, inspect_denoisers
-from asyncdiff.launch import DEMO_MODELS, Job, Outcome, WorkerFailedError, launch, load_pipeline
+from asyncdiff.launch import Job, Outcome, launch, load_pipeline
 from asyncdiff.mesh import Mesh
 from asyncdiff.schedule import Schedule
+from asyncdiff.terminal import EXIT_CODES, Model, Steps, Warmup, Weights, exit_codes, fail, refuse, stderr, stdout
 from asyncdiff.zoo import matrix
-
-WORKER_FAILED = 1
-BAD_USAGE = 2
-
-_EXIT_CODES = "Exit codes: 0 fine, 1 a process failed, 2 bad usage, 130 interrupted."
 
 app = typer.Typer(
     name="asyncdiff",
-    help="Asynchronous denoising for any diffusers pipeline: one picture, several devices. " + _EXIT_CODES,
+    help="Asynchronous denoising for any diffusers pipeline: one picture, several devices. " + EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-_out = Console()
-_err = Console(stderr=True)
-
-
-class Dtype(str, Enum):
-    """Number formats of the weights."""
-
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    BFLOAT16 = "bfloat16"
-
-
-Model = Annotated[
-    str,
-    typer.Option(help=f"{' or '.join(DEMO_MODELS)} (both are part of this package), a hub id, or a pipeline's folder."),
-]
-Weights = Annotated[
-    Dtype | None, typer.Option(help="Number format of the weights. [default: float32 on CPU, float16 on GPU]")
-]
-Warmup = Annotated[
-    int,
-    typer.Option(min=1, help="w: the first steps, computed as usual. More is closer to the sequential picture."),
-]
-Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 
 
 @app.command()
@@ -142,7 +109,7 @@ def generate(
     """
     components = _fit(devices, components, stride, guidance_devices)
     if timeout <= 0:
-        _refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
+        refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
     _check_out(out)
     job = Job(
         model=model,
@@ -160,11 +127,11 @@ def generate(
         title="asyncdiff" if guidance_devices * (components + stride - 1) > 1 else "sequential",
     )
     if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
-        _refuse(
+        refuse(
             f"{job.devices} devices are asked for, but there are {torch.cuda.device_count()} GPUs here; "
             "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
         )
-    with _exit_codes():
+    with exit_codes():
         outcome = launch(job)
         sequential = None
         if compare:
@@ -175,10 +142,10 @@ def generate(
     else:
         _sheet(job, sequential, outcome).save(out)
     if outcome.report is not None:
-        _out.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
+        stdout.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
     if sequential is not None:
-        _out.print(_comparison(sequential, outcome))
-    _out.print(
+        stdout.print(_comparison(sequential, outcome))
+    stdout.print(
         f"{out}: {job.steps} steps on {job.devices} device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s",
         markup=False,
         soft_wrap=True,
@@ -210,16 +177,16 @@ def inspect_(
     Exit codes: 0 fine, 1 the pipeline failed, 2 it cannot be divided so, 130 interrupted (Ctrl-C).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _exit_codes():
+    with exit_codes():
         try:
             pipe = load_pipeline(model, dtype.value if dtype else None, device)
         except (AsyncDiffError, OSError, ValueError) as error:
-            _fail(f"{model} cannot be loaded: {error}")
+            fail(f"{model} cannot be loaded: {error}")
         pipe.set_progress_bar_config(disable=True)
         try:
             inspections = inspect_denoisers(pipe, prompt, components, warmup, steps, (1, 2, 3))
         except AsyncDiffError as error:
-            _refuse(str(error))
+            refuse(str(error))
     if as_json:
         print(json.dumps({"model": model, "denoisers": [dataclasses.asdict(found) for found in inspections]}, indent=2))
         return
@@ -250,12 +217,12 @@ def models(
 
     Exit codes: 0 fine (whether or not all classes work), 2 no such class, 130 interrupted (Ctrl-C).
     """
-    with _exit_codes():
+    with exit_codes():
         try:
             found = matrix.subjects(names or ())
         except AsyncDiffError as error:
-            _refuse(str(error))
-        findings = [matrix.examine(subject) for subject in track(found, "checking", console=_err)]
+            refuse(str(error))
+        findings = [matrix.examine(subject) for subject in track(found, "checking", console=stderr)]
     if markdown is not None:
         markdown.write_text(matrix.as_page(findings), encoding="utf-8")
     if as_json:
@@ -264,7 +231,10 @@ def models(
     table = Table(*(Column(name, overflow="fold") for name in matrix.COLUMNS))
     for finding in findings:
         table.add_row(*map(escape, matrix.as_row(finding)))
-    _out.print(table)
+    stdout.print(table)
+
+
+app.command("evaluate")(evaluate_)
 
 
 def main() -> None:
@@ -279,13 +249,13 @@ def _fit(devices: int | None, components: int | None, stride: int, groups: int) 
         if devices is None:
             return 2 if groups == 1 else 1
         if devices % groups:
-            _refuse(
+            refuse(
                 f"--devices {devices} cannot be shared out evenly among --guidance-devices {groups}: "
                 f"use --devices {-(-devices // groups) * groups}."
             )
         in_group = devices // groups
         if in_group < stride:
-            _refuse(
+            refuse(
                 f"--devices {devices} is too few for --stride {stride}: use --devices {groups * (stride + 1)} or more, "
                 f"or --stride 1."
             )
@@ -298,7 +268,7 @@ def _fit(devices: int | None, components: int | None, stride: int, groups: int) 
             ways.append(f"--components {in_group - stride + 1}")
         if in_group >= components:
             ways.append(f"--stride {in_group - components + 1}")
-        _refuse(
+        refuse(
             f"--devices {devices} does not fit --components {components} --stride {stride}, which need "
             f"{needs} = {needed} devices: use {', or '.join(ways)}."
         )
@@ -308,41 +278,9 @@ def _fit(devices: int | None, components: int | None, stride: int, groups: int) 
 def _check_out(out: Path) -> None:
     Image.init()
     if out.suffix.lower() not in Image.registered_extensions():
-        _refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format; use .png for instance.")
+        refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format; use .png for instance.")
     if not out.absolute().parent.is_dir():
-        _refuse(f"--out {out}: the folder {out.parent} does not exist.")
-
-
-@contextlib.contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what ends a run early into an exit code."""
-    try:
-        yield
-    except SignalException as error:
-        _interrupted(error.sigval)
-    except KeyboardInterrupt:
-        _interrupted(signal.SIGINT)
-    except WorkerFailedError as error:
-        if error.was_interrupted:
-            _interrupted(signal.SIGINT)
-        _fail(str(error))
-
-
-def _interrupted(by: signal.Signals) -> NoReturn:
-    _err.show_cursor(True)  # a worker that was drawing a bar had hidden it
-    _err.print(f"Interrupted ({by.name}); all processes have ended.", markup=False)
-    raise typer.Exit(128 + by)
-
-
-def _fail(message: str) -> NoReturn:
-    _err.show_cursor(True)
-    _err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(WORKER_FAILED)
-
-
-def _refuse(message: str) -> NoReturn:
-    _err.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(BAD_USAGE)
+        refuse(f"--out {out}: the folder {out.parent} does not exist.")
 
 
 def _sheet(job: Job, sequential: Outcome, outcome: Outcome) -> Image.Image:
@@ -377,7 +315,7 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
         call = f" (call {unit.ordinal + 1})" if unit.ordinal else ""
         where = "every device" if unit.component is None else str(unit.component)
         units.add_row(escape(unit.name + call), f"{unit.share:.2%}", where)
-    _out.print(units)
+    stdout.print(units)
     reads = Column("reads", overflow="fold")
     parts = Table("component", "share of a call", reads, "from", "shape", "KiB", title="live edges")
     for number, part in enumerate(found.components):
@@ -386,7 +324,7 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
             shape = "x".join(str(size) for size in edge.shape)
             name = f"{edge.unit} → {edge.leaf}"
             parts.add_row("", "", escape(name), str(edge.from_component), shape, f"{edge.bytes / 1024:.1f}")
-    _out.print(parts)
+    stdout.print(parts)
     title = f"{steps} steps, warm-up {warmup}, without communication"
     forecasts = Table("stride", "devices", "MiB per round, all ranks", "modelled speed-up", title=title)
     for forecast in found.forecasts:
@@ -396,4 +334,4 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
             f"{forecast.bytes_per_round / 2**20:.2f}",
             f"{forecast.modelled_speedup:.2f}x",
         )
-    _out.print(forecasts)
+    stdout.print(forecasts)

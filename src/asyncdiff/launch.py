@@ -1,4 +1,4 @@
-"""Run one generation on several processes of this machine, started by torch's elastic launcher."""
+"""Run generations on several processes of this machine, started by torch's elastic launcher."""
 
 import contextlib
 import inspect
@@ -8,10 +8,10 @@ import signal
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -29,6 +29,9 @@ from asyncdiff.errors import ConfigurationError
 from asyncdiff.report import Report
 
 DEMO_MODELS = ("demo-unet", "demo-dit")
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
 
 _MONITOR_INTERVAL = 0.1
 _SECONDS_TO_SHUT_DOWN = 5
@@ -81,6 +84,17 @@ def launch(job: Job) -> Outcome:
     Raises:
         WorkerFailedError: one of the processes failed; all have been ended.
     """
+    return cast(Outcome, run_processes(job.devices, work, job)[0])
+
+
+def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task) -> list[_Result]:
+    """Call the function on so many processes, and return what each returned, in the order of the ranks.
+
+    The function is one of a module, wrapped in torch's `record`; it begins with `enter_process()`.
+
+    Raises:
+        WorkerFailedError: one of the processes failed; all have been ended.
+    """
     # The failures are told by WorkerFailedError; the launcher's own log would tell them twice.
     launcher_log = logging.getLogger("torch.distributed.elastic")
     launcher_log.addHandler(logging.NullHandler())
@@ -90,7 +104,7 @@ def launch(job: Job) -> Outcome:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=job.devices,
+        nproc_per_node=count,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -100,11 +114,27 @@ def launch(job: Job) -> Outcome:
         start_method="spawn",
     )
     try:
-        results = elastic_launch(config, work)(job)
+        results = elastic_launch(config, function)(task)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise WorkerFailedError(rank, failure.exitcode, _traceback_of(failure.message)) from error
-    return cast(Outcome, results[0])
+    return [results[rank] for rank in range(count)]
+
+
+def enter_process() -> tuple[int, torch.device]:
+    """Make a process that `run_processes` started ready: its rank, and the device that it computes on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and in silence: the parent tells of it
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        torch.set_num_threads(1)
+    if rank:
+        warnings.simplefilter("ignore")
+        diffusers_logging.set_verbosity_error()
+    return rank, device
 
 
 def load_pipeline(model: str, dtype: str | None, device: torch.device) -> DiffusionPipeline:
@@ -131,17 +161,7 @@ def load_pipeline(model: str, dtype: str | None, device: torch.device) -> Diffus
 @record
 def work(job: Job) -> Outcome | None:
     """What every process does. Returns the outcome on rank 0, None on the others."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and in silence: the parent tells of it
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-        torch.set_num_threads(1)
-    if rank:
-        warnings.simplefilter("ignore")
-        diffusers_logging.set_verbosity_error()
+    rank, device = enter_process()
     pipe = load_pipeline(job.model, job.dtype, device)
     pipe.set_progress_bar_config(disable=True)
     if job.devices == 1:
@@ -159,30 +179,44 @@ def work(job: Job) -> Outcome | None:
         return _generate(pipe, job, attached, device, rank)
 
 
+def draw(
+    pipe: DiffusionPipeline,
+    prompt: str,
+    seed: int,
+    steps: int,
+    guidance: float | None,
+    device: torch.device,
+    **extra: Any,
+) -> tuple[Image.Image, float]:
+    """One picture, and the seconds of the pipeline call; no guidance scale means the pipeline's own.
+
+    Raises:
+        ConfigurationError: the pipeline makes something else than pictures.
+    """
+    if guidance is not None:
+        extra["guidance_scale"] = guidance
+    _synchronize(device)
+    begin = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    output = pipe(prompt, num_inference_steps=steps, generator=generator, **extra)
+    _synchronize(device)
+    seconds = time.perf_counter() - begin
+    if not hasattr(output, "images"):
+        raise ConfigurationError(f"{type(pipe).__name__} makes no pictures; use AsyncDiff from Python for it")
+    return output.images[0], seconds
+
+
 def _generate(
     pipe: DiffusionPipeline, job: Job, attached: AsyncDiff | None, device: torch.device, rank: int
 ) -> Outcome | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
-        _call(pipe, job, min(job.steps, job.warmup + 2 * job.stride))
+        draw(pipe, job.prompt, job.seed, min(job.steps, job.warmup + 2 * job.stride), job.guidance, device)
     with _progress(pipe, job, rank) as extra:
-        _synchronize(device)
-        begin = time.perf_counter()
-        output = _call(pipe, job, job.steps, **extra)
-        _synchronize(device)
-        seconds = time.perf_counter() - begin
-    if not hasattr(output, "images"):
-        raise ConfigurationError(f"{type(pipe).__name__} makes no pictures; use AsyncDiff from Python for it")
+        picture, seconds = draw(pipe, job.prompt, job.seed, job.steps, job.guidance, device, **extra)
     if rank:
         return None
-    return Outcome(output.images[0], seconds, attached.report() if attached else None)
-
-
-def _call(pipe: DiffusionPipeline, job: Job, steps: int, **extra: Any) -> Any:
-    if job.guidance is not None:
-        extra["guidance_scale"] = job.guidance
-    generator = torch.Generator().manual_seed(job.seed)
-    return pipe(job.prompt, num_inference_steps=steps, generator=generator, **extra)
+    return Outcome(picture, seconds, attached.report() if attached else None)
 
 
 def _synchronize(device: torch.device) -> None:
