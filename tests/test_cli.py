@@ -45,7 +45,19 @@ def processes_of_session(session: int) -> list[int]:
 def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     done = run_command(
-        "generate", "rocket", "--devices", "2", "--steps", "6", "--warmup", "2", "--compare", "--out", str(out)
+        "generate",
+        "rocket",
+        "--devices",
+        "2",
+        "--steps",
+        "7",
+        "--warmup",
+        "2",
+        "--method",
+        "forecast",
+        "--compare",
+        "--out",
+        str(out),
     )
     assert done.returncode == 0, done.stderr
     with Image.open(out) as picture:
@@ -54,7 +66,7 @@ def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
         assert words in done.stdout
     row = next(line for line in done.stdout.splitlines() if "seconds of the pipeline call" in line)
     assert all(float(cell) > 0 for cell in row.split("│")[2:4])
-    assert done.stderr.count("6/6") == 2  # one bar for each of the two runs, none for the second rank
+    assert done.stderr.count("7/7") == 2  # one bar for each of the two runs, none for the second rank
 
 
 def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:

@@ -20,7 +20,21 @@ from asyncdiff.inspection import Inspection, inspect_denoisers
 from asyncdiff.launch import Job, Outcome, launch, load_pipeline
 from asyncdiff.mesh import Mesh
 from asyncdiff.schedule import Schedule
-from asyncdiff.terminal import EXIT_CODES, Model, Steps, Warmup, Weights, exit_codes, fail, refuse, stderr, stdout
+from asyncdiff.terminal import (
+    EXIT_CODES,
+    Bridge,
+    Method,
+    MethodName,
+    Model,
+    Steps,
+    Warmup,
+    Weights,
+    exit_codes,
+    fail,
+    refuse,
+    stderr,
+    stdout,
+)
 from asyncdiff.zoo import matrix
 
 app = typer.Typer(
@@ -64,6 +78,8 @@ def generate(
         typer.Option(min=1, help="S: steps that one round of the components serves. 2 is faster and less exact."),
     ] = 1,
     warmup: Warmup = 3,
+    bridge: Bridge = 1,
+    method: Method = MethodName.PAPER,
     steps: Steps = 50,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Picture file to write; its ending says the format.")] = Path("out.png"),
@@ -92,6 +108,8 @@ def generate(
     Examples:
 
     - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one
+
+    - `asyncdiff generate "rocket" --devices 2 --method forecast --compare` – closer to the ordinary picture
 
     - `asyncdiff generate "rocket" --guidance-devices 2` – two devices, a guidance branch each: exact
 
@@ -122,10 +140,14 @@ def generate(
         components=components,
         stride=stride,
         warmup=warmup,
+        bridge=bridge,
+        method=method.value,
         time_shift=time_shift,
         timeout=timeout,
-        title="asyncdiff" if guidance_devices * (components + stride - 1) > 1 else "sequential",
+        title="asyncdiff",
     )
+    if job.is_ordinary:
+        job = dataclasses.replace(job, title="sequential")
     if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
         refuse(
             f"{job.devices} devices are asked for, but there are {torch.cuda.device_count()} GPUs here; "
@@ -135,7 +157,7 @@ def generate(
         outcome = launch(job)
         sequential = None
         if compare:
-            alone = dataclasses.replace(job, guidance_devices=1, components=1, stride=1, title="sequential")
+            alone = dataclasses.replace(job, guidance_devices=1, components=1, stride=1, bridge=1, title="sequential")
             sequential = launch(alone)
     if sequential is None:
         outcome.picture.save(out)

@@ -25,7 +25,20 @@ from asyncdiff.evaluate import (
 from asyncdiff.evaluation_page import render, summary
 from asyncdiff.launch import DEMO_MODELS, load_pipeline
 from asyncdiff.metrics import METRICS, Metric, load_metrics
-from asyncdiff.terminal import Model, Steps, Warmup, Weights, exit_codes, fail, refuse, stderr, stdout
+from asyncdiff.terminal import (
+    Bridge,
+    Method,
+    MethodName,
+    Model,
+    Steps,
+    Warmup,
+    Weights,
+    exit_codes,
+    fail,
+    refuse,
+    stderr,
+    stdout,
+)
 
 _PROMPTS_OF_DEMO = 8
 
@@ -35,13 +48,6 @@ class Executor(str, Enum):
 
     LOCAL = "local"
     DISTRIBUTED = "distributed"
-
-
-class MethodName(str, Enum):
-    """How components make up for what they have not received yet."""
-
-    PAPER = "paper"
-    FORECAST = "forecast"
 
 
 def evaluate_(
@@ -60,11 +66,11 @@ def evaluate_(
     ] = None,
     stride: Annotated[int, typer.Option(min=1, help="S: steps that one round of the components serves.")] = 1,
     warmup: Warmup = 3,
-    bridge: Annotated[int, typer.Option(min=1, help="Of so many steps one is a round, the others are forecast.")] = 1,
+    bridge: Bridge = 1,
     guidance_devices: Annotated[
         int, typer.Option(min=1, help="Groups of devices that share the branches of the guidance.")
     ] = 1,
-    method: Annotated[MethodName, typer.Option(help="What components compute with.")] = MethodName.PAPER,
+    method: Method = MethodName.PAPER,
     time_shift: Annotated[
         bool, typer.Option("--time-shift", help="After the warm-up give every component the timestep before.")
     ] = False,

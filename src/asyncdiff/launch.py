@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -39,7 +39,7 @@ _SECONDS_TO_SHUT_DOWN = 5
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make. On one device it is made by the ordinary pipeline."""
+    """One picture to make. On one device, and without bridged steps, it is made by the ordinary pipeline."""
 
     model: str
     dtype: str | None
@@ -51,6 +51,8 @@ class Job:
     components: int
     stride: int
     warmup: int
+    bridge: int
+    method: Literal["paper", "forecast"]
     time_shift: bool
     timeout: float
     title: str
@@ -59,6 +61,11 @@ class Job:
     def devices(self) -> int:
         """How many processes it takes."""
         return self.guidance_devices * (self.components + self.stride - 1)
+
+    @property
+    def is_ordinary(self) -> bool:
+        """Whether the ordinary pipeline makes it."""
+        return self.devices == 1 and self.bridge == 1
 
 
 @dataclass(frozen=True)
@@ -164,7 +171,7 @@ def work(job: Job) -> Outcome | None:
     rank, device = enter_process()
     pipe = load_pipeline(job.model, job.dtype, device)
     pipe.set_progress_bar_config(disable=True)
-    if job.devices == 1:
+    if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)
     with AsyncDiff(
         pipe,
@@ -172,8 +179,10 @@ def work(job: Job) -> Outcome | None:
         stride=job.stride,
         warmup=job.warmup,
         guidance=job.guidance_devices,
+        bridge=job.bridge,
+        method=job.method,
         time_shift=job.time_shift,
-        executor="distributed",
+        executor="distributed" if job.devices > 1 else "local",
         timeout=job.timeout,
     ) as attached:
         return _generate(pipe, job, attached, device, rank)
@@ -211,7 +220,7 @@ def _generate(
 ) -> Outcome | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
-        draw(pipe, job.prompt, job.seed, min(job.steps, job.warmup + 2 * job.stride), job.guidance, device)
+        draw(pipe, job.prompt, job.seed, min(job.steps, job.warmup + 2 * job.stride * job.bridge), job.guidance, device)
     with _progress(pipe, job, rank) as extra:
         picture, seconds = draw(pipe, job.prompt, job.seed, job.steps, job.guidance, device, **extra)
     if rank:

@@ -30,6 +30,13 @@ class Dtype(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
+class MethodName(str, Enum):
+    """How components make up for what they have not received yet."""
+
+    PAPER = "paper"
+    FORECAST = "forecast"
+
+
 Model = Annotated[
     str,
     typer.Option(help=f"{' or '.join(DEMO_MODELS)} (both are part of this package), a hub id, or a pipeline's folder."),
@@ -40,6 +47,17 @@ Weights = Annotated[
 Warmup = Annotated[
     int,
     typer.Option(min=1, help="w: the first steps, computed as usual. More is closer to the sequential picture."),
+]
+Bridge = Annotated[
+    int,
+    typer.Option(min=1, help="k: of k steps after the warm-up one is computed, the others are forecast. Not exact."),
+]
+Method = Annotated[
+    MethodName,
+    typer.Option(
+        help="What stands in for what other devices are still computing: what they made last (paper), or what the "
+        "steps before let expect (forecast), which is much closer to the ordinary picture."
+    ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 
