@@ -13,11 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from asyncdiff import AsyncDiff, ConfigurationError, division, partition
-from asyncdiff.cli import BAD_USAGE, app
+from asyncdiff.cli import app
 from asyncdiff.exchange import LocalChannel
 from asyncdiff.graph import Edge, Graph
 from asyncdiff.partition import Partition
 from asyncdiff.schedule import Schedule, Step
+from asyncdiff.terminal import BAD_USAGE
 from asyncdiff.units import UnitHooks
 from asyncdiff.zoo import matrix, specimens
 from asyncdiff.zoo.catalogue import denoiser_classes
@@ -161,8 +162,8 @@ SUBJECT = "SD3Transformer2DModel"
 def changed_reads(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
     plain = partition.wire
 
-    def wire(graph: Graph, owners: Any) -> Partition:
-        found = plain(graph, owners)
+    def wire(graph: Graph, owners: Any, bases: Any) -> Partition:
+        found = plain(graph, owners, bases)
         return dataclasses.replace(found, reads=tuple(map(change, found.reads)))
 
     monkeypatch.setattr(division, "wire", wire)
@@ -201,10 +202,10 @@ def test_bad_balance_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fresh_instead_of_stale_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     def made(self: LocalChannel, rank: int, edge: Edge, tensor: Any) -> None:
-        held = self.store._versions.get(edge)
-        if held is not None and (rank, edge) in self._wanted:
-            self.store.put(edge, held[0], tensor)
-            self._pending[edge] = tensor
+        for reader in self._readers.get((rank, edge), ()):
+            for version in self.stores[reader]._versions.get(edge, {}):
+                self.stores[reader].put(edge, version, tensor)
+        self._pending[rank, edge] = tensor
 
     monkeypatch.setattr(LocalChannel, "made", made)
     with pytest.raises(CheckFailedError, match="N=2 S=1 w=2: step 2 is not what the recurrence"):
@@ -216,8 +217,9 @@ def test_older_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def end_round(self: LocalChannel, version: int) -> None:
         late, self._pending = self._pending, getattr(self, "late", {})
-        for edge, (_, tensor) in list(self.store._versions.items()):
-            self.store.put(edge, version, tensor)
+        for store in self.stores.values():
+            for edge, held in store._versions.items():
+                store.put(edge, version, held[max(held)])
         plain(self, version)
         self.late = late
 
