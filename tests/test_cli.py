@@ -57,12 +57,28 @@ def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
     assert done.stderr.count("6/6") == 2  # one bar for each of the two runs, none for the second rank
 
 
+def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    done = run_command(
+        "generate", "rocket", "--guidance-devices", "2", "--steps", "4", "--warmup", "2", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    assert out.is_file()
+    for words in ("asyncdiff G=2 N=1 S=1 w=2", "rank 0 of 2", "4 calls divided along the batch", "on 2 devices"):
+        assert words in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--devices", "2", "--components", "3"], "use --devices 3, or --components 2"),
         (["--devices", "2", "--components", "2", "--stride", "2"], "use --devices 3, or --components 1, or --stride 1"),
         (["--devices", "2", "--stride", "3"], "use --devices 4 or more"),
+        (["--devices", "3", "--guidance-devices", "2"], "use --devices 4"),
+        (
+            ["--devices", "6", "--guidance-devices", "2", "--components", "2"],
+            "2 guidance-devices * (components + stride - 1) = 4 devices: use --devices 4, or --components 3",
+        ),
         (["--out", "picture.nonsense"], "is no picture format"),
         (["--timeout", "0"], "--timeout must be above 0"),
     ],

@@ -1,7 +1,8 @@
 """Train, export and measure the two demo pipelines of asyncdiff.
 
 In order: `vae`, then `unet` and `dit` (at the same time if there are cores for both) and `decoder`,
-then `export`, `evaluate` and `grid`. Every training continues where its work folder left off.
+then `export`, `evaluate` and `grid`. `classifier` needs none of them.
+Every training continues where its work folder left off.
 """
 
 from enum import Enum
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from asyncdiff.demo import load_demo
 from training.autoencoder import AutoencoderTask, DecoderTask, encode, load_autoencoder, to_tensor
+from training.classifier import ClassifierTask, export_classifier
 from training.denoisers import Adapter, DenoiserTask, DiTAdapter, UNetAdapter
 from training.emoji import DEFAULT_FONT, all_glyphs, load_font, prompted_pictures, render
 from training.export import export_pipeline, export_reference, record
@@ -103,6 +105,17 @@ def dit(
 ) -> None:
     """Train the transformer of the second pipeline and its text encoders."""
     _train_denoiser(Demo.DIT, work, minutes, batch_size, torch.device(device), font)
+
+
+@app.command()
+def classifier(work: WorkFolder, minutes: Minutes = 4.0, batch_size: BatchSize = 96, device: Device = "cpu") -> None:
+    """Train the classifier of the quality study on the shipped pictures, and save it beside the study."""
+    task = ClassifierTask(torch.device(device))
+    trainer = Trainer(task, work / "classifier", torch.device(device))
+    trainer.train(minutes, batch_size)
+    with trainer.averaged():
+        typer.echo(f"recognises {task.accuracy():.1f} % of altered pictures")
+        export_classifier(task)
 
 
 @app.command()

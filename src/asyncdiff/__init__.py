@@ -12,6 +12,7 @@ from asyncdiff.errors import (
     SplitError,
     TraceError,
 )
+from asyncdiff.method import Method
 from asyncdiff.report import DenoiserReport, Report
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "DenoiserReport",
     "ExchangeError",
     "LabelError",
+    "Method",
     "RankMismatchError",
     "Report",
     "ShapeChangedError",

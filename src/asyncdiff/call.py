@@ -66,6 +66,12 @@ class CallForm:
         signature = (structure, *(_trait(leaf) for leaf in leaves))
         return CallParts(times, signature, tensors_of(leaves))
 
+    def main(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument that is denoised: the first tensor, or list of tensors, that is no time; None without one."""
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        candidates = (value for name, value in arguments.items() if name not in self._times)
+        return next((value for value in candidates if isinstance(value, Tensor) or _is_list_of_tensors(value)), None)
+
     def with_times(
         self, times: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -107,6 +113,10 @@ def digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tenso
     if not floats:
         return torch.zeros(0), torch.zeros(0)
     return torch.stack([*means, *sizes]), torch.stack([*sizes, *sizes])
+
+
+def _is_list_of_tensors(argument: Any) -> bool:
+    return isinstance(argument, list) and bool(argument) and all(isinstance(item, Tensor) for item in argument)
 
 
 def _is_number(argument: Any) -> bool:

@@ -18,6 +18,7 @@ from asyncdiff.errors import AsyncDiffError
 from asyncdiff.evaluate_command import evaluate_
 from asyncdiff.inspection import Inspection, inspect_denoisers
 from asyncdiff.launch import Job, Outcome, launch, load_pipeline
+from asyncdiff.mesh import Mesh
 from asyncdiff.schedule import Schedule
 from asyncdiff.terminal import EXIT_CODES, Model, Steps, Warmup, Weights, exit_codes, fail, refuse, stderr, stdout
 from asyncdiff.zoo import matrix
@@ -39,14 +40,25 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Processes to start: a GPU each, or a CPU thread each. Must be components + stride - 1; "
-            "1 runs the ordinary pipeline. [default: what the other two need, or 2 components]",
+            help="Processes to start: a GPU each, or a CPU thread each. Must be guidance-devices * (components + "
+            "stride - 1); 1 runs the ordinary pipeline. [default: what the others need, or 2]",
         ),
     ] = None,
     components: Annotated[
         int | None,
-        typer.Option(min=1, help="N: parts that the denoiser is divided into. [default: devices - stride + 1]"),
+        typer.Option(
+            min=1,
+            help="N: parts that the denoiser is divided into. [default: devices / guidance-devices - stride + 1]",
+        ),
     ] = None,
+    guidance_devices: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="G: groups of devices that share out every step: the two halves of the guidance, for instance. "
+            "2 is exact, and about twice as fast.",
+        ),
+    ] = 1,
     stride: Annotated[
         int,
         typer.Option(min=1, help="S: steps that one round of the components serves. 2 is faster and less exact."),
@@ -81,6 +93,10 @@ def generate(
 
     - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one
 
+    - `asyncdiff generate "rocket" --guidance-devices 2` – two devices, a guidance branch each: exact
+
+    - `asyncdiff generate "rocket" --guidance-devices 2 --components 2` – four devices
+
     - `asyncdiff generate "red apple" --components 2 --stride 2 --steps 50` – three devices, half the rounds
 
     - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four components
@@ -91,7 +107,7 @@ def generate(
 
     Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, 130 interrupted (Ctrl-C).
     """
-    components = _fit(devices, components, stride)
+    components = _fit(devices, components, stride, guidance_devices)
     if timeout <= 0:
         refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
     _check_out(out)
@@ -102,12 +118,13 @@ def generate(
         steps=steps,
         seed=seed,
         guidance=guidance,
+        guidance_devices=guidance_devices,
         components=components,
         stride=stride,
         warmup=warmup,
         time_shift=time_shift,
         timeout=timeout,
-        title="asyncdiff" if components + stride > 2 else "sequential",
+        title="asyncdiff" if guidance_devices * (components + stride - 1) > 1 else "sequential",
     )
     if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
         refuse(
@@ -118,7 +135,8 @@ def generate(
         outcome = launch(job)
         sequential = None
         if compare:
-            sequential = launch(dataclasses.replace(job, components=1, stride=1, title="sequential"))
+            alone = dataclasses.replace(job, guidance_devices=1, components=1, stride=1, title="sequential")
+            sequential = launch(alone)
     if sequential is None:
         outcome.picture.save(out)
     else:
@@ -224,27 +242,35 @@ def main() -> None:
     app()
 
 
-def _fit(devices: int | None, components: int | None, stride: int) -> int:
+def _fit(devices: int | None, components: int | None, stride: int, groups: int) -> int:
     """The number of components, if everything asked for fits together."""
+    needs = "components + stride - 1" if groups == 1 else f"{groups} guidance-devices * (components + stride - 1)"
     if components is None:
         if devices is None:
-            return 2
-        if devices < stride:
+            return 2 if groups == 1 else 1
+        if devices % groups:
             refuse(
-                f"--devices {devices} is too few for --stride {stride}: use --devices {stride + 1} or more, "
+                f"--devices {devices} cannot be shared out evenly among --guidance-devices {groups}: "
+                f"use --devices {-(-devices // groups) * groups}."
+            )
+        in_group = devices // groups
+        if in_group < stride:
+            refuse(
+                f"--devices {devices} is too few for --stride {stride}: use --devices {groups * (stride + 1)} or more, "
                 f"or --stride 1."
             )
-        return devices - stride + 1
-    needed = Schedule(components, stride, warmup=1).world_size
+        return in_group - stride + 1
+    needed = Mesh(groups, Schedule(components, stride, warmup=1).world_size).world_size
     if devices is not None and devices != needed:
         ways = [f"--devices {needed}"]
-        if devices >= stride:
-            ways.append(f"--components {devices - stride + 1}")
-        if devices >= components:
-            ways.append(f"--stride {devices - components + 1}")
+        in_group = devices // groups if devices % groups == 0 else 0
+        if in_group >= stride:
+            ways.append(f"--components {in_group - stride + 1}")
+        if in_group >= components:
+            ways.append(f"--stride {in_group - components + 1}")
         refuse(
             f"--devices {devices} does not fit --components {components} --stride {stride}, which need "
-            f"components + stride - 1 = {needed} devices: use {', or '.join(ways)}."
+            f"{needs} = {needed} devices: use {', or '.join(ways)}."
         )
     return components
 
@@ -258,11 +284,12 @@ def _check_out(out: Path) -> None:
 
 
 def _sheet(job: Job, sequential: Outcome, outcome: Outcome) -> Image.Image:
+    groups = f"G={job.guidance_devices} " if job.guidance_devices > 1 else ""
     return side_by_side(
         [sequential.picture, outcome.picture],
         [
             f"sequential, {sequential.seconds:.2f} s",
-            f"asyncdiff N={job.components} S={job.stride} w={job.warmup}, {outcome.seconds:.2f} s",
+            f"asyncdiff {groups}N={job.components} S={job.stride} w={job.warmup}, {outcome.seconds:.2f} s",
         ],
     )
 

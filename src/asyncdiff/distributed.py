@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from asyncdiff.division import Division
 from asyncdiff.errors import ExchangeError, RankMismatchError
 from asyncdiff.exchange import Traffic, pack, view_of
 from asyncdiff.graph import Edge, Graph
@@ -67,14 +69,31 @@ def _backend(device: torch.device) -> str:
 
 
 class DistributedExchange:
-    """One rank of a run on `torch.distributed`.
+    """One rank of a run on `torch.distributed`, as one of a team.
 
     Messages to higher and to lower ranks have a group each, so that two directions never block each
     other on one communicator; predictions and small talk have their own.
+
+    Args:
+        teams: lists of ranks of the world, every rank in one of them; ranks exchange within their team, where they
+            are counted from 0. By default all are one team.
+
+    Attributes:
+        rank: the place in the team.
+        members: the ranks of the team, as the world counts them.
     """
 
-    def __init__(self, device: torch.device, timeout: float, owns_process_group: bool) -> None:
-        self.rank = dist.get_rank()
+    def __init__(
+        self,
+        device: torch.device,
+        timeout: float,
+        owns_process_group: bool,
+        teams: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        self.world_rank = dist.get_rank()
+        teams = teams or (range(dist.get_world_size()),)
+        self.members = next(tuple(team) for team in teams if self.world_rank in team)
+        self.rank = self.members.index(self.world_rank)
         self.ranks: Sequence[int] = (self.rank,)
         self.traffic = Traffic()
         self.timeout = timeout
@@ -84,18 +103,22 @@ class DistributedExchange:
         limit = timedelta(seconds=timeout)
         backend = _backend(device)
         try:
-            self.upward, self.downward, self._predictions = (
-                dist.new_group(backend=backend, timeout=limit) for _ in range(3)
+            self.upward, self.downward, self._predictions, self._control = (
+                self._own_group(teams, kind, limit) for kind in (backend, backend, backend, "gloo")
             )
-            self._control = dist.new_group(backend="gloo", timeout=limit)
             self.share_random_state()
         except RuntimeError as error:
             raise ExchangeError(
-                f"rank {self.rank}: not all {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
+                f"rank {self.world_rank}: not all {dist.get_world_size()} ranks got ready within {timeout:g} s: {error}"
             ) from error
 
-    def open(self, graph: Graph, messages: Sequence[Message]) -> "DistributedChannel":
-        return DistributedChannel(self, graph, messages, self._device)
+    def open(self, division: Division) -> "DistributedChannel":
+        return DistributedChannel(self, division, self._device)
+
+    def _own_group(self, teams: Sequence[Sequence[int]], backend: str, limit: timedelta) -> dist.ProcessGroup:
+        """The process group of the own team; every rank must take part in making those of all."""
+        groups = {tuple(team): dist.new_group(list(team), backend=backend, timeout=limit) for team in teams}
+        return cast(dist.ProcessGroup, groups[self.members])
 
     def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
         shared: dict[int, list[Tensor]] = {}
@@ -108,10 +131,11 @@ class DistributedExchange:
                     tensor.contiguous() if mine else torch.empty_like(tensor, memory_format=torch.contiguous_format)
                 )
                 shared[step].append(buffer)
-                what = f"the noise prediction of step {step} from rank {source}"
-                works.append((self.start(what, dist.broadcast, buffer, source, self._predictions, True), what))
+                sender = self.members[source]
+                what = f"the noise prediction of step {step} from rank {sender}"
+                works.append((self.start(what, dist.broadcast, buffer, sender, self._predictions, True), what))
                 if mine:
-                    self.traffic.bytes_sent += buffer.nbytes * (dist.get_world_size() - 1)
+                    self.traffic.bytes_sent += buffer.nbytes * (len(self.members) - 1)
         for work, what in works:
             self.wait(work, what)
         return shared
@@ -120,7 +144,7 @@ class DistributedExchange:
         mine = torch.cat([digest, scale]).double().cpu()
         counts = self._gather(torch.tensor([mine.numel()]), what)
         if len({int(count) for count in counts}) > 1:
-            raise RankMismatchError(f"rank {self.rank}: {what} differ in structure between the ranks")
+            raise RankMismatchError(f"rank {self.world_rank}: {what} differ in structure between the ranks")
         everyone = self._gather(mine, what)
         for rank, other in enumerate(everyone):
             values, scales = other.chunk(2)
@@ -128,10 +152,14 @@ class DistributedExchange:
             off = (values - own).abs() > _AGREEMENT_TOLERANCE * torch.maximum(scales, own_scales)
             if bool(off.any()):
                 raise RankMismatchError(
-                    f"rank {self.rank}: {what} of rank {rank} are not those of rank 0; every rank must run the same "
-                    "call (same prompt, same size, and a generator with the same seed, or none), and a pipeline must "
+                    f"rank {self.world_rank}: {what} of rank {self.members[rank]} are not those of rank "
+                    f"{self.members[0]}; every rank must run the same call (same prompt, same size, and a generator "
+                    "with the same seed, or none), and a pipeline must "
                     "not read what its denoiser's blocks hold (attention maps, say)"
                 )
+
+    def agree(self, mine: bool, what: str) -> bool:
+        return all(bool(other) for other in self._gather(torch.tensor([mine], dtype=torch.uint8), what))
 
     def share_random_state(self) -> None:
         states = [torch.get_rng_state()]
@@ -139,11 +167,13 @@ class DistributedExchange:
             states.append(torch.cuda.get_rng_state(self._device))
         shared = [state.clone() for state in states]
         for state in shared:
-            text = "the random state from rank 0"
-            self.wait(self.start(text, dist.broadcast, state, 0, self._control, True), text)
+            text = f"the random state from rank {self.members[0]}"
+            self.wait(self.start(text, dist.broadcast, state, self.members[0], self._control, True), text)
         if all(torch.equal(mine, given) for mine, given in zip(states, shared, strict=True)):
             return
-        logger.warning("rank %d: its random state was not that of rank 0, and is so now", self.rank)
+        logger.warning(
+            "rank %d: its random state was not that of rank %d, and is so now", self.world_rank, self.members[0]
+        )
         torch.set_rng_state(shared[0])
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(shared[1], self._device)
@@ -156,14 +186,14 @@ class DistributedExchange:
             for group in (self.upward, self.downward, self._predictions, self._control):
                 dist.destroy_process_group(group)
             if self._owns_process_group:
-                leave(self.rank)
+                leave(self.world_rank)
 
     def start(self, what: str, operation: object, *arguments: object, **named: object) -> dist.Work:
         """Start an asynchronous operation; `what` names it in the error if it cannot start."""
         try:
             work = operation(*arguments, **named)  # type: ignore[operator]
         except RuntimeError as error:
-            raise ExchangeError(f"rank {self.rank}: {what} could not be started: {error}") from error
+            raise ExchangeError(f"rank {self.world_rank}: {what} could not be started: {error}") from error
         return work  # type: ignore[no-any-return]
 
     def wait(self, work: dist.Work, what: str) -> None:
@@ -174,15 +204,15 @@ class DistributedExchange:
             finished = work.wait(timedelta(seconds=self.timeout)) if self._device.type != "cuda" else work.wait()
         except RuntimeError as error:
             raise ExchangeError(
-                f"rank {self.rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
+                f"rank {self.world_rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
                 f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
             ) from error
         if finished is False:
-            raise ExchangeError(f"rank {self.rank}: {what} did not finish")
+            raise ExchangeError(f"rank {self.world_rank}: {what} did not finish")
         self.traffic.seconds_waited += time.perf_counter() - begin
 
     def _gather(self, mine: Tensor, what: str) -> list[Tensor]:
-        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        everyone = [torch.empty_like(mine) for _ in self.members]
         text = f"comparing {what} with the other ranks"
         self.wait(self.start(text, dist.all_gather, everyone, mine, self._control, True), text)
         return everyone
@@ -191,11 +221,14 @@ class DistributedExchange:
 class _Parcel:
     """A message's standing buffer and where each edge lies in it."""
 
-    def __init__(self, graph: Graph, message: Message, device: torch.device, copies: int) -> None:
+    def __init__(
+        self, graph: Graph, message: Message, members: Sequence[int], device: torch.device, copies: int
+    ) -> None:
         self.message = message
         names = [graph.units[edge.unit].name for edge in message.edges]
         self.description = (
-            f"the live edges {', '.join(dict.fromkeys(names))} from rank {message.source} to rank {message.reader}"
+            f"the live edges {', '.join(dict.fromkeys(names))} from rank {members[message.source]} "
+            f"to rank {members[message.reader]}"
         )
         self.parts: dict[Edge, slice] = {}
         self.leaves = {edge: graph.units[edge.unit].outputs[edge.leaf] for edge in message.edges}
@@ -217,20 +250,25 @@ class _Parcel:
 class DistributedChannel:
     """Sends every message as soon as its last edge exists; waits for one at the first use of its edges."""
 
-    def __init__(
-        self, exchange: DistributedExchange, graph: Graph, messages: Sequence[Message], device: torch.device
-    ) -> None:
-        self.store = EdgeStore()
+    def __init__(self, exchange: DistributedExchange, division: Division, device: torch.device) -> None:
+        rank, graph, versions = exchange.rank, division.graph, division.schedule.versions
+        self._store = EdgeStore(versions)
+        self.stores = {rank: self._store}
         self._exchange = exchange
-        rank = exchange.rank
-        self._outgoing = [_Parcel(graph, message, device, 1) for message in messages if message.source == rank]
-        # Two buffers: the version that this round reads, and the one that arrives meanwhile.
-        self._incoming = [_Parcel(graph, message, device, 2) for message in messages if message.reader == rank]
-        self._tags = {id(message): tag for tag, message in enumerate(messages)}
+        self._own = division.own_reads_of(rank)
+        self._made: dict[Edge, Tensor] = {}
+        # One more buffer than versions that are read: the version that arrives meanwhile.
+        self._copies = versions + 1
+        sent = [message for message in division.messages if message.source == rank]
+        awaited = [message for message in division.messages if message.reader == rank]
+        self._outgoing = [_Parcel(graph, message, exchange.members, device, 1) for message in sent]
+        self._incoming = [_Parcel(graph, message, exchange.members, device, self._copies) for message in awaited]
+        self._tags = {id(message): tag for tag, message in enumerate(division.messages)}
         self._copy = 0
 
     def start_round(self) -> None:
-        self._copy = 1 - self._copy
+        self._copy = (self._copy + 1) % self._copies
+        self._made = {}
         for parcel in self._outgoing:
             parcel.missing = set(parcel.parts)
         for parcel in self._incoming:
@@ -238,6 +276,8 @@ class DistributedChannel:
             parcel.works[self._copy] = self._start(parcel, dist.irecv, parcel.message.source, self._copy)
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        if edge in self._own:
+            self._made[edge] = tensor
         for parcel in self._outgoing:
             if edge not in parcel.missing:
                 continue
@@ -251,7 +291,9 @@ class DistributedChannel:
     def end_round(self, version: int) -> None:
         for parcel in self._incoming:
             for edge in parcel.parts:
-                self.store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
+                self._store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
+        for edge, tensor in self._made.items():
+            self._store.put(edge, version, tensor)
 
     def close(self) -> None:
         for parcel in (*self._incoming, *self._outgoing):
@@ -267,7 +309,12 @@ class DistributedChannel:
         message = parcel.message
         group = self._exchange.upward if message.source < message.reader else self._exchange.downward
         return self._exchange.start(
-            parcel.description, operation, parcel.buffers[copy], peer, group=group, tag=self._tags[id(message)]
+            parcel.description,
+            operation,
+            parcel.buffers[copy],
+            self._exchange.members[peer],
+            group=group,
+            tag=self._tags[id(message)],
         )
 
     def _finish(self, parcel: _Parcel, copy: int) -> None:

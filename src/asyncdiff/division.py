@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from asyncdiff.graph import Edge, Graph, build_graph, coarsen
+from asyncdiff.method import PAPER, Method
 from asyncdiff.partition import Partition, divide, divide_as_told, wire
-from asyncdiff.routing import Message, messages
-from asyncdiff.schedule import Schedule
+from asyncdiff.residual import find_bases
+from asyncdiff.routing import Message, messages, reads_of
+from asyncdiff.schedule import Schedule, speedup
 from asyncdiff.trace import Trace
 
 
@@ -18,15 +20,33 @@ class Division:
     partition: Partition
     schedule: Schedule
     messages: tuple[Message, ...]
+    method: Method
 
     @property
     def bytes_per_round(self) -> int:
         """What all ranks together send in one round, predictions left out."""
         return sum(self.graph.bytes(message.edges) for message in self.messages)
 
+    def reads_of(self, rank: int) -> frozenset[Edge]:
+        """The live edges that a rank holds."""
+        return reads_of(self.schedule, self.partition, rank)
+
+    def own_reads_of(self, rank: int) -> frozenset[Edge]:
+        """Those of them that the rank makes itself."""
+        own = self.partition.components[self.schedule.component_of(rank)]
+        return frozenset(edge for edge in self.reads_of(rank) if edge.unit in own)
+
+    def modelled_speedup(self, steps: int) -> float:
+        """The modelled speed-up of a denoising loop of so many steps, without communication."""
+        return speedup(self.schedule, steps, max(self.partition.shares), self.partition.end.share)
+
 
 def plan(
-    trace: Trace, schedule: Schedule, split: Sequence[Sequence[str]] | None, operations_per_byte: float
+    trace: Trace,
+    schedule: Schedule,
+    split: Sequence[Sequence[str]] | None,
+    operations_per_byte: float,
+    method: Method = PAPER,
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
 
@@ -36,11 +56,18 @@ def plan(
     fine = build_graph(trace, operations_per_byte, inside=[name for names in split or () for name in names])
     partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
-    partition = wire(graph, owners)
-    schedule = replace(schedule, predictor=partition.predictor)
-    return Division(graph, partition, schedule, messages(schedule, partition))
+    partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)
+    # Where the predictor alone makes what the last layers read, there is nothing to sum.
+    is_sum = any(partition.owner(edge.unit) != partition.predictor for edge in partition.end.reads)
+    schedule = replace(
+        schedule,
+        predictor=partition.predictor,
+        versions=method.versions,
+        fresh_sum=method.fresh_sum and is_sum,
+    )
+    return Division(graph, partition, schedule, messages(schedule, partition), method)
 
 
 def read_anywhere(division: Division) -> frozenset[Edge]:
-    """The live edges that any component reads."""
-    return frozenset[Edge]().union(*division.partition.reads)
+    """The live edges that any rank holds."""
+    return frozenset[Edge]().union(*map(division.reads_of, range(division.schedule.world_size)))

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from asyncdiff.graph import Edge, Graph
-from asyncdiff.routing import Message
+from asyncdiff.division import Division
+from asyncdiff.graph import Edge
 from asyncdiff.store import EdgeStore
 
 
@@ -23,7 +23,9 @@ class Traffic:
 class Channel(Protocol):
     """The live edges of one stream of denoiser calls."""
 
-    store: EdgeStore
+    @property
+    def stores(self) -> Mapping[int, EdgeStore]:
+        """For each rank of this process, the live edges that it holds."""
 
     def start_round(self) -> None:
         """Get ready for what the other ranks will make in this round."""
@@ -32,7 +34,7 @@ class Channel(Protocol):
         """A rank of this process has made a live edge."""
 
     def end_round(self, version: int) -> None:
-        """From now on the store holds (or promises) the edges made in this round, as `version`."""
+        """From now on the stores hold (or promise) the edges made in this round, as `version`."""
 
     def close(self) -> None:
         """Wait for what is still on its way and forget it."""
@@ -44,7 +46,7 @@ class Exchange(Protocol):
     ranks: Sequence[int]
     traffic: Traffic
 
-    def open(self, graph: Graph, messages: Sequence[Message]) -> Channel:
+    def open(self, division: Division) -> Channel:
         """A channel for one stream."""
 
     def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
@@ -57,11 +59,26 @@ class Exchange(Protocol):
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         """Raise RankMismatchError if `digest` differs between ranks by more than rounding of `scale`."""
 
+    def agree(self, mine: bool, what: str) -> bool:
+        """Whether all ranks say so; what it is about is told where a rank does not answer."""
+
     def share_random_state(self) -> None:
         """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
 
     def close(self) -> None:
         """Leave the run."""
+
+
+def share_results(
+    exchange: Exchange, results: Mapping[int, Sequence[Any]], sources: Mapping[int, int]
+) -> dict[int, list[Any]]:
+    """Share the leaves of results, which `sources` have; leaves that are no tensors are everyone's own."""
+    tensors = {key: [leaf for leaf in leaves if isinstance(leaf, Tensor)] for key, leaves in results.items()}
+    shared = {key: iter(received) for key, received in exchange.share(tensors, sources).items()}
+    return {
+        key: [next(shared[key]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        for key, leaves in results.items()
+    }
 
 
 class LocalExchange:
@@ -71,14 +88,18 @@ class LocalExchange:
         self.ranks: Sequence[int] = range(world_size)
         self.traffic = Traffic()
 
-    def open(self, graph: Graph, messages: Sequence[Message]) -> "LocalChannel":
-        return LocalChannel(messages)
+    def open(self, division: Division) -> "LocalChannel":
+        return LocalChannel(division)
 
     def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
         return {step: list(tensors) for step, tensors in predictions.items()}
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         del digest, scale, what  # one process agrees with itself
+
+    def agree(self, mine: bool, what: str) -> bool:
+        del what
+        return mine
 
     def share_random_state(self) -> None:
         return None
@@ -88,23 +109,30 @@ class LocalExchange:
 
 
 class LocalChannel:
-    """Keeps what a round makes until the round is over, so that every rank reads the round before."""
+    """Keeps what a round makes until the round is over, so that every rank reads the rounds before."""
 
-    def __init__(self, messages: Sequence[Message]) -> None:
-        self.store = EdgeStore()
-        self._wanted = {(message.source, edge) for message in messages for edge in message.edges}
-        self._pending: dict[Edge, Tensor] = {}
+    def __init__(self, division: Division) -> None:
+        ranks = range(division.schedule.world_size)
+        self.stores = {rank: EdgeStore(division.schedule.versions) for rank in ranks}
+        self._readers: dict[tuple[int, Edge], list[int]] = {}
+        for message in division.messages:
+            for edge in message.edges:
+                self._readers.setdefault((message.source, edge), []).append(message.reader)
+        for rank in ranks:
+            for edge in division.own_reads_of(rank):
+                self._readers.setdefault((rank, edge), []).append(rank)
+        self._pending: dict[tuple[int, Edge], Tensor] = {}
 
     def start_round(self) -> None:
         self._pending = {}
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
-        if (rank, edge) in self._wanted:
-            self._pending[edge] = tensor
+        self._pending[rank, edge] = tensor
 
     def end_round(self, version: int) -> None:
-        for edge, tensor in self._pending.items():
-            self.store.put(edge, version, tensor)
+        for (rank, edge), tensor in self._pending.items():
+            for reader in self._readers.get((rank, edge), ()):
+                self.stores[reader].put(edge, version, tensor)
 
     def close(self) -> None:
         self._pending = {}

@@ -1,7 +1,7 @@
 """The denoiser as a graph of unit calls: which of their outputs each reads, and what each costs. Pure."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -105,7 +105,7 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
         inside: module names that a unit may not enclose (those that a split names).
     """
     numbers = tuple(_find_units(trace, tuple(inside)))
-    reads, output_reads, overwritten = _follow(trace, numbers)
+    reads, output_reads, overwritten, _ = follow(trace, numbers)
     costs = [_cost(trace, trace.calls[number], operations_per_byte) for number in numbers]
     total = _cost(trace, trace.calls[0], operations_per_byte)
     sent = [_LINK_BYTE * operations_per_byte * _bytes(trace.calls[number]) for number in numbers]
@@ -173,7 +173,7 @@ def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[G
 
     groups = tuple(joined(0))
     numbers = tuple(number for number, _ in groups)
-    reads, output_reads, overwritten = _follow(trace, numbers)
+    reads, output_reads, overwritten, _ = follow(trace, numbers)
     ordinals = _ordinals(trace, numbers)
     units = []
     for unit, (number, members) in enumerate(groups):
@@ -271,7 +271,7 @@ def _origins(call: ModuleCall) -> tuple[int, ...]:
     )
 
 
-class _Flow:
+class _Following:
     """Which unit outputs every tensor value derives from, as the call goes on."""
 
     def __init__(self) -> None:
@@ -298,8 +298,25 @@ class _Flow:
                 self.overwritten.add(self.leaves[old])
 
 
-def _follow(trace: Trace, numbers: Sequence[int]) -> tuple[list[frozenset[Edge]], frozenset[Edge], set[Edge]]:
-    flow = _Flow()
+class Flow(NamedTuple):
+    """How data flows between units.
+
+    Attributes:
+        reads: the outputs of other units that each unit needs.
+        output_reads: those that the denoiser's own output needs.
+        overwritten: the outputs that are written to after their unit has returned them.
+        sources: the outputs that every value outside of units derives from.
+    """
+
+    reads: list[frozenset[Edge]]
+    output_reads: frozenset[Edge]
+    overwritten: set[Edge]
+    sources: Mapping[ValueId, frozenset[Edge]]
+
+
+def follow(trace: Trace, numbers: Sequence[int]) -> Flow:
+    """Follow the data of a recorded call between the units, given by their numbers among the module calls."""
+    flow = _Following()
     reads: list[frozenset[Edge]] = []
     position = 0
     for number, call in enumerate(trace.calls[number] for number in numbers):
@@ -315,10 +332,10 @@ def _follow(trace: Trace, numbers: Sequence[int]) -> tuple[list[frozenset[Edge]]
         position = call.end_operator
     _follow_glue(trace, flow, position, len(trace.operators))
     outputs = [leaf.value for leaf in trace.calls[0].outputs if leaf.value is not None]
-    return reads, flow.read(outputs), flow.overwritten
+    return Flow(reads, flow.read(outputs), flow.overwritten, flow.sources)
 
 
-def _follow_glue(trace: Trace, flow: _Flow, first: int, end: int) -> None:
+def _follow_glue(trace: Trace, flow: _Following, first: int, end: int) -> None:
     for operator in trace.operators[first:end]:
         edges = flow.read(operator.reads)
         flow.overwrite(operator.overwrites, edges)
@@ -326,7 +343,7 @@ def _follow_glue(trace: Trace, flow: _Flow, first: int, end: int) -> None:
             flow.sources[value] = edges | flow.sources.get(value, frozenset())
 
 
-def _follow_unit(trace: Trace, flow: _Flow, call: ModuleCall) -> frozenset[Edge]:
+def _follow_unit(trace: Trace, flow: _Following, call: ModuleCall) -> frozenset[Edge]:
     """What the unit reads from outside; marks what it writes to outside."""
     edges: frozenset[Edge] = frozenset()
     inside: set[ValueId] = set()

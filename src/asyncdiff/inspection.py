@@ -12,7 +12,7 @@ from asyncdiff.denoiser import device_of, find_denoisers, operations_per_byte
 from asyncdiff.division import plan
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import Forward, intercept_call
-from asyncdiff.schedule import Schedule, speedup
+from asyncdiff.schedule import Schedule
 from asyncdiff.trace import Trace, record
 
 
@@ -147,7 +147,7 @@ def _inspection(
             stride=division.schedule.stride,
             devices=division.schedule.world_size,
             bytes_per_round=division.bytes_per_round,
-            modelled_speedup=speedup(division.schedule, steps, max(partition.shares)),
+            modelled_speedup=division.modelled_speedup(steps),
         )
         for division in divisions
     )

@@ -61,6 +61,12 @@ class Labels:
         first = self._first_position()
         return None if first is None else len(self._course.timesteps) - 1 - first
 
+    def moment(self, step: int) -> float:
+        """The place of a step in the scheduler's own time: its timestep; its number, where that cannot be told."""
+        first = self._first_position()
+        timesteps = self._course.timesteps
+        return float(step) if first is None else timesteps[min(first + step, len(timesteps) - 1)]
+
     def argument(self, step: int, current: int) -> Any:
         """The denoiser's timestep argument for `step`, at the step `current`.
 

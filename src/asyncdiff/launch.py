@@ -47,6 +47,7 @@ class Job:
     steps: int
     seed: int
     guidance: float | None
+    guidance_devices: int
     components: int
     stride: int
     warmup: int
@@ -57,7 +58,7 @@ class Job:
     @property
     def devices(self) -> int:
         """How many processes it takes."""
-        return self.components + self.stride - 1
+        return self.guidance_devices * (self.components + self.stride - 1)
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def work(job: Job) -> Outcome | None:
         components=job.components,
         stride=job.stride,
         warmup=job.warmup,
+        guidance=job.guidance_devices,
         time_shift=job.time_shift,
         executor="distributed",
         timeout=job.timeout,

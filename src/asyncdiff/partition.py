@@ -1,14 +1,33 @@
 """Divide the unit calls of a graph into components, and say which live edges then cross. Pure."""
 
 import itertools
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from asyncdiff.errors import SplitError
 from asyncdiff.graph import Edge, Graph
+from asyncdiff.residual import Base
 
 # Components may be this much heavier than the best possible balance where that saves traffic.
 BALANCE_TOLERANCE = 0.03
+
+# The last layers of a denoiser, up to this share of a call, can be run apart from the component they belong to.
+END_COST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class End:
+    """The denoiser's last layers: what turns the components' work into a prediction.
+
+    Attributes:
+        units: the indices of their unit calls; the predictor's component has them too.
+        reads: the live edges that they need, and the denoiser's own output needs, from all components.
+        share: their part of the cost of one pass, with all that every device computes.
+    """
+
+    units: frozenset[int]
+    reads: frozenset[Edge]
+    share: float
 
 
 @dataclass(frozen=True)
@@ -21,20 +40,20 @@ class Partition:
         predictor: the component whose pass gives the noise prediction.
         shares: for each component, its part of the cost of one pass (glue and replicated units, which
             every device computes, are counted for every component).
+        end: the denoiser's last layers.
+        bases: for each live edge that travels as a residual, what the residual is added to.
     """
 
     components: tuple[frozenset[int], ...]
     reads: tuple[frozenset[Edge], ...]
     predictor: int
     shares: tuple[float, ...]
+    end: End
+    bases: Mapping[Edge, Base] = field(default_factory=dict)
 
     def owner(self, unit: int) -> int | None:
         """The component that owns a unit call; None for a replicated one."""
         return next((number for number, units in enumerate(self.components) if unit in units), None)
-
-    def sends(self, source: int, reader: int) -> tuple[Edge, ...]:
-        """The live edges that `reader` needs from `source`, in the order in which they are made."""
-        return tuple(sorted(edge for edge in self.reads[reader] if edge.unit in self.components[source]))
 
 
 def divide(graph: Graph, components: int) -> Partition:
@@ -146,8 +165,12 @@ def _owners(graph: Graph, components: Sequence[Collection[int]]) -> tuple[int | 
     return tuple(owner.get(unit) for unit in range(len(graph.units)))
 
 
-def wire(graph: Graph, owners: Sequence[int | None]) -> Partition:
-    """The partition in which `owners` says for each unit call who computes it (None: everyone)."""
+def wire(graph: Graph, owners: Sequence[int | None], bases: Mapping[Edge, Base] | None = None) -> Partition:
+    """The partition in which `owners` says for each unit call who computes it (None: everyone).
+
+    `bases` says which edges are to travel as residuals, and what these are added to.
+    """
+    bases = bases or {}
     owner = {unit: number for unit, number in enumerate(owners) if number is not None}
     count = max(owner.values(), default=0) + 1
     components = tuple(frozenset(unit for unit in owner if owner[unit] == number) for number in range(count))
@@ -156,13 +179,52 @@ def wire(graph: Graph, owners: Sequence[int | None]) -> Partition:
         ((edge.unit, owner[edge.unit]) for edge in graph.output_reads if edge.unit in owner),
         default=(0, len(components) - 1),
     )[1]
+    read_everywhere = {edge for unit in everywhere for edge in unit.reads}
     reads = []
     for number, units in enumerate(components):
-        needed = {edge for unit in units for edge in graph.units[unit].reads}
-        needed |= {edge for unit in everywhere for edge in unit.reads}
+        needed = {edge for unit in units for edge in graph.units[unit].reads} | read_everywhere
         if number == predictor:
             needed |= graph.output_reads
-        reads.append(frozenset(edge for edge in needed if owner.get(edge.unit, number) != number))
+        reads.append(_received(needed, [unit for unit in owner if unit not in units], bases))
     common = graph.glue_cost + sum(unit.cost for unit in everywhere)
     shares = tuple((common + sum(graph.units[unit].cost for unit in units)) / graph.cost for units in components)
-    return Partition(components, tuple(reads), predictor, shares)
+    end_units = _end_units(graph, components[predictor])
+    needed = {*graph.output_reads, *read_everywhere}
+    needed |= {edge for unit in end_units for edge in graph.units[unit].reads}
+    end = End(
+        units=end_units,
+        reads=_received(needed, [unit for unit in owner if unit not in end_units], bases),
+        share=(common + sum(graph.units[unit].cost for unit in end_units)) / graph.cost,
+    )
+    return Partition(components, tuple(reads), predictor, shares, end, bases)
+
+
+def _received(needed: Iterable[Edge], substituted: Collection[int], bases: Mapping[Edge, Base]) -> frozenset[Edge]:
+    """The edges that must be received if some units are not run: a residual needs what it is added to, too."""
+    received: set[Edge] = set()
+    missing, open_ends = set(substituted), list(needed)
+    while open_ends:
+        edge = open_ends.pop()
+        if edge.unit in missing and edge not in received:
+            received.add(edge)
+            open_ends += bases[edge].reads if edge in bases else ()
+    return frozenset(received)
+
+
+def _end_units(graph: Graph, predictor: Collection[int]) -> frozenset[int]:
+    """The predictor's cheap last units, whose outputs only the denoiser's output and each other read."""
+    found: set[int] = set()
+    spent = 0.0
+    readers: dict[int, set[int | None]] = {}
+    for number, unit in enumerate(graph.units):
+        for edge in unit.reads:
+            readers.setdefault(edge.unit, set()).add(number)
+    for edge in graph.output_reads:
+        readers.setdefault(edge.unit, set()).add(None)
+    for number in reversed(range(len(graph.units))):
+        cost = graph.units[number].cost / graph.cost
+        is_last = number in readers and readers[number] <= found | {None}
+        if number in predictor and is_last and spent + cost <= END_COST_SHARE:
+            found.add(number)
+            spent += cost
+    return frozenset(found)

@@ -10,16 +10,57 @@ class Counts:
 
     full: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    bridged: int = 0
     stored: int = 0
     units_run: int = 0
     units_skipped: int = 0
     seconds_full: float = 0.0
     seconds_rounds: float = 0.0
+    seconds_bridged: float = 0.0
 
     @property
     def steps(self) -> int:
         """Denoiser calls in all."""
-        return self.full.total() + self.rounds + self.stored
+        return self.full.total() + self.rounds + self.bridged + self.stored
+
+
+@dataclass
+class GuidanceCounts:
+    """What several groups of ranks did with a denoiser's calls in one generation; the same on all ranks.
+
+    Attributes:
+        split: calls of which every group computed its part of the batch.
+        deferred: calls, each computed by one group, while other groups computed others of the same step.
+        whole: calls that one group computed while the others waited.
+        cost: what all calls took, in calls of one device.
+        reason: why not all calls were shared out, as far as it is known.
+    """
+
+    groups: int = 1
+    split: int = 0
+    deferred: int = 0
+    whole: int = 0
+    cost: float = 0.0
+    reason: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast the calls were as one after the other on one group, without communication."""
+        calls = self.split + self.deferred + self.whole
+        return calls / self.cost if calls else 1.0
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several groups computed at the same time."""
+        return bool(self.split or self.deferred)
+
+    def __str__(self) -> str:
+        text = (
+            f"  on {self.groups} groups of devices: {self.split} calls divided along the batch, {self.deferred} "
+            "computed by a group each at the same time as others, "
+            f"{self.whole} by one group while the others waited"
+        )
+        return text + (f" ({self.reason})" if self.whole and self.reason else "")
 
 
 @dataclass(frozen=True)
@@ -33,7 +74,8 @@ class DenoiserReport:
         live_edges: for each component, the tensors that it reads from others ("unit → leaf").
         bytes_per_round: what all ranks together send in one round, predictions left out.
         counts: steps by kind, and the time in them.
-        modelled_speedup: of the denoising loop, from the shares, without communication.
+        modelled_speedup: of the denoising loop, from the shares and the groups, without communication.
+        guidance: how the calls were shared out among groups of devices.
     """
 
     name: str
@@ -43,16 +85,20 @@ class DenoiserReport:
     bytes_per_round: int
     counts: Counts
     modelled_speedup: float
+    guidance: GuidanceCounts = field(default_factory=GuidanceCounts)
 
     def __str__(self) -> str:
         counts = self.counts
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
         lines = [
             f"{self.name}: {counts.steps} denoiser calls = {counts.full.total()} in full ({reasons or 'none'}), "
-            f"{counts.rounds} parallel rounds, {counts.stored} from stored predictions",
-            f"  time in full calls {counts.seconds_full:.2f} s, in rounds {counts.seconds_rounds:.2f} s; "
+            f"{counts.rounds} parallel rounds, {counts.bridged} bridged, {counts.stored} from stored predictions",
+            f"  time in full calls {counts.seconds_full:.2f} s, in rounds {counts.seconds_rounds:.2f} s, "
+            f"in bridged steps {counts.seconds_bridged:.2f} s; "
             f"unit calls run in rounds {counts.units_run}, skipped {counts.units_skipped}",
         ]
+        if self.guidance.groups > 1:
+            lines.append(str(self.guidance))
         for number, units in enumerate(self.components):
             first, last = (units[0], units[-1]) if units else ("–", "–")
             lines.append(
@@ -79,16 +125,21 @@ class Report:
     bytes_sent: int
     seconds_waited: float
     denoisers: tuple[DenoiserReport, ...]
+    guidance: int = 1
 
     @property
     def accelerated(self) -> bool:
-        """Whether any step was computed as a parallel round."""
-        return any(denoiser.counts.rounds for denoiser in self.denoisers)
+        """Whether any step took less than an ordinary one, or was shared out among groups of devices."""
+        return any(
+            denoiser.counts.rounds or denoiser.counts.bridged or denoiser.guidance.is_shared
+            for denoiser in self.denoisers
+        )
 
     def __str__(self) -> str:
         who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"
+        groups = f"G={self.guidance} " if self.guidance > 1 else ""
         lines = [
-            f"asyncdiff N={self.components} S={self.stride} w={self.warmup}, executor {self.executor}, {who}: "
+            f"asyncdiff {groups}N={self.components} S={self.stride} w={self.warmup}, executor {self.executor}, {who}: "
             f"sent {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
         ]
         lines += [str(denoiser) for denoiser in self.denoisers]

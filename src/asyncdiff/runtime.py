@@ -1,31 +1,54 @@
 """Runs one denoiser by the schedule, call by call."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_flatten
 
 from asyncdiff.call import CallForm, Signature, digest, own_containers
 from asyncdiff.clock import Clock
+from asyncdiff.deferred import settled
 from asyncdiff.denoiser import operations_per_byte
 from asyncdiff.division import Division, plan
 from asyncdiff.errors import ConfigurationError, ExchangeError, ShapeChangedError
-from asyncdiff.exchange import Exchange
+from asyncdiff.exchange import Exchange, share_results
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted, listen_to_context
-from asyncdiff.report import Counts, DenoiserReport
-from asyncdiff.schedule import Schedule, Step, StepKind, speedup
+from asyncdiff.method import Method
+from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
+from asyncdiff.schedule import Schedule, Step, StepKind, Task
 from asyncdiff.stream import Arguments, Stream, Streams
 from asyncdiff.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.trace import record
-from asyncdiff.units import UnitHooks, compute_task, keep_what_ranks_read
+from asyncdiff.units import UnitHooks, UnitRule, complete_task, compute_task, keep_what_ranks_read
+
+
+class Outer(Protocol):
+    """What comes before the runtime: it takes calls apart, and has the runtime compute the parts."""
+
+    streams: Streams
+    counts: GuidanceCounts
+
+    def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], whole: Arguments) -> Any: ...
+
+
+@dataclass
+class _Lane:
+    """The calls of one group of ranks."""
+
+    streams: Streams = field(default_factory=Streams)
+    counts: Counts = field(default_factory=Counts)
 
 
 class DenoiserRuntime:
-    """One denoiser of one pipeline, attached."""
+    """One denoiser of one pipeline, attached.
+
+    Attributes:
+        outer: what comes before this, if anything.
+    """
 
     def __init__(
         self,
@@ -33,22 +56,31 @@ class DenoiserRuntime:
         denoiser: nn.Module,
         schedule: Schedule,
         split: Sequence[Sequence[str]] | None,
+        method: Method,
         exchange: Exchange,
         clock: Clock,
         device: torch.device,
+        lanes: int = 1,
     ) -> None:
+        """Attach to a denoiser.
+
+        Args:
+            lanes: how many groups of ranks compute in this process, each with calls of its own.
+        """
         self.name = name
-        self.counts = Counts()
+        self.outer: Outer | None = None
+        self._lanes = [_Lane() for _ in range(lanes)]
+        self._lane = 0
         self._denoiser = denoiser
         self._schedule = schedule
         self._split = split
+        self._method = method
         self._exchange = exchange
         self._clock = clock
         self._form = CallForm(denoiser)
         self._device = device
-        self._divisions: dict[tuple[Structure, Signature], dict[int, Division]] = {}
+        self._divisions: dict[tuple[Structure, Signature], dict[tuple[int, int], Division]] = {}
         self._current: Division | None = None
-        self._streams = Streams()
         self._context: Any = None
         self._modules: list[nn.Module] = []
         self._module_structure: Structure = None
@@ -61,6 +93,15 @@ class DenoiserRuntime:
         clock.on_generation.append(self._begin_generation)
         clock.on_step.append(self._end_step)
 
+    @property
+    def counts(self) -> Counts:
+        """What the group of ranks that computes, or has computed last, did in this generation."""
+        return self._lanes[self._lane].counts
+
+    @property
+    def _streams(self) -> Streams:
+        return self._lanes[self._lane].streams
+
     def detach(self) -> None:
         """Leave the denoiser as it was."""
         self._clock.on_generation.remove(self._begin_generation)
@@ -68,7 +109,7 @@ class DenoiserRuntime:
         self._units.remove()
         for undo in self._undo:
             undo()
-        self._streams.close()
+        self._begin_generation()
 
     def check_attached(self, used: Any) -> None:
         """Refuse to be passed by: `used` is what the pipeline is about to call.
@@ -87,8 +128,9 @@ class DenoiserRuntime:
         """What this generation did so far."""
         counts = replace(self.counts, full=self.counts.full.copy())
         division = self._current
+        guidance = GuidanceCounts() if self.outer is None else replace(self.outer.counts)
         if division is None:
-            return DenoiserReport(self.name, (), (), (), 0, counts, 1.0)
+            return DenoiserReport(self.name, (), (), (), 0, counts, guidance.speedup, guidance)
         units, partition = division.graph.units, division.partition
         return DenoiserReport(
             name=self.name,
@@ -99,39 +141,78 @@ class DenoiserRuntime:
             ),
             bytes_per_round=division.bytes_per_round,
             counts=counts,
-            modelled_speedup=speedup(division.schedule, max(counts.steps, 1), max(partition.shares)),
+            modelled_speedup=division.modelled_speedup(max(counts.steps, 1)) * guidance.speedup,
+            guidance=guidance,
         )
 
     def _begin_generation(self) -> None:
-        self._streams.close()
+        for lane in self._lanes:
+            lane.streams.close()
 
     def _enter_context(self, name: Any) -> None:
         self._context = name
 
     def _end_step(self, timestep: Any) -> None:
         # Reading a label off a device costs time: only where later labels are needed.
-        learning_steps = self._schedule.warmup if self._schedule.stride > 1 else 0
-        self._streams.end_step(timestep, self._clock.steps, learning_steps)
+        is_timed = self._schedule.stride > 1 or self._schedule.cooldown > 0 or self._method.versions > 1
+        learning_steps = self._schedule.warmup if is_timed else 0
+        for lane in self._lanes:
+            lane.streams.end_step(timestep, self._clock.steps, learning_steps)
 
     def _denoise(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stands in for the denoiser's forward."""
         if self._units.is_walking:
             return forward(*args, **kwargs)
+        if self.outer is not None:
+            args, kwargs = settled((args, kwargs))
         self._clock.check_schedulers()
         if self._generation != self._clock.generation:
             self._look_again()
-        arguments = self._arguments(args, kwargs)
+        arguments = self._arguments(args, kwargs, self._context)
         self._clock.call(arguments.times)
-        if self._streams.begins_step(arguments, self._clock.steps):
-            if self._streams.begins_again(arguments):
+        streams = self._streams if self.outer is None else self.outer.streams
+        if streams.begins_step(arguments, self._clock.steps):
+            if streams.begins_again(arguments):
                 self._clock.begin_again()
                 self._look_again()
             else:
                 self._clock.tick()
+        if self.outer is not None:
+            return self.outer(forward, args, kwargs, arguments)
+        return self._compute(forward, args, kwargs, arguments)
+
+    def compute_part(
+        self, lane: int, context: Any, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Compute a part of a call on a group of ranks.
+
+        Args:
+            lane: which of the groups of this process.
+            context: the same for all parts that belong to one stream.
+        """
+        self._lane = lane
+        return self._compute(forward, args, kwargs, self._arguments(args, kwargs, context))
+
+    def is_checked_again(self, index: int) -> bool:
+        """Whether the inputs of a stream's step are compared with the other ranks', as those of its first are.
+
+        They are after the first round: by then, ranks would have drifted apart that read what a round does not give to
+        all, like a unit's inner state.
+        """
+        return index == self._schedule.warmup + self._schedule.stride
+
+    def agree(self, mine: bool, what: str) -> bool:
+        """Whether all ranks of the group say so."""
+        return self._exchange.agree(mine, what)
+
+    def kind_of_call(self, arguments: Arguments) -> Hashable:
+        """What decides how a call runs, apart from values."""
+        return self._module_structure, arguments.signature
+
+    def _compute(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> Any:
+        """The prediction of a call, or of a part of one, by the schedule."""
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
-        # Once more after the first round: by then, ranks would have drifted apart that read what a round does not give
-        # to all, like a unit's inner state.
-        if is_new or stream.index == self._schedule.warmup + self._schedule.stride:
+        if is_new or self.is_checked_again(stream.index):
             self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
         if is_new:
             stream.division = self._known_division(stream)
@@ -141,12 +222,17 @@ class DenoiserRuntime:
         try:
             if step.kind is StepKind.FULL:
                 self._run_in_full(stream, step, forward, args, kwargs)
-                self.counts.full[stream.reason] += 1
+                is_late = step.index >= schedule.warmup
+                self.counts.full["resync or cool-down" if is_late else stream.reason] += 1
                 self.counts.seconds_full += time.perf_counter() - begin
             elif step.kind is StepKind.ROUND:
                 self._run_round(stream, step, forward, args, kwargs)
                 self.counts.rounds += 1
                 self.counts.seconds_rounds += time.perf_counter() - begin
+            elif step.kind is StepKind.BRIDGED:
+                self._complete(stream, step, forward, args, kwargs)
+                self.counts.bridged += 1
+                self.counts.seconds_bridged += time.perf_counter() - begin
             else:
                 self.counts.stored += 1
         except BaseException:
@@ -165,10 +251,13 @@ class DenoiserRuntime:
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
             try:
-                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
+                result = self._run_and_keep(stream, division, [step.index], forward, args, kwargs)
             except ShapeChangedError:
                 _, division = self._divide(stream, forward, args, kwargs)
-                result = self._run_and_keep(stream, division, step.index, forward, args, kwargs)
+                stream.channel = None
+                # What earlier steps have left is of the old shapes: as if nothing had changed since.
+                versions = range(division.schedule.first_kept, step.index + 1)
+                result = self._run_and_keep(stream, division, versions, forward, args, kwargs)
         elif result is None:
             result = forward(*args, **kwargs)
         leaves, stream.structure = tree_flatten(result)
@@ -177,16 +266,17 @@ class DenoiserRuntime:
     def _known_division(self, stream: Stream) -> Division | None:
         """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
         known = self._divisions.get((self._module_structure, stream.arguments.signature), {})
-        return known.get(stream.place, next(iter(known.values()), None))
+        return known.get((self._lane, stream.place), next(iter(known.values()), None))
 
     def _divide(
         self, stream: Stream, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Division]:
         """Record a call and divide the denoiser for its stream; returns the call's result and the division."""
         result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
-        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device))
+        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method)
         stream.division = division
-        self._divisions.setdefault((self._module_structure, stream.arguments.signature), {})[stream.place] = division
+        known = self._divisions.setdefault((self._module_structure, stream.arguments.signature), {})
+        known[self._lane, stream.place] = division
         self._units.add(division.graph)
         owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
         self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
@@ -196,58 +286,93 @@ class DenoiserRuntime:
         self,
         stream: Stream,
         division: Division,
-        version: int,
+        versions: Sequence[int],
         forward: Forward,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """The last step in full: what the first round reads is stored."""
-        stream.channel = self._exchange.open(division.graph, division.messages)
-        rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, version)
+        """A step in full that others follow on: what they read is stored."""
+        if stream.channel is None:
+            stream.channel = self._exchange.open(division)
+        rule = keep_what_ranks_read(division, self._exchange.ranks, stream.channel, versions)
         return self._units.walk(division.graph, rule, forward, *own_containers(args, kwargs))
 
     def _run_round(
         self, stream: Stream, step: Step, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        division, channel = stream.division, stream.channel
-        if division is None or channel is None:
-            raise RuntimeError("a round came before the warm-up")
+        division, channel = stream.ready()
         self._interrupted = True
         channel.start_round()
         made: dict[int, list[Any]] = {}
-        for task in step.tasks:
-            if task.rank in self._exchange.ranks:
-                rule = compute_task(division, task, channel, self.counts)
-                labelled = own_containers(args, kwargs)
-                if task.label != stream.index:
-                    labelled = self._form.with_times(stream.times(task.label), *labelled)
-                result = self._units.walk(division.graph, rule, forward, *labelled)
-                made[task.rank], stream.structure = tree_flatten(result)
+        for task in self._tasks(step):
+            rule = compute_task(division, task, channel, self.counts, stream.moment)
+            leaves = self._walk(stream, division, rule, task, forward, args, kwargs)
+            if task.predicts is not None and not task.completes:
+                made[task.predicts] = leaves
         channel.end_round(step.index)
-        sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
-        mine = next(iter(made.values()))
-        stream.predictions = self._share({at: made.get(rank, mine) for at, rank in sources.items()}, sources)
+        self._complete(stream, step, forward, args, kwargs, made)
         self._interrupted = False
 
-    def _share(self, predictions: dict[int, list[Any]], sources: dict[int, int]) -> dict[int, list[Any]]:
-        """The predictions as their source ranks have made them; leaves that are no tensors are everyone's own."""
-        tensors = {step: [leaf for leaf in leaves if isinstance(leaf, Tensor)] for step, leaves in predictions.items()}
-        shared = {step: iter(received) for step, received in self._exchange.share(tensors, sources).items()}
-        return {
-            step: [next(shared[step]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            for step, leaves in predictions.items()
-        }
+    def _complete(
+        self,
+        stream: Stream,
+        step: Step,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        made: Mapping[int, list[Any]] | None = None,
+    ) -> None:
+        """Make the predictions that no component alone makes, and give all of them to every rank.
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        `made` are those that this process has made already, by step.
+        """
+        division, channel = stream.ready()
+        predictions = dict(made or {})
+        for task in self._tasks(step):
+            if task.completes and task.predicts is not None:
+                rule = complete_task(division, task, channel, self.counts, stream.moment)
+                predictions[task.predicts] = self._walk(stream, division, rule, task, forward, args, kwargs)
+        sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
+        like = next(iter(stream.predictions.values()))
+        stream.predictions.update(self._share({at: predictions.get(at, like) for at in sources}, sources))
+        stream.predictions = {at: leaves for at, leaves in stream.predictions.items() if at >= step.index}
+
+    def _tasks(self, step: Step) -> list[Task]:
+        """Those of this process."""
+        return [task for task in step.tasks if task.rank in self._exchange.ranks]
+
+    def _walk(
+        self,
+        stream: Stream,
+        division: Division,
+        rule: UnitRule,
+        task: Task,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> list[Any]:
+        """Call the denoiser with a task's label and a rule for its units; returns the leaves of the result."""
+        labelled = own_containers(args, kwargs)
+        if task.label != stream.index:
+            labelled = self._form.with_times(stream.times(task.label), *labelled)
+        return tree_flatten(self._units.walk(division.graph, rule, forward, *labelled))[0]
+
+    def _share(self, predictions: dict[int, list[Any]], sources: dict[int, int]) -> dict[int, list[Any]]:
+        """The predictions as their source ranks have made them."""
+        return share_results(self._exchange, predictions, sources)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any], context: Any) -> Arguments:
         parts = self._form.read(args, kwargs)
         surroundings = surroundings_of(self._modules, self._device.type)
         times = tuple(parts.times)
-        return Arguments((surroundings, times, parts.signature), self._context, parts.tensors, parts.times)
+        return Arguments((surroundings, times, parts.signature), context, parts.tensors, parts.times)
 
     def _look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are."""
         self._generation = self._clock.generation
-        self.counts = Counts()
+        for lane in self._lanes:
+            lane.counts = Counts()
+        self._lane = 0
         if self._interrupted and len(self._exchange.ranks) == 1:
             raise ExchangeError(
                 f"a round of the denoiser {self.name!r} was interrupted, so messages between the ranks may be "

@@ -3,8 +3,10 @@
 Paper: section 3.2 (asynchronous denoising) and section 3.3 (stride denoising).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from asyncdiff.errors import ConfigurationError
 
@@ -14,28 +16,40 @@ class StepKind(Enum):
 
     FULL = "full"  # the ordinary denoiser, on every rank
     ROUND = "round"  # every component once, all at the same time
+    BRIDGED = "bridged"  # no component at all: what they would make is forecast
     STORED = "stored"  # a prediction that an earlier step has left
+
+
+class Version(NamedTuple):
+    """Live edges of one step: the step in which they were made, and the step whose label their makers were given."""
+
+    step: int
+    label: int
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one rank computes in a round.
+    """What one rank computes in a step.
 
     Attributes:
         rank: who computes.
-        component: which component it computes.
         label: the step whose timestep label it is given.
-        reads: the version (the step that made them) of the live edges it reads.
+        component: which component it computes, or has computed with this very label; None if that is forecast too.
+        reads: the versions from which what others make is forecast while the component runs, newest first; none if
+            no component runs.
+        completes: the versions from which the denoiser's last layers get what others have made; none if they belong
+            to the component that runs.
         predicts: the step that its noise prediction is for; None if its output is no prediction.
         feeds: whether the live edges it makes are sent to the other ranks.
     """
 
     rank: int
-    component: int
     label: int
-    reads: int
-    predicts: int | None
-    feeds: bool
+    component: int | None
+    reads: tuple[Version, ...] = ()
+    completes: tuple[Version, ...] = ()
+    predicts: int | None = None
+    feeds: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,8 +61,8 @@ class Step:
         kind: how the prediction comes about.
         prediction: the step whose prediction is returned (its own, but for steps between the
             warm-up and the first round).
-        tasks: what every rank computes, where `kind` is ROUND.
-        keeps: whether a full step stores the live edges for the round that follows.
+        tasks: what every rank computes, where `kind` is ROUND or BRIDGED.
+        keeps: whether a full step stores the live edges for the steps that follow.
     """
 
     index: int
@@ -67,6 +81,11 @@ class Schedule:
         stride: S, how many predictions a round yields.
         warmup: w, how many steps the ordinary denoiser computes at first.
         time_shift: after the warm-up, give every task the label of the step before.
+        bridge: k, of how many predictions' worth of rounds one is computed; the others are forecast.
+        cooldown: how many steps the ordinary denoiser computes at the end, where the last step is known.
+        resync_every: after the warm-up, every so manieth step is computed in full; None for never.
+        versions: how many versions of what others have made a task reads, where there are as many.
+        fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
     """
 
@@ -74,31 +93,63 @@ class Schedule:
     stride: int
     warmup: int
     time_shift: bool = False
+    bridge: int = 1
+    cooldown: int = 0
+    resync_every: int | None = None
+    versions: int = 1
+    fresh_sum: bool = False
     predictor: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("components", "stride", "warmup"):
+        for name in ("components", "stride", "warmup", "bridge", "resync_every"):
             value = getattr(self, name)
+            if name == "resync_every" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.cooldown, int) or isinstance(self.cooldown, bool) or self.cooldown < 0:
+            raise ConfigurationError(f"cooldown must be a whole number of at least 0, not {self.cooldown!r}")
 
     @property
     def world_size(self) -> int:
         """N + S − 1: one rank a component, one more for each further prediction of a round."""
         return self.components + self.stride - 1
 
+    @property
+    def completes(self) -> bool:
+        """Whether the denoiser's last layers run apart from the component that they belong to, in some steps."""
+        return self.fresh_sum or self.bridge > 1
+
+    @property
+    def first_kept(self) -> int:
+        """The first step of which a version is kept; not the very first, which is recorded, if it can be helped."""
+        return max(self.warmup - self.versions, min(1, self.warmup - 1))
+
     def component_of(self, rank: int) -> int:
         """The component that a rank computes; helper ranks compute the predictor's."""
         return rank if rank < self.components else self._predictor
 
-    def step(self, index: int, last: int | None = None) -> Step:
-        """The step `index`; `last` is the index of the generation's last step, where it is known."""
-        if index < self.warmup:
-            return Step(index, StepKind.FULL, index, keeps=index == self.warmup - 1)
-        if self._starts_round(index):
-            return Step(index, StepKind.ROUND, index, self._tasks(index, last))
-        start = self._round_of(index)
-        return Step(index, StepKind.STORED, index if start is not None else self.warmup - 1)
+    def step(self, index: int, last: int | None = None, inserted: Collection[int] = ()) -> Step:
+        """The step `index`.
+
+        Args:
+            index: 0 is the first.
+            last: the index of the generation's last step, where it is known.
+            inserted: steps after the warm-up that are computed in full, besides those of `resync_every`.
+        """
+        if self._is_full(index, last, inserted):
+            return Step(index, StepKind.FULL, index, keeps=index >= self.first_kept)
+        start = self._first_round_since(index, last, inserted)
+        place = (index - start) % (self.stride * self.bridge)
+        if index < start:
+            return Step(index, StepKind.STORED, self.warmup - 1)
+        if place == 0:
+            return Step(index, StepKind.ROUND, index, self._round(index, last, inserted))
+        if place >= self.stride:
+            return Step(index, StepKind.BRIDGED, index, self._bridged(index, last, inserted))
+        if self.fresh_sum:
+            return Step(index, StepKind.BRIDGED, index, self._completed_later(index, place, last, inserted))
+        return Step(index, StepKind.STORED, index)
 
     def steps(self, count: int) -> tuple[Step, ...]:
         """All steps of a generation of `count` steps."""
@@ -108,28 +159,53 @@ class Schedule:
     def _predictor(self) -> int:
         return self.components - 1 if self.predictor is None else self.predictor
 
-    def _starts_round(self, index: int) -> bool:
-        return index >= self.warmup and (index - 1) % self.stride == 0
+    def _is_full(self, index: int, last: int | None, inserted: Collection[int]) -> bool:
+        since = index - self.warmup
+        is_due = self.resync_every is not None and since % self.resync_every == self.resync_every - 1
+        is_at_end = last is not None and index > last - self.cooldown
+        return since < 0 or is_due or is_at_end or index in inserted
 
-    def _round_of(self, index: int) -> int | None:
-        start = index - (index - 1) % self.stride
-        return start if start >= self.warmup else None
+    def _first_round_since(self, index: int, last: int | None, inserted: Collection[int]) -> int:
+        """Where the rounds that a step belongs to begin: after the last full step, in the warm-up's case in line."""
+        begin = index
+        while begin > self.warmup and not self._is_full(begin - 1, last, inserted):
+            begin -= 1
+        return begin if begin > self.warmup else begin + (1 - begin) % self.stride
 
-    def _tasks(self, index: int, last: int | None) -> tuple[Task, ...]:
-        newest = index - self.stride if index - self.stride >= self.warmup else self.warmup - 1
+    def _is_round(self, index: int, last: int | None, inserted: Collection[int]) -> bool:
+        since = index - self._first_round_since(index, last, inserted)
+        return since >= 0 and since % (self.stride * self.bridge) == 0
+
+    def _history(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Version, ...]:
+        """The newest versions that there are at a step, those that it makes itself left out."""
+        found: list[Version] = []
+        for step in range(index - 1, self.first_kept - 1, -1):
+            if self._is_full(step, last, inserted):
+                found.append(Version(step, step))
+            elif self._is_round(step, last, inserted):
+                found.append(Version(step, self._label(step + self.stride - 1, last)))
+            if len(found) == self.versions:
+                break
+        return tuple(found)
+
+    def _label(self, step: int, last: int | None) -> int:
+        clamped = step if last is None else min(step, last)
+        return clamped - 1 if self.time_shift else clamped
+
+    def _round(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+        reads = self._history(index, last, inserted)
         ahead = self.stride - 1
-
-        def label(step: int) -> int:
-            clamped = step if last is None else min(step, last)
-            return clamped - 1 if self.time_shift else clamped
-
+        completes = self._history(index + 1, last, inserted) if self.fresh_sum else ()
+        # With a fresh sum the later predictions of the round are made in their own steps.
+        predicts_later = ahead > 0 and self.fresh_sum
         tasks = [
             Task(
                 rank=rank,
+                label=self._label(index + ahead, last),
                 component=rank,
-                label=label(index + ahead),
-                reads=newest,
-                predicts=index + ahead if rank == self._predictor else None,
+                reads=reads,
+                completes=completes if rank == self._predictor and ahead == 0 else (),
+                predicts=index + ahead if rank == self._predictor and not predicts_later else None,
                 feeds=True,
             )
             for rank in range(self.components)
@@ -137,23 +213,36 @@ class Schedule:
         tasks += [
             Task(
                 rank=self.components + offset,
+                label=self._label(index + offset, last),
                 component=self._predictor,
-                label=label(index + offset),
-                reads=newest,
-                predicts=index + offset,
-                feeds=False,
+                reads=reads,
+                completes=completes if offset == 0 else (),
+                predicts=index + offset if offset == 0 or not predicts_later else None,
             )
             for offset in range(ahead)
         ]
         return tuple(tasks)
 
+    def _completed_later(self, index: int, place: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+        """With a stride, each prediction of a round is completed on its own step's latent."""
+        rank = self._predictor if place == self.stride - 1 else self.components + place
+        versions = self._history(index, last, inserted)
+        label = self._label(index, last)
+        return (Task(rank, label, self._predictor, completes=versions, predicts=index),)
 
-def speedup(schedule: Schedule, steps: int, largest_share: float) -> float:
+    def _bridged(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+        versions = self._history(index, last, inserted)
+        return (Task(self._predictor, self._label(index, last), None, completes=versions, predicts=index),)
+
+
+def speedup(schedule: Schedule, steps: int, largest_share: float, end_share: float = 0.0) -> float:
     """The modelled speed-up of the denoising loop without communication (paper, appendix).
 
-    T / (w + rounds · c_max), with c_max the largest component's share of a denoiser call.
+    T / (w + rounds · c_max), with c_max the largest component's share of a denoiser call. Where the denoiser's last
+    layers run apart from the components, `end_share` is what they cost.
     """
     work = 0.0
     for step in schedule.steps(steps):
-        work += {StepKind.FULL: 1.0, StepKind.ROUND: largest_share, StepKind.STORED: 0.0}[step.kind]
+        work += {StepKind.FULL: 1.0, StepKind.ROUND: largest_share}.get(step.kind, 0.0)
+        work += end_share if any(task.completes for task in step.tasks) else 0.0
     return steps / work

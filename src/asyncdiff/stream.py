@@ -96,9 +96,23 @@ class Stream:
             labels.given(self.index, arguments.times[name])
         self.arguments, self.last_step = arguments, now
 
+    def ready(self) -> tuple[Division, Channel]:
+        """Its division and its channel, which the warm-up has left.
+
+        Raises:
+            RuntimeError: it has not.
+        """
+        if self.division is None or self.channel is None:
+            raise RuntimeError("a round came before the warm-up")
+        return self.division, self.channel
+
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
         return next((labels.last() for labels in self.labels.values()), None)
+
+    def moment(self, step: int) -> float:
+        """The place of a step in the scheduler's own time."""
+        return next((labels.moment(step) for labels in self.labels.values()), float(step))
 
     def times(self, step: int) -> dict[str, Any]:
         """The time arguments of another step."""

@@ -20,6 +20,8 @@ from asyncdiff.call import tensors_of
 from asyncdiff.hooks import is_compiled
 
 ValueId = int
+Form = tuple[tuple[int, ...], torch.dtype]
+"""Shape and number format of a tensor."""
 
 # Attention that torch has no formula of its own for; its first arguments are query and key.
 _ATTENTION = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.higher_order.flex_attention)
@@ -35,16 +37,29 @@ _OF_THE_SAME_FORM = frozenset(
     )
 )
 
+# Operators whose result is what they are given (their first argument, or all) plus something else, or the same in
+# another form. A residual stream can be followed through them.
+_ADDING = frozenset(getattr(torch.ops.aten, name) for name in ("add", "add_", "cat"))
+_KEEPING = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("sub", "sub_", "addcmul", "addcmul_", "clone", "_to_copy", "clamp", "clamp_")
+)
+_SCALING = frozenset(getattr(torch.ops.aten, name) for name in ("mul", "mul_", "div", "div_"))
+
 # Operators that read a part of a table, as large as what they make of it.
 _LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "gather", "index", "index_select"))
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One tensor operator: where it ran, what it read, made and wrote to, and what it cost."""
+    """One tensor operator: where it ran, what it read, made and wrote to, and what it cost.
+
+    `carries` are those of the values read that what it made still contains, with something added or taken away.
+    """
 
     call: int
     reads: tuple[ValueId, ...]
+    carries: tuple[ValueId, ...]
     makes: tuple[ValueId, ...]
     overwrites: tuple[tuple[ValueId, ValueId], ...]
     flops: int
@@ -86,6 +101,7 @@ class ModuleCall:
     first_operator: int = 0
     end_operator: int = 0
     inputs: tuple[ValueId, ...] = ()
+    input_forms: tuple[Form, ...] = ()
     outputs: tuple[Leaf, ...] = ()
     structure: TreeSpec | None = None
     children: list[int] = field(default_factory=list)
@@ -192,21 +208,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
         moved = 0 if is_view else read + made
         flops = _flops(kind, args, kwargs, result)
+        carries = reads[: _carried(kind, is_view, args, len(reads))]
         self.operators.append(
-            Operator(self.stack[-1] if self.stack else 0, reads, tuple(makes), tuple(overwrites), flops, moved)
+            Operator(self.stack[-1] if self.stack else 0, reads, carries, tuple(makes), tuple(overwrites), flops, moved)
         )
         return result
 
     def enter(self, name: str, module: nn.Module, arguments: Any) -> None:
         parent = self.stack[-1] if self.stack else -1
         index = len(self.calls)
+        given = tensors_of(arguments)
         call = ModuleCall(
             name=name,
             parent=parent,
             has_parameters=next(module.parameters(), None) is not None,
             is_compiled=is_compiled(module),
             first_operator=len(self.operators),
-            inputs=tuple(self.values.of(tensor) for tensor in tensors_of(arguments)),
+            inputs=tuple(self.values.of(tensor) for tensor in given),
+            input_forms=tuple((tuple(tensor.shape), tensor.dtype) for tensor in given),
         )
         self.calls.append(call)
         if parent >= 0:
@@ -225,6 +244,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         value = self.values.of(leaf)
         index = call.inputs.index(value) if value in call.inputs else None
         return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
+
+
+def _carried(kind: Any, is_view: bool, args: tuple[Any, ...], inputs: int) -> int:
+    """How many of an operator's inputs, from the first, its result contains."""
+    if kind in _ADDING:
+        return inputs
+    if is_view or kind in _KEEPING:
+        return 1
+    return 1 if kind in _SCALING and not isinstance(args[1], Tensor) and args[1] == 1 else 0
 
 
 def _flops(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:

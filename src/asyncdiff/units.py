@@ -1,6 +1,6 @@
 """The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,12 @@ from asyncdiff.call import tensors_of
 from asyncdiff.division import Division, read_anywhere
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange import Channel
+from asyncdiff.forecast import forecast
 from asyncdiff.graph import Edge, Graph, UnitCall
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted
+from asyncdiff.partition import Partition
 from asyncdiff.report import Counts
-from asyncdiff.schedule import Task
+from asyncdiff.schedule import Task, Version
 from asyncdiff.trace import Leaf
 
 UnitRule = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -89,55 +91,152 @@ def _named(name: str, on_call: Callable[..., Any]) -> Callable[..., Any]:
     return intercept
 
 
-def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel, version: int) -> UnitRule:
-    """The rule of the last full step: run every unit, and store what the ranks will read.
+def keep_what_ranks_read(
+    division: Division, ranks: Iterable[int], channel: Channel, versions: Sequence[int]
+) -> UnitRule:
+    """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
+
+    It is stored as each of `versions`.
 
     It raises ShapeChangedError where the division was made for tensors of other shapes.
     """
-    components = {division.schedule.component_of(rank) for rank in ranks}
-    wanted: dict[int, list[Edge]] = {}
-    for edge in frozenset[Edge]().union(*(division.partition.reads[component] for component in components)):
-        wanted.setdefault(edge.unit, []).append(edge)
+    readers: dict[Edge, list[int]] = {}
+    for rank in ranks:
+        for edge in division.reads_of(rank):
+            readers.setdefault(edge, []).append(rank)
+    residuals = _Residuals(division.partition)
 
     def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = division.graph.units[unit]
+        residuals.note(unit, args, kwargs)
         result = forward(*args, **kwargs)
-        leaves = tree_leaves(result)
-        for number, leaf in enumerate(leaves):
+        for number, leaf in enumerate(tree_leaves(result)):
             _check_shape(call, number, leaf)
-        for edge in wanted.get(unit, ()):
-            channel.store.put(edge, version, _unshared(call, edge, leaves[edge.leaf]))
+            edge = Edge(unit, number)
+            if edge in readers:
+                kept = residuals.of(edge, _unshared(call, edge, leaf))
+                for rank in readers[edge]:
+                    for version in versions:
+                        channel.stores[rank].put(edge, version, kept)
         return result
 
     return rule
 
 
-def compute_task(division: Division, task: Task, channel: Channel, counts: Counts) -> UnitRule:
-    """The rule of a round: run the task's own units and pass on what others read; substitute the rest."""
+def compute_task(
+    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
+) -> UnitRule:
+    """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
+
+    `moment` gives the place of a step's label in the scheduler's own time.
+    """
     graph, partition = division.graph, division.partition
-    own, reads = partition.components[task.component], partition.reads[task.component]
-    fed = read_anywhere(division) if task.feeds else frozenset()
+    own = frozenset[int]() if task.component is None else partition.components[task.component]
+    passed_on = read_anywhere(division) if task.feeds else division.own_reads_of(task.rank)
+    residuals = _Residuals(partition)
+    received = _Received(division, task.rank, task.reads, task.label, channel, moment)
 
     def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = graph.units[unit]
+        residuals.note(unit, args, kwargs)
         if unit in own or partition.owner(unit) is None:
             counts.units_run += 1
             result = forward(*args, **kwargs)
             for number, leaf in enumerate(tree_leaves(result)):
                 edge = Edge(unit, number)
-                if edge in fed:
+                if edge in passed_on:
                     _check_shape(call, number, leaf)
-                    channel.made(task.rank, edge, _unshared(call, edge, leaf))
+                    channel.made(task.rank, edge, residuals.of(edge, _unshared(call, edge, leaf)))
             return result
         counts.units_skipped += 1
-        return _substitute(call, unit, reads, channel, task.reads, tensors_of((args, kwargs)))
+        return _substitute(call, unit, residuals, received, tensors_of((args, kwargs)))
 
     return rule
 
 
-def _substitute(
-    call: UnitCall, unit: int, reads: frozenset[Edge], channel: Channel, version: int, given: list[Tensor]
-) -> Any:
+def complete_task(
+    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
+) -> UnitRule:
+    """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
+    partition = division.partition
+    residuals = _Residuals(partition)
+    received = _Received(division, task.rank, task.completes, task.label, channel, moment, task.component)
+
+    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        residuals.note(unit, args, kwargs)
+        if unit in partition.end.units or partition.owner(unit) is None:
+            counts.units_run += 1
+            return forward(*args, **kwargs)
+        counts.units_skipped += 1
+        return _substitute(division.graph.units[unit], unit, residuals, received, tensors_of((args, kwargs)))
+
+    return rule
+
+
+class _Residuals:
+    """Turns outputs into residuals, and back, with what the units are given in this walk."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._bases = partition.bases
+        self._wanted: dict[int, set[int]] = {}
+        for base in partition.bases.values():
+            self._wanted.setdefault(base.unit, set()).add(base.input)
+        self._given: dict[tuple[int, int], Tensor] = {}
+
+    def note(self, unit: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A unit is about to be called."""
+        if unit in self._wanted:
+            tensors = tensors_of((args, kwargs))
+            for place in self._wanted[unit]:
+                self._given[unit, place] = tensors[place]
+
+    def of(self, edge: Edge, output: Tensor) -> Tensor:
+        """The form in which an output travels."""
+        base = self._bases.get(edge)
+        return output if base is None else output - self._given[base.unit, base.input]
+
+    def added(self, edge: Edge, sent: Tensor) -> Tensor:
+        """The output, from the form in which it travels."""
+        base = self._bases.get(edge)
+        return sent if base is None else sent + self._given[base.unit, base.input]
+
+
+class _Received:
+    """What a rank holds of live edges, forecast to the label of its task.
+
+    `exact`: the component, if any, whose edges the rank made itself with this very label.
+    """
+
+    def __init__(
+        self,
+        division: Division,
+        rank: int,
+        versions: Sequence[Version],
+        label: int,
+        channel: Channel,
+        moment: Callable[[int], float],
+        exact: int | None = None,
+    ) -> None:
+        self._held = division.reads_of(rank)
+        self._exact = frozenset[int]() if exact is None else division.partition.components[exact]
+        self._method = division.method
+        self._versions = versions
+        self._store = channel.stores[rank]
+        # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
+        self._times = [moment(version.label) for version in versions] if len(versions) > 1 else [0.0]
+        self._target = moment(label) if len(versions) > 1 else 0.0
+
+    def has(self, edge: Edge) -> bool:
+        return edge in self._held
+
+    def tensor(self, edge: Edge) -> Tensor:
+        if edge.unit in self._exact:
+            return self._store.get(edge, self._versions[0].step)
+        tensors = [self._store.get(edge, version.step) for version in self._versions]
+        return forecast(self._method, tensors, self._times, self._target)
+
+
+def _substitute(call: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:
     """A unit's output, made of what was received for it."""
     made: list[Any] = []
     for number, leaf in enumerate(call.outputs):
@@ -149,8 +248,8 @@ def _substitute(
             made.append(given[leaf.input_index])
         elif origin != number:
             made.append(made[origin])
-        elif edge in reads:
-            made.append(_unshared(call, edge, channel.store.get(edge, version)))
+        elif received.has(edge):
+            made.append(_unshared(call, edge, residuals.added(edge, received.tensor(edge))))
         else:
             made.append(_placeholder(leaf, number in call.overwritten))
     return tree_unflatten(made, call.structure)

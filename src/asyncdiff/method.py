@@ -1,0 +1,69 @@
+"""How a device makes up for what the others have not yet sent: the choices that `AsyncDiff(method=…)` offers."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from asyncdiff.errors import ConfigurationError
+
+Forecasting = Literal["reuse", "linear", "adaptive"]
+
+# How many versions of a tensor each way of forecasting looks at.
+_VERSIONS: dict[Forecasting, int] = {"reuse": 1, "linear": 2, "adaptive": 3}
+
+
+@dataclass(frozen=True)
+class Method:
+    """What stands in for a tensor that another device is still computing, and in what form tensors travel.
+
+    Attributes:
+        forecast: "reuse": its newest version, as in the paper; "linear": the line through its last two versions,
+            F + α·r·(F − F'), where r is the coming step's length over the last one's; "adaptive": the same, with the α
+            that would have been best one round ago, found anew for every tensor in every round.
+        damping: the α of "linear", from 0 (as "reuse") to 1.
+        residual: where a component adds to what it is given (out = in + f), keep and send f, so that the reader adds
+            it to its own, newer `in`.
+        fresh_sum: where the denoiser's last layers read a sum that several components have added to, the prediction
+            is made from what all of them have added in this very round.
+    """
+
+    forecast: Forecasting = "adaptive"
+    damping: float = 1.0
+    residual: bool = True
+    fresh_sum: bool = True
+
+    def __post_init__(self) -> None:
+        if self.forecast not in get_args(Forecasting):
+            known = ", ".join(map(repr, get_args(Forecasting)))
+            raise ConfigurationError(f"forecast must be one of {known}, not {self.forecast!r}")
+        if not 0 <= self.damping <= 1:
+            raise ConfigurationError(f"damping must be a number from 0 to 1, not {self.damping!r}")
+        if self.fresh_sum and not self.residual:
+            raise ConfigurationError("fresh_sum=True needs residual=True: it sums residuals")
+
+    @property
+    def versions(self) -> int:
+        """How many versions of a tensor it looks at."""
+        return _VERSIONS[self.forecast]
+
+
+PAPER = Method("reuse", residual=False, fresh_sum=False)
+"""The recurrence of the paper."""
+
+FORECAST = Method()
+"""What the study in docs/quality.md has found best."""
+
+_PRESETS = {"paper": PAPER, "forecast": FORECAST}
+
+
+def method_of(given: str | Method) -> Method:
+    """A method by the name of its preset, or itself.
+
+    Raises:
+        ConfigurationError: there is no preset of that name.
+    """
+    if isinstance(given, Method):
+        return given
+    if given not in _PRESETS:
+        known = " or ".join(map(repr, _PRESETS))
+        raise ConfigurationError(f"method must be {known} or a Method, not {given!r}")
+    return _PRESETS[given]
