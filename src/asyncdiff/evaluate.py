@@ -378,7 +378,7 @@ def _account(report: Report) -> Account:
         counts = denoiser.counts
         calls["full"] += counts.full.total()
         calls["rounds"] += counts.rounds
-        calls["bridged"] += getattr(counts, "bridged", 0)
+        calls["bridged"] += counts.bridged
         calls["stored"] += counts.stored
     speedups = {denoiser.name: denoiser.modelled_speedup for denoiser in report.denoisers}
     sent = report.bytes_sent
@@ -428,7 +428,7 @@ def _kept(setting: Setting | None, kinds: tuple[type[Exception], ...], found: li
 def _warnings_of_asyncdiff() -> Iterator[list[warnings.WarningMessage]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
-        warnings.filterwarnings("always", message="asyncdiff ", category=UserWarning)
+        warnings.filterwarnings("always", message="asyncdiff |guidance=", category=UserWarning)
         yield caught
 
 

@@ -62,7 +62,11 @@ def evaluate_(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
     components: Annotated[
         int | None,
-        typer.Option(min=1, help="N: parts that the denoiser is divided into. [default: what --devices allow, or 2]"),
+        typer.Option(
+            min=1,
+            help="N: parts that the denoiser is divided into. [default: what --devices allow; or 2, and 1 with "
+            "--guidance-devices]",
+        ),
     ] = None,
     stride: Annotated[int, typer.Option(min=1, help="S: steps that one round of the components serves.")] = 1,
     warmup: Warmup = 3,
@@ -178,7 +182,7 @@ def _components(components: int | None, stride: int, guidance_devices: int, devi
     if components is not None:
         return components
     if devices is None or devices == 1:
-        return 2
+        return 2 if guidance_devices == 1 else 1
     fitting = devices // guidance_devices - stride + 1
     if fitting < 1:
         refuse(
@@ -267,10 +271,9 @@ def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
 def _table(evaluation: Evaluation) -> Table:
     names = [metric.title for metric in evaluation.metrics]
     measured = ["speed-up"] if not evaluation.local else []
-    columns = ["PSNR", "worst", "SSIM", *names, "seconds", *measured, "modelled"]
-    table = Table(
-        Column("setting", no_wrap=True), *columns, title=f"{evaluation.study.model}, sequential and asyncdiff"
-    )
+    numbers = ["PSNR", "worst", "SSIM", *names, "seconds", *measured, "modelled"]
+    columns = [Column(name, no_wrap=True) for name in numbers]
+    table = Table(Column("setting"), *columns, title=f"{evaluation.study.model}, sequential and asyncdiff")
     for row in summary(evaluation):
         speedup = [row.speedup] if not evaluation.local else []
         title = row.title + (": failed" if row.failure else "")
