@@ -61,7 +61,7 @@ def measure(model: str, given: argparse.Namespace) -> list[Row]:
     sequential = draw(pipe, *common)
     rows = [Row(model, 1, 1, len(prompts), prompt_agreement(sequential, prompts), None, None, None, 1.0)]
     for components, stride in SETTINGS:
-        with AsyncDiff(pipe, components, stride, given.warmup, executor="local") as async_diff:
+        with AsyncDiff(pipe, components, stride, given.warmup, executor="local", method="paper") as async_diff:
             pictures = draw(pipe, *common)
             speedup = async_diff.report().denoisers[0].modelled_speedup
         decibels = [psnr(pixels(one), pixels(other)) for one, other in zip(pictures, sequential, strict=True)]

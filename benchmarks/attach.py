@@ -203,7 +203,7 @@ def attach(name: str, device: torch.device, dtype: torch.dtype) -> Attached:
     seconds(model, inputs)
     ordinary = [seconds(model, inputs) for _ in range(LATER_CALLS)]
     stage = Stage(model)
-    with AsyncDiff(stage, COMPONENTS, warmup=LATER_CALLS + 1, executor="local"):
+    with AsyncDiff(stage, COMPONENTS, warmup=LATER_CALLS + 1, executor="local", method="paper"):
         stage.scheduler.set_timesteps(LATER_CALLS + 2)
         attached = []
         for index in range(LATER_CALLS + 1):

@@ -377,7 +377,7 @@ def measure_hooks(subject: Subject) -> float:
     if dist.get_rank() == 0:
         plain, hooked = CallTimer(), CallTimer()
         plain.run(subject, CALIBRATION_STEPS)
-        with AsyncDiff(subject.pipe, components=1, warmup=1, executor="local"):
+        with AsyncDiff(subject.pipe, components=1, warmup=1, executor="local", method="paper"):
             hooked.run(subject, CALIBRATION_STEPS)
         # The first call is traced, and is no parallel round.
         added = statistics.median(hooked.seconds[1:]) - statistics.median(plain.seconds[1:])
@@ -391,7 +391,12 @@ def measure_model(name: str, settings: Settings) -> ModelResult:
     for subject in (plain, attached):
         subject.pipe.set_progress_bar_config(disable=True)
     with AsyncDiff(
-        attached.pipe, components=COMPONENTS, stride=STRIDE, warmup=settings.warmup, executor="distributed"
+        attached.pipe,
+        components=COMPONENTS,
+        stride=STRIDE,
+        warmup=settings.warmup,
+        executor="distributed",
+        method="paper",
     ) as async_diff:
         pairs = [
             Pair(run_sequential(plain, settings.steps), run_asynchronous(attached, async_diff, settings))

@@ -311,7 +311,7 @@ QUICK = (
 
 
 def attach(pipe: DiffusionPipeline, warmup: int = WARMUP, executor: Any = "local") -> AsyncDiff:
-    return AsyncDiff(pipe, components=2, warmup=warmup, executor=executor, timeout=60)
+    return AsyncDiff(pipe, components=2, warmup=warmup, executor=executor, timeout=60, method="paper")
 
 
 def check_rounds(async_diff: AsyncDiff) -> None:

@@ -146,7 +146,7 @@ def test_inspect_prints_json_that_agrees_with_the_report() -> None:
     assert [forecast["devices"] for forecast in found["forecasts"]] == [3, 4, 5]
 
     pipe = asyncdiff.load_demo("unet")
-    with asyncdiff.AsyncDiff(pipe, components=3, warmup=1, executor="local") as attached:
+    with asyncdiff.AsyncDiff(pipe, components=3, warmup=1, executor="local", method="paper") as attached:
         pipe("rocket", num_inference_steps=2)
         (denoiser,) = attached.report().denoisers
     assert [part["units"] for part in found["components"]] == [list(units) for units in denoiser.components]

@@ -29,7 +29,7 @@ def pipe() -> Any:
         ({"method": "magic"}, ConfigurationError, "method must be"),
         ({"executor": "threads"}, ConfigurationError, "executor must be"),
         ({"timeout": 0}, ConfigurationError, "timeout must be"),
-        ({"split": [["transformer_blocks"]]}, SplitError, "has 1 lists .* but components=2"),
+        ({"components": 2, "split": [["transformer_blocks"]]}, SplitError, "has 1 lists .* but components=2"),
         ({"split": [["transformer_blocks.0"], ["blocks.1"]]}, SplitError, "'blocks.1' in the split is no module"),
         ({"split": ["transformer_blocks.0", "transformer_blocks.1"]}, SplitError, "is a list of"),
         ({"executor": "distributed"}, ExchangeError, "torchrun"),
@@ -76,7 +76,7 @@ def test_nothing_to_divide() -> None:
             self.components = {"unet": self.unet, "scheduler": self.scheduler}
 
     pipe = Pipeline()
-    with AsyncDiff(pipe, components=2, executor="local"):
+    with AsyncDiff(pipe, components=2, executor="local", method="paper"):
         pipe.scheduler.set_timesteps(5)
         with pytest.raises(SplitError, match=r"has 1 units .* too few for components=2"), torch.no_grad():
             pipe.unet(torch.zeros(1, 4), torch.tensor(1.0))
@@ -84,14 +84,14 @@ def test_nothing_to_divide() -> None:
 
 def test_no_denoiser(pipe: Any) -> None:
     with pytest.raises(ConfigurationError, match="has no denoiser"):
-        AsyncDiff(pipe.vae)
+        AsyncDiff(pipe.vae, components=2, method="paper")
 
 
 def test_attached_twice(pipe: Any) -> None:
     plain = run(pipe, TINY)
-    with AsyncDiff(pipe, executor="local"):
+    with AsyncDiff(pipe, executor="local", components=2, method="paper"):
         with pytest.raises(ConfigurationError, match="attached to this pipeline already"):
-            AsyncDiff(pipe, executor="local")
+            AsyncDiff(pipe, executor="local", components=2, method="paper")
         run(pipe, TINY)
     assert torch.equal(run(pipe, TINY), plain)
 
@@ -102,7 +102,7 @@ def test_an_exception_in_a_callback(pipe: Any) -> None:
             raise KeyError("stop")
         return values
 
-    with AsyncDiff(pipe, executor="local", warmup=2):
+    with AsyncDiff(pipe, executor="local", warmup=2, components=2, method="paper"):
         found = run(pipe, TINY)
         with pytest.raises(KeyError, match="stop"):
             run(pipe, TINY, callback_on_step_end=fail)
@@ -110,14 +110,14 @@ def test_an_exception_in_a_callback(pipe: Any) -> None:
 
 
 def test_nothing_accelerated_is_a_warning(pipe: Any) -> None:
-    with AsyncDiff(pipe, executor="local", warmup=5) as async_diff:
+    with AsyncDiff(pipe, executor="local", warmup=5, components=2, method="paper") as async_diff:
         with pytest.warns(UserWarning, match="accelerates nothing in this generation of 4 steps"):
             run(pipe, TINY, num_inference_steps=4)
         assert "NOTHING WAS ACCELERATED" in str(async_diff.report())
 
 
 def _attach(rank: int, components: int) -> None:
-    AsyncDiff(TINY.build(), components=components, executor="distributed")
+    AsyncDiff(TINY.build(), components=components, executor="distributed", method="paper")
 
 
 def test_a_world_size_that_does_not_fit() -> None:
@@ -135,7 +135,7 @@ def _die(rank: int) -> float:
             os._exit(9)
         return values
 
-    AsyncDiff(pipe, executor="distributed", warmup=2, timeout=20)
+    AsyncDiff(pipe, executor="distributed", warmup=2, timeout=20, components=2, method="paper")
     with pytest.raises(ExchangeError, match=r"rank 0: .* rank 1"):
         run(pipe, TINY, callback_on_step_end=die, num_inference_steps=8)
     return time.monotonic() - begin[0]
@@ -153,7 +153,7 @@ def _stay_away(rank: int) -> float:
         return 0.0
     begin = time.monotonic()
     with pytest.raises(ExchangeError, match="not all of the 2 ranks joined within 3 s"):
-        AsyncDiff(TINY.build(), executor="distributed", timeout=3)
+        AsyncDiff(TINY.build(), executor="distributed", timeout=3, components=2, method="paper")
     return time.monotonic() - begin
 
 
@@ -172,7 +172,7 @@ def _fall_behind(rank: int) -> float:
             time.sleep(8)
         return values
 
-    async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, timeout=4)
+    async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, timeout=4, components=2, method="paper")
     with pytest.raises(ExchangeError, match=f"rank {rank}"):
         run(pipe, TINY, callback_on_step_end=sleep, num_inference_steps=8)
     del async_diff
@@ -187,7 +187,7 @@ def test_a_rank_that_hangs() -> None:
 
 def _different_inputs(rank: int) -> None:
     pipe = TINY.build()
-    AsyncDiff(pipe, executor="distributed", timeout=20)
+    AsyncDiff(pipe, executor="distributed", timeout=20, components=2, method="paper")
     run(pipe, TINY, generator=torch.Generator().manual_seed(rank))
 
 

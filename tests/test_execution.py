@@ -25,7 +25,7 @@ def denoiser_of(pipe: DiffusionPipeline, name: str) -> nn.Module:
 
 def in_rounds(pipe: DiffusionPipeline, name: str) -> Tensor:
     """The result of two components; some rounds must have been run."""
-    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
         found = run(pipe, PIPELINES[name])
         assert async_diff.report().denoisers[0].counts.rounds >= 3
     return found
@@ -64,7 +64,7 @@ def test_compiled_between_two_calls(name: str) -> None:
     pipe = PIPELINES[name].build()
     expected = in_rounds(pipe, name)
     compiler = CompileCounterWithBackend("eager")
-    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
         run(pipe, PIPELINES[name])
         denoiser_of(pipe, name).compile_repeated_blocks(backend=compiler, fullgraph=True)
         assert relative_error(run(pipe, PIPELINES[name]), expected) < 1e-5
@@ -77,7 +77,7 @@ def test_a_compiled_module_is_not_taken_apart() -> None:
     """Its inside is a graph: it becomes one unit, which several components cannot share."""
     pipe = PIPELINES["sd15"].build()
     pipe.unet.down_blocks[1].compile(backend="eager")
-    with AsyncDiff(pipe, components=2, warmup=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, components=2, warmup=2, executor="local", method="paper") as async_diff:
         run(pipe, PIPELINES["sd15"])
         units = [unit for component in async_diff.report().denoisers[0].components for unit in component]
     assert not any(unit.startswith("down_blocks.1.") for unit in units)
@@ -94,18 +94,18 @@ def wrap_compiled(pipe: DiffusionPipeline, name: str) -> None:
 @pytest.mark.parametrize("change", [compile_whole, wrap_compiled])
 def test_a_denoiser_compiled_whole_is_refused(name: str, change: Callable[..., None]) -> None:
     pipe = PIPELINES[name].build()
-    with AsyncDiff(pipe, warmup=2, executor="local"):
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
         run(pipe, PIPELINES[name])
         change(pipe, name)
         with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
             run(pipe, PIPELINES[name])
     with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
-        AsyncDiff(pipe, executor="local")
+        AsyncDiff(pipe, executor="local", components=2, method="paper")
 
 
 def test_a_replaced_denoiser_is_refused(name: str) -> None:
     pipe = PIPELINES[name].build()
-    with AsyncDiff(pipe, executor="local"):
+    with AsyncDiff(pipe, executor="local", components=2, method="paper"):
         setattr(pipe, PIPELINES[name].denoiser, denoiser_of(PIPELINES[name].build(), name))
         with pytest.raises(ConfigurationError, match=r"was replaced.*attach again"):
             run(pipe, PIPELINES[name])
@@ -113,7 +113,7 @@ def test_a_replaced_denoiser_is_refused(name: str) -> None:
 
 def test_another_cache_is_refused() -> None:
     pipe = PIPELINES["flux"].build()
-    with AsyncDiff(pipe, executor="local"):
+    with AsyncDiff(pipe, executor="local", components=2, method="paper"):
         run(pipe, PIPELINES["flux"])
         pipe.transformer.enable_cache(FirstBlockCacheConfig())
         with pytest.raises(ConfigurationError, match=r"has a cache enabled.*disable_cache\(\)"):
@@ -142,7 +142,7 @@ def test_offloading(name: str, offload: Callable[[DiffusionPipeline], None], att
     plain, expected = run(pipe, tiny), in_rounds(pipe, name)
     if not attached_first:
         offload(pipe)
-    async_diff = AsyncDiff(pipe, warmup=2, executor="local")
+    async_diff = AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper")
     if attached_first:
         run(pipe, tiny)
         offload(pipe)
@@ -193,7 +193,7 @@ def _check_quantized(name: str, quantize: Callable[[DiffusionPipeline], Diffusio
     sequential = run(pipe, tiny)
     assert not torch.equal(sequential, exact)
     with (
-        AsyncDiff(pipe, components=3, warmup=99, executor="local"),
+        AsyncDiff(pipe, components=3, warmup=99, executor="local", method="paper"),
         pytest.warns(UserWarning, match="accelerates nothing"),
     ):
         assert torch.equal(run(pipe, tiny), sequential)
@@ -201,7 +201,7 @@ def _check_quantized(name: str, quantize: Callable[[DiffusionPipeline], Diffusio
     # As far from its own sequential result as without quantization, to a part.
     unquantized = relative_error(in_rounds(tiny.build(), name), exact)
     assert 0 < relative_error(found, sequential) < 1.5 * unquantized
-    with AsyncDiff(pipe, warmup=2, executor="local"):
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
         run(pipe, tiny)
         assert torch.equal(run(pipe, tiny), found)
 
@@ -211,12 +211,12 @@ def test_a_copy_of_an_attached_pipeline_is_a_plain_pipeline(name: str, copied: C
     tiny = PIPELINES[name]
     pipe = tiny.build()
     plain = run(pipe, tiny)
-    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
         expected = run(pipe, tiny)
         other = copied(pipe)
         assert torch.equal(run(other, tiny), plain)
         assert torch.equal(run(pipe, tiny), expected)
-        with AsyncDiff(other, warmup=2, executor="local"):
+        with AsyncDiff(other, warmup=2, executor="local", components=2, method="paper"):
             assert torch.equal(run(other, tiny), expected)
         assert torch.equal(run(pipe, tiny), expected)
         assert async_diff.report().accelerated
@@ -231,9 +231,9 @@ def test_two_pipelines_with_one_denoiser() -> None:
     second.set_progress_bar_config(disable=True)
     inputs = dict(image=image(), strength=0.9, num_inference_steps=8)
     plain = run(second, tiny, **inputs)
-    with AsyncDiff(pipe, warmup=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
         with pytest.raises(ConfigurationError, match="attached to this pipeline already"):
-            AsyncDiff(second, executor="local")
+            AsyncDiff(second, executor="local", components=2, method="paper")
         expected = run(pipe, tiny)
         assert not torch.equal(run(second, tiny, **inputs), plain)
         assert async_diff.report().accelerated

@@ -1,35 +1,54 @@
 """Forecasting against lines written out by hand, and the forms in which it must not depend on anything else."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from asyncdiff import ConfigurationError, Method
-from asyncdiff.forecast import best_damping, forecast, step_ratio
+from asyncdiff.forecast import best_factors, forecast, step_ratio
 
 LINEAR = Method("linear", residual=False, fresh_sum=False)
-ADAPTIVE = Method("adaptive", residual=False, fresh_sum=False)
+FITTED = Method(residual=False, fresh_sum=False)
 
 # Times as schedulers give them: falling, with uneven gaps.
-falling_times = st.lists(st.integers(1, 400), min_size=4, max_size=4).map(
-    lambda gaps: [1000.0 - sum(gaps[: number + 1]) / 2 for number in range(4)]
+falling_times = st.lists(st.integers(1, 400), min_size=7, max_size=7).map(
+    lambda gaps: [1000.0 - sum(gaps[: number + 1]) / 2 for number in range(7)]
 )
 
 
-@given(falling_times, st.integers(0, 2**31))
-def test_exact_on_a_linear_series_with_uneven_gaps(times: list[float], seed: int) -> None:
+@given(falling_times, st.integers(2, 6), st.integers(0, 2**31))
+def test_exact_on_a_linear_series_with_uneven_gaps(times: list[float], count: int, seed: int) -> None:
     """Whatever is a linear function of the time is forecast to rounding, between and beyond the versions."""
     generator = torch.Generator().manual_seed(seed)
     offset, slope = torch.randn(2, 3, 4, 5, generator=generator, dtype=torch.float64)
-    oldest, middle, newest, target = times
-    series = {time: offset + slope * time for time in times}
-    versions, at = [series[newest], series[middle], series[oldest]], [newest, middle, oldest]
-    scale = max(float(tensor.abs().max()) for tensor in series.values())
-    for method in (LINEAR, ADAPTIVE):
-        assert torch.allclose(forecast(method, versions, at, target), series[target], atol=1e-5 * scale)
-    between = (newest + middle) / 2
-    assert torch.allclose(forecast(ADAPTIVE, versions, at, between), offset + slope * between, atol=1e-9 * scale)
+    *earlier, target = times
+    at = earlier[::-1][:count]
+    versions = [offset + slope * time for time in at]
+    scale = float(max(tensor.abs().max() for tensor in versions)) * (1 + abs(target - at[0]) / abs(at[0] - at[1]))
+    for method in (LINEAR, FITTED):
+        found = forecast(method, versions[: method.versions], at[: method.versions], target)
+        assert torch.allclose(found, offset + slope * target, atol=1e-5 * scale)
+    between = (at[0] + at[1]) / 2
+    assert torch.allclose(forecast(FITTED, versions, at, between), offset + slope * between, atol=1e-9 * scale)
+
+
+@given(falling_times, st.integers(0, 2**31))
+def test_exact_on_a_parabola(times: list[float], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    offset, slope, bend = torch.randn(3, 3, 4, 5, generator=generator, dtype=torch.float64)
+
+    def series(time: float) -> Tensor:
+        return offset + slope * time / 1000 + bend * (time / 1000) ** 2
+
+    *earlier, target = times
+    at = earlier[::-1]
+    found = forecast(FITTED, [series(time) for time in at], at, target)
+    reach = max((target - at[0]) / (at[0] - at[1]), (target - at[0]) ** 2 / (at[0] - at[1]) ** 2, 1)
+    assert torch.allclose(found, series(target), atol=1e-4 * reach)
 
 
 def test_step_ratio_by_hand() -> None:
@@ -51,34 +70,69 @@ def test_damping_by_hand() -> None:
     assert found.tolist() == [4.5]
 
 
-def test_adaptive_damping_is_the_least_squares_one() -> None:
-    """Against torch's own solver: the α for which middle + α·r·(middle − oldest) is closest to the newest."""
+def test_factors_are_those_of_ridge_regression() -> None:
+    """Against torch's own solver, on the terms of the polynomials written as Lagrange's."""
     generator = torch.Generator().manual_seed(0)
-    oldest, step, noise = torch.randn(3, 2, 6, 5, generator=generator)
-    middle = oldest + step
-    newest = middle + 0.6 * 1.5 * step + 0.2 * noise
-    found = best_damping([newest, middle, oldest], [85.0, 100.0, 110.0]).flatten()
+    versions = list(torch.randn(6, 2, 6, 5, generator=generator, dtype=torch.float64))
+    times = [50.0, 57.0, 70.0, 78.0, 91.0, 100.0]
+
+    def through(count: int, first: int, target: float) -> Tensor:
+        """The polynomial through `count` versions from `first` on."""
+        places = range(first, first + count)
+        total = torch.zeros(2, 6, 5, dtype=torch.float64)
+        for one in places:
+            others = [other for other in places if other != one]
+            weights = [(target - times[other]) / (times[one] - times[other]) for other in others]
+            total += math.prod(weights) * versions[one]
+        return total
+
+    def terms(first: int, target: float) -> list[Tensor]:
+        return [through(degree + 1, first, target) - through(degree, first, target) for degree in (1, 2, 3)]
+
+    found = best_factors(versions, times, 3)
     for member in range(2):
-        column = (1.5 * (middle - oldest)[member]).reshape(-1, 1)
-        expected = torch.linalg.lstsq(column, (newest - middle)[member].reshape(-1, 1)).solution
-        assert found[member] == pytest.approx(float(expected), rel=1e-5)
+        rows, sides, squares = [], [], torch.zeros(3, dtype=torch.float64)
+        for forecasts, weight in ((0, 1.0), (1, 0.5)):
+            columns = torch.stack([term[member].flatten() for term in terms(forecasts + 1, times[forecasts])], dim=1)
+            rows.append(weight**0.5 * columns)
+            sides.append(weight**0.5 * (versions[forecasts] - versions[forecasts + 1])[member].flatten())
+            squares += weight * columns.square().sum(dim=0)
+        pull = torch.diag((0.02 * squares).sqrt())
+        expected = torch.linalg.lstsq(
+            torch.cat([*rows, pull]), torch.cat([*sides, pull @ torch.tensor([1.0, 1.0, 0.0]).double()])[:, None]
+        ).solution.flatten()
+        assert torch.allclose(found[:, member].flatten().double(), expected, rtol=1e-3, atol=1e-5)
+    beyond = forecast(FITTED, versions, times, 44.0)
+    factors = found.double()
+    by_hand = versions[0] + sum(factor * term for factor, term in zip(factors, terms(0, 44.0), strict=True))
+    assert torch.allclose(beyond, by_hand, atol=1e-4)
 
 
-def test_noise_is_not_forecast() -> None:
-    """Where every version is the same picture with fresh noise, as an ancestral sampler gives it, reuse is best."""
+def test_noise_is_hardly_forecast() -> None:
+    """Where every version is the same picture with fresh noise, as of an ancestral sampler, reuse is near best."""
     generator = torch.Generator().manual_seed(0)
-    versions = [torch.ones(1, 40, 40) + torch.randn(1, 40, 40, generator=generator) for _ in range(3)]
-    assert torch.equal(forecast(ADAPTIVE, versions, [8.0, 9.0, 10.0], 7.0), versions[0])
+    versions = [torch.ones(1, 40, 40) + torch.randn(1, 40, 40, generator=generator) for _ in range(6)]
+    times = [8.0, 9.0, 10.0, 11.0, 12.0, 13.0]
+    found = forecast(FITTED, versions, times, 7.0)
+    line = 2 * versions[0] - versions[1]
+    assert float((found - 1).norm()) < float((versions[0] - 1).norm()) < 0.5 * float((line - 1).norm())
 
 
 def test_a_picture_does_not_depend_on_those_beside_it() -> None:
     generator = torch.Generator().manual_seed(0)
-    versions = list(torch.randn(3, 4, 6, 5, generator=generator))
-    times = [8.0, 9.0, 10.0]
-    together = forecast(ADAPTIVE, versions, times, 7.0)
+    versions = list(torch.randn(6, 4, 6, 5, generator=generator))
+    times = [8.0, 9.0, 10.0, 11.0, 12.0, 13.0]
+    together = forecast(FITTED, versions, times, 7.0)
     for member in range(4):
-        alone = forecast(ADAPTIVE, [version[member : member + 1] for version in versions], times, 7.0)
-        assert torch.equal(together[member : member + 1], alone)
+        alone = forecast(FITTED, [version[member : member + 1] for version in versions], times, 7.0)
+        assert torch.allclose(together[member : member + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_repeated_time_is_no_reason_to_divide_by_zero() -> None:
+    """A second-order scheduler gives two calls one timestep."""
+    versions = [torch.full((1, 2, 2), float(number)) for number in range(6)]
+    found = forecast(FITTED, versions, [8.0, 9.0, 9.0, 10.0, 10.0, 11.0], 7.0)
+    assert torch.equal(found, torch.full((1, 2, 2), -1.0)), "the line through the last two"
 
 
 @pytest.mark.parametrize(

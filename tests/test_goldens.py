@@ -33,6 +33,7 @@ def run(components: int, stride: int, warmup: int, time_shift: bool, executor: A
         split=golden_split(components),
         executor=executor,
         timeout=60,
+        method="paper",
     ):
         return pipe(**inputs).images
 

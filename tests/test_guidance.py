@@ -30,7 +30,9 @@ def shared_out(name: str, warmup: int, executor: str, components: int = 1, **ext
     """The result of a call on two groups, and what was shared out."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    with AsyncDiff(pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60) as async_diff:
+    with AsyncDiff(
+        pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60, method="paper"
+    ) as async_diff:
         found = run(pipe, tiny, num_inference_steps=STEPS, **extra)
         report = async_diff.report()
     return found, [denoiser.guidance for denoiser in report.denoisers]
@@ -100,9 +102,9 @@ def test_components_and_groups_are_independent() -> None:
     tiny = PIPELINES["qwen_image"]
     pipe = tiny.build()
     for components, stride in ((2, 1), (2, 2)):
-        with AsyncDiff(pipe, components, stride, 3, executor="local"):
+        with AsyncDiff(pipe, components, stride, 3, executor="local", method="paper"):
             expected = run(pipe, tiny, num_inference_steps=9)
-        with AsyncDiff(pipe, components, stride, 3, guidance=2, executor="local") as async_diff:
+        with AsyncDiff(pipe, components, stride, 3, guidance=2, executor="local", method="paper") as async_diff:
             assert torch.equal(run(pipe, tiny, num_inference_steps=9), expected)
             assert torch.equal(run(pipe, tiny, num_inference_steps=9), expected)
             report = async_diff.report()
@@ -127,7 +129,7 @@ def test_what_cannot_be_divided_is_computed_whole(name: str, extra: dict[str, An
     tiny = PIPELINES[name]
     pipe = tiny.build()
     plain = run(pipe, tiny, **extra)
-    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local", method="paper") as async_diff:
         with pytest.warns(UserWarning, match=f"guidance=2: .* cannot be shared out .*{reason}"):
             assert torch.equal(run(pipe, tiny, **extra), plain)
         report = async_diff.report()
@@ -202,7 +204,9 @@ def interval(step: int) -> tuple[int, ...]:
 
 def toy(executor: str, warmup: int = ALL, components: int = 1, **arguments: Any) -> tuple[Tensor, GuidanceCounts]:
     pipe = Pipeline()
-    with AsyncDiff(pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60) as async_diff:
+    with AsyncDiff(
+        pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60, method="paper"
+    ) as async_diff:
         found = pipe(**arguments)
         return found, async_diff.report().denoisers[0].guidance
 
@@ -248,7 +252,7 @@ def test_arguments_of_many_forms_are_divided(name: str) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()
     plain = run(pipe, tiny, num_inference_steps=4)
-    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local") as async_diff:
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local", method="paper") as async_diff:
         assert relative_error(run(pipe, tiny, num_inference_steps=4), plain) < 1e-5
         counts = async_diff.report().denoisers[0].guidance
     assert (counts.split, counts.deferred, counts.whole) == (4, 0, 0)
@@ -293,7 +297,7 @@ def test_so_on_two_processes() -> None:
 def _broken_off(rank: int) -> Tensor:
     del rank
     pipe = Pipeline()
-    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="distributed", timeout=60):
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="distributed", timeout=60, method="paper"):
         for step in (0, 3):
             with pytest.raises(KeyError, match="stop"):
                 pipe(fails_at=step)
@@ -307,7 +311,7 @@ def test_broken_off_between_two_branches() -> None:
 
 
 def _attach(rank: int, guidance: int) -> None:
-    AsyncDiff(Pipeline(), 1, guidance=guidance, executor="distributed")
+    AsyncDiff(Pipeline(), 1, guidance=guidance, executor="distributed", method="paper")
 
 
 def test_a_world_size_that_does_not_fit() -> None:
@@ -315,13 +319,13 @@ def test_a_world_size_that_does_not_fit() -> None:
     with pytest.raises(RankError, match=message):
         run_ranks(2, _attach, 3)
     with pytest.raises(ConfigurationError, match="guidance must be a whole number of at least 1, not 0"):
-        AsyncDiff(Pipeline(), guidance=0)
+        AsyncDiff(Pipeline(), guidance=0, components=2, method="paper")
 
 
 def _different_inputs(rank: int) -> None:
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
-    AsyncDiff(pipe, 1, guidance=2, executor="distributed", timeout=20)
+    AsyncDiff(pipe, 1, guidance=2, executor="distributed", timeout=20, method="paper")
     run(pipe, tiny, generator=torch.Generator().manual_seed(rank))
 
 

@@ -39,7 +39,7 @@ def alone(name: str, arguments: dict[str, Any]) -> Tensor:
     """The result of a call on a pipeline that was attached for it."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    with AsyncDiff(pipe, warmup=3, executor="local"):
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
         return run(pipe, tiny, **arguments)
 
 
@@ -48,7 +48,7 @@ def alone(name: str, arguments: dict[str, Any]) -> Tensor:
 def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    with AsyncDiff(pipe, warmup=3, executor="local"):
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
         for arguments in calls(name):
             found, expected = run(pipe, tiny, **arguments), alone(name, arguments)
             assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -57,7 +57,7 @@ def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
 def _all_calls(rank: int, name: str) -> list[Tensor]:
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    with AsyncDiff(pipe, warmup=3, executor="distributed", timeout=60):
+    with AsyncDiff(pipe, warmup=3, executor="distributed", timeout=60, components=2, method="paper"):
         return [run(pipe, tiny, **arguments) for arguments in calls(name)]
 
 
@@ -80,7 +80,7 @@ def test_disable_leaves_nothing_behind(name: str) -> None:
         return [(own, sorted(vars(module)), module.forward) for own, module in modules]
 
     before, plain, scheduler = state(), run(pipe, tiny), set(vars(pipe.scheduler))
-    async_diff = AsyncDiff(pipe, executor="local")
+    async_diff = AsyncDiff(pipe, executor="local", components=2, method="paper")
     run(pipe, tiny)
     assert state() != before
     async_diff.disable()
@@ -94,9 +94,9 @@ def test_another_scheduler_between_two_calls() -> None:
     tiny = PIPELINES["sd15"]
     pipe, other = tiny.build(), tiny.build()
     other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
-    with AsyncDiff(other, warmup=3, executor="local"):
+    with AsyncDiff(other, warmup=3, executor="local", components=2, method="paper"):
         expected = run(other, tiny, num_inference_steps=STEPS)
-    with AsyncDiff(pipe, warmup=3, executor="local") as async_diff:
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper") as async_diff:
         run(pipe, tiny, num_inference_steps=STEPS)
         pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
         assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), expected)
@@ -105,7 +105,7 @@ def test_another_scheduler_between_two_calls() -> None:
 
 def test_a_copied_scheduler_drives_itself() -> None:
     pipe = PIPELINES["sd15"].build()
-    with AsyncDiff(pipe, executor="local"):
+    with AsyncDiff(pipe, executor="local", components=2, method="paper"):
         assert list(inspect.signature(pipe.scheduler.step).parameters)[:3] == ["model_output", "timestep", "sample"]
         pipe.scheduler.set_timesteps(4)
         copied = copy.deepcopy(pipe.scheduler)
@@ -116,9 +116,9 @@ def test_a_copied_scheduler_drives_itself() -> None:
 def test_two_pipelines_share_nothing() -> None:
     tiny = PIPELINES["sd3"]
     one, other = tiny.build(), tiny.build()
-    with AsyncDiff(one, warmup=2, executor="local"):
+    with AsyncDiff(one, warmup=2, executor="local", components=2, method="paper"):
         expected = run(one, tiny)
-        with AsyncDiff(other, components=3, warmup=1, executor="local"):
+        with AsyncDiff(other, components=3, warmup=1, executor="local", method="paper"):
             run(other, tiny)
             assert torch.equal(run(one, tiny), expected)
 
@@ -126,7 +126,7 @@ def test_two_pipelines_share_nothing() -> None:
 def test_report_counts_what_ran() -> None:
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
-    with AsyncDiff(pipe, components=2, stride=2, warmup=3, executor="local") as async_diff:
+    with AsyncDiff(pipe, components=2, stride=2, warmup=3, executor="local", method="paper") as async_diff:
         run(pipe, tiny, num_inference_steps=9)
         report = async_diff.report()
     (denoiser,) = report.denoisers
@@ -147,7 +147,7 @@ def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: p
     monkeypatch.setattr(runtime, "record", counting)
     tiny = PIPELINES["sd15"]
     pipe = tiny.build()
-    with AsyncDiff(pipe, warmup=2, executor="local"):
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
         plain = run(pipe, tiny)
         run(pipe, tiny, num_inference_steps=STEPS + 2)
         assert len(recorded) == 1

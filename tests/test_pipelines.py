@@ -34,18 +34,18 @@ def test_one_process(name: str) -> None:
     for components in (2, 3, 4):
         for stride in (1, 2):
             with (
-                AsyncDiff(pipe, components, stride, warmup=99, executor="local"),
+                AsyncDiff(pipe, components, stride, warmup=99, executor="local", method="paper"),
                 pytest.warns(UserWarning, match="accelerates nothing"),
             ):
                 assert torch.equal(run(pipe, tiny, num_inference_steps=2), short)
             if stride not in tiny.strides:
                 with (
-                    AsyncDiff(pipe, components, stride, warmup=3, executor="local"),
+                    AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper"),
                     pytest.raises(LabelError, match="use stride=1"),
                 ):
                     run(pipe, tiny, num_inference_steps=tiny.steps)
                 continue
-            with AsyncDiff(pipe, components, stride, warmup=3, executor="local") as async_diff:
+            with AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper") as async_diff:
                 found = run(pipe, tiny, num_inference_steps=tiny.steps)
                 reports = async_diff.report().denoisers
                 assert {report.name for report in reports} == streams.keys()
@@ -142,9 +142,9 @@ def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[T
     results = []
     for components, stride in settings:
         latents.clear()
-        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="distributed", timeout=60):
+        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="distributed", timeout=60, method="paper"):
             apart = run(pipe, tiny, num_inference_steps=tiny.steps, **watched)
-        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local"):
+        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local", method="paper"):
             together = run(pipe, tiny, num_inference_steps=tiny.steps)
         results.append((apart, together, list(latents) or [apart]))
     return results

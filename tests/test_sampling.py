@@ -40,7 +40,9 @@ class Divided:
         return run(pipe, self.tiny, **{"num_inference_steps": STEPS} | arguments)
 
     def attach(self, pipe: DiffusionPipeline, stride: int = 1, warmup: int = 2, executor: Any = "local") -> AsyncDiff:
-        return AsyncDiff(pipe, 2, stride, warmup, split=[self.front, self.back], executor=executor, timeout=60)
+        return AsyncDiff(
+            pipe, 2, stride, warmup, split=[self.front, self.back], executor=executor, timeout=60, method="paper"
+        )
 
 
 def _divided_unet(tiny: TinyPipeline, levels: int) -> Divided:

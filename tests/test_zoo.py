@@ -113,7 +113,7 @@ def test_a_class_that_cannot_work_gives_its_user_the_reason() -> None:
     )
     pipe = diffusers.AmusedPipeline(None, None, None, model, diffusers.AmusedScheduler(mask_token_id=11))
     with pytest.raises(ConfigurationError) as caught:
-        AsyncDiff(pipe)
+        AsyncDiff(pipe, components=2, method="paper")
     assert str(caught.value).partition(" ")[2] == finding.reason.partition(" ")[2]  # but for the pipeline's name
 
 

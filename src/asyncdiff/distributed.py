@@ -58,10 +58,38 @@ def join(device: torch.device, timeout: float) -> bool:
     return True
 
 
-def leave(rank: int) -> None:
+def leave() -> None:
     """Destroy the default process group, which `join` has started."""
-    logger.info("rank %d: destroying the process group that this run started", rank)
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        logger.info("rank %d: destroying the process group that this run started", dist.get_rank())
+        dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """The rank of this process, and the world size."""
+    return dist.get_rank(), dist.get_world_size()
+
+
+def check_same(value: int, device: torch.device, what: str) -> None:
+    """Compare a number with the other ranks' before groups are made by it.
+
+    Raises:
+        RankMismatchError: it is not the same on all ranks.
+        ExchangeError: a rank does not answer in time.
+    """
+    rank, world_size = place()
+    mine = torch.tensor([value], device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size)]
+    try:
+        dist.all_gather(everyone, mine)
+    except RuntimeError as error:
+        raise ExchangeError(f"rank {rank}: comparing {what} with the other ranks failed: {error}") from error
+    values = [int(other) for other in everyone]
+    if len(set(values)) > 1:
+        raise RankMismatchError(
+            f"rank {rank}: {what} must be the same on all ranks, but they have {values}; every rank must run the same "
+            "call, with the same prompts"
+        )
 
 
 def _backend(device: torch.device) -> str:
@@ -87,7 +115,6 @@ class DistributedExchange:
         self,
         device: torch.device,
         timeout: float,
-        owns_process_group: bool,
         teams: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.world_rank = dist.get_rank()
@@ -97,7 +124,6 @@ class DistributedExchange:
         self.ranks: Sequence[int] = (self.rank,)
         self.traffic = Traffic()
         self.timeout = timeout
-        self._owns_process_group = owns_process_group
         self._device = device
         self._is_closed = False
         limit = timedelta(seconds=timeout)
@@ -185,8 +211,6 @@ class DistributedExchange:
         if dist.is_initialized():
             for group in (self.upward, self.downward, self._predictions, self._control):
                 dist.destroy_process_group(group)
-            if self._owns_process_group:
-                leave(self.world_rank)
 
     def start(self, what: str, operation: object, *arguments: object, **named: object) -> dist.Work:
         """Start an asynchronous operation; `what` names it in the error if it cannot start."""
@@ -251,7 +275,7 @@ class DistributedChannel:
     """Sends every message as soon as its last edge exists; waits for one at the first use of its edges."""
 
     def __init__(self, exchange: DistributedExchange, division: Division, device: torch.device) -> None:
-        rank, graph, versions = exchange.rank, division.graph, division.schedule.versions
+        rank, graph, versions = exchange.rank, division.graph, division.schedule.kept_versions
         self._store = EdgeStore(versions)
         self.stores = {rank: self._store}
         self._exchange = exchange

@@ -2,14 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from asyncdiff.graph import Edge, Graph, build_graph, coarsen
 from asyncdiff.method import PAPER, Method
 from asyncdiff.partition import Partition, divide, divide_as_told, wire
 from asyncdiff.residual import find_bases
 from asyncdiff.routing import Message, messages, reads_of
-from asyncdiff.schedule import Schedule, speedup
+from asyncdiff.schedule import Schedule, Step, cost, fast_enough, speedup
 from asyncdiff.trace import Trace
+
+
+class Goal(NamedTuple):
+    """A modelled speed-up that is wanted of a denoising loop of so many steps."""
+
+    steps: int
+    speedup: float
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Division:
         """The modelled speed-up of a denoising loop of so many steps, without communication."""
         return speedup(self.schedule, steps, max(self.partition.shares), self.partition.end.share)
 
+    def cost(self, step: Step) -> float:
+        """The modelled time of a step, in denoiser calls, without communication."""
+        return cost(step, max(self.partition.shares), self.partition.end.share)
+
 
 def plan(
     trace: Trace,
@@ -47,8 +59,11 @@ def plan(
     split: Sequence[Sequence[str]] | None,
     operations_per_byte: float,
     method: Method = PAPER,
+    goal: Goal | None = None,
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
+
+    With a goal, as many steps are bridged as it takes.
 
     Raises:
         SplitError: the denoiser cannot be divided so.
@@ -65,6 +80,8 @@ def plan(
         versions=method.versions,
         fresh_sum=method.fresh_sum and is_sum,
     )
+    if goal is not None:
+        schedule = fast_enough(schedule, goal.steps, goal.speedup, max(partition.shares), partition.end.share)
     return Division(graph, partition, schedule, messages(schedule, partition), method)
 
 

@@ -113,7 +113,7 @@ class LocalChannel:
 
     def __init__(self, division: Division) -> None:
         ranks = range(division.schedule.world_size)
-        self.stores = {rank: EdgeStore(division.schedule.versions) for rank in ranks}
+        self.stores = {rank: EdgeStore(division.schedule.kept_versions) for rank in ranks}
         self._readers: dict[tuple[int, Edge], list[int]] = {}
         for message in division.messages:
             for edge in message.edges:

@@ -7,6 +7,13 @@ from torch import Tensor
 
 from asyncdiff.method import Method
 
+_ORDER = 3  # of the polynomial whose terms are weighted
+_FORECASTS = 2  # that the factors are fitted to
+_WEIGHT_OF_EARLIER = 0.5
+_RIDGE = 0.02  # of the terms' own squares
+_PRIOR = (1.0, 1.0, 0.0)
+_SMALLEST = 1e-30
+
 
 def step_ratio(times: Sequence[float], target: float) -> float:
     """r: how far `target` lies beyond the newest version, in units of the last step between versions.
@@ -24,10 +31,12 @@ def step_ratio(times: Sequence[float], target: float) -> float:
 
 
 def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float], target: float) -> Tensor:
-    """The value of a tensor at `target`, from its newest versions: F + α·r·(F − F').
+    """The value of a tensor at `target`, from its newest versions.
 
-    Exact where the tensor is a linear function of the time and α is 1, however uneven the steps are. Between versions
-    α is 1: that is interpolation.
+    "linear" is F + α·r·(F − F'). "fitted" is F + Σ cᵢ·pᵢ, where F + Σ pᵢ is the polynomial through the versions, in
+    Newton's form, and the factors cᵢ are those with which the newest versions would have been forecast best from those
+    before them. Exact where the tensor is a linear function of the time and α is 1, however uneven the steps are.
+    Between versions both are the line through them.
 
     Args:
         method: how to forecast.
@@ -39,28 +48,73 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
     ratio = step_ratio(times, target)
     if method.forecast == "reuse" or ratio == 0 or not newest.is_floating_point():
         return newest
-    change = newest - versions[1]
     if ratio < 0:
-        return torch.add(newest, change, alpha=ratio)
-    if method.forecast == "linear" or len(versions) < 3:
-        return torch.add(newest, change, alpha=method.damping * ratio)
-    return torch.addcmul(newest, change, best_damping(versions, times).to(newest.dtype), value=ratio)
+        return torch.add(newest, newest - versions[1], alpha=ratio)
+    order = _order(versions, times)
+    if method.forecast == "linear" or order == 0:
+        damping = method.damping if method.forecast == "linear" else 1.0
+        return torch.add(newest, newest - versions[1], alpha=damping * ratio)
+    terms = _terms(versions, times, target, order)
+    factors = best_factors(versions, times, order).to(newest.dtype)
+    for number, term in enumerate(terms):
+        newest = torch.addcmul(newest, term, factors[number])
+    return newest
 
 
-def best_damping(versions: Sequence[Tensor], times: Sequence[float]) -> Tensor:
-    """The α with which the newest of three versions would have been forecast best from the two before it.
+def best_factors(versions: Sequence[Tensor], times: Sequence[float], order: int) -> Tensor:
+    """The factors with which the newest versions would have been forecast best from those before them.
 
-    Least squares, from 0 to 1, for every member of the batch on its own (the first axis of what has three or more):
-    a picture must not depend on the pictures beside it.
+    Least squares over the last forecasts, the newest weighing most, for every member of the batch on its own (the
+    first axis of what has three or more): a picture must not depend on the pictures beside it. A little is added to
+    the diagonal, which pulls the factors to those of the parabola through the last versions: where the versions say
+    nothing of a factor, that is what it is.
+
+    Args:
+        versions: newest first, at least `order` + 2.
+        times: their places in the scheduler's own time.
+        order: how many factors.
 
     Returns:
-        A tensor that broadcasts against the versions.
+        Shape (order, …), each of which broadcasts against the versions.
     """
-    newest, middle, oldest = versions
-    ratio = step_ratio(times[1:], times[0])
-    happened = (newest - middle).float()
-    forecast = (middle - oldest).float() * ratio
-    axes = tuple(range(1 if newest.ndim >= 3 else 0, newest.ndim))
-    product = (happened * forecast).sum(axes, keepdim=True)
-    size = forecast.square().sum(axes, keepdim=True)
-    return torch.where(size > 0, product / size, torch.ones_like(size)).clamp(0, 1)
+    shape = versions[0].shape
+    members = shape[:1] if len(shape) >= 3 else ()
+    rows, device = members[0] if members else 1, versions[0].device
+    products, goals = torch.zeros(rows, order, order, device=device), torch.zeros(rows, order, device=device)
+    weight = 1.0
+    for number in range(min(_FORECASTS, len(versions) - order - 1)):
+        terms = _terms(versions[number + 1 :], times[number + 1 :], times[number], order)
+        happened = (versions[number] - versions[number + 1]).float().reshape(rows, -1)
+        flat = torch.stack([term.float().reshape(rows, -1) for term in terms], dim=1)
+        products += weight * flat @ flat.mT
+        goals += weight * (flat @ happened.unsqueeze(-1)).squeeze(-1)
+        weight *= _WEIGHT_OF_EARLIER
+    # Higher terms are smaller by orders of magnitude: scaled to one length, they are solved for in single precision.
+    lengths = products.diagonal(dim1=1, dim2=2).clamp_min(_SMALLEST).sqrt()
+    scaled = products / (lengths.unsqueeze(1) * lengths.unsqueeze(2))
+    pull = _RIDGE * torch.eye(order, device=device)
+    sides = goals / lengths + _RIDGE * torch.tensor(_PRIOR[:order], device=device) * lengths
+    found = torch.linalg.solve_ex(scaled + pull, sides.unsqueeze(-1)).result.squeeze(-1) / lengths
+    return found.mT.reshape(order, *members, *[1] * (len(shape) - len(members)))
+
+
+def _order(versions: Sequence[Tensor], times: Sequence[float]) -> int:
+    """How many factors can be found: a forecast with so many terms needs one version more, and one to compare with.
+
+    A second-order scheduler repeats its timesteps: no polynomial goes through two versions of one time.
+    """
+    different = len(set(times)) == len(times)
+    return min(_ORDER, len(versions) - 2) if different else 0
+
+
+def _terms(versions: Sequence[Tensor], times: Sequence[float], target: float, order: int) -> list[Tensor]:
+    """What the polynomial through `order` + 1 versions adds at `target` to the newest, degree by degree (Newton)."""
+    column, terms, product = list(versions[: order + 1]), [], 1.0
+    for degree in range(1, order + 1):
+        column = [
+            (column[number] - column[number + 1]) / (times[number] - times[number + degree])
+            for number in range(len(column) - 1)
+        ]
+        product *= target - times[degree - 1]
+        terms.append(column[0] * product)
+    return terms

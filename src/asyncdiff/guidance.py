@@ -127,7 +127,7 @@ class Guidance:
             stream, is_new = self.streams.of_call(whole, self._clock.steps, self._clock.course)
             if is_new:
                 self._belongings.append(self._belonging(stream))
-            if is_new or self._runtime.is_checked_again(stream.index):
+            if is_new or self._runtime.is_checked_again(stream):
                 self._axis.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self._runtime.name!r}")
             key = self._runtime.kind_of_call(whole)
             if key not in self._kinds:
@@ -221,10 +221,16 @@ class Guidance:
     def _compute_in_parts(
         self, rule: BatchRule, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        parts = {}
-        for lane, group in enumerate(self._axis.ranks):
-            part_args, part_kwargs = rule.part((args, kwargs), group, self._groups)
-            parts[group] = self._runtime.compute_part(lane, belonging.context, forward, part_args, part_kwargs)
+        given = [rule.part((args, kwargs), group, self._groups) for group in self._axis.ranks]
+        prospects = [self._runtime.begin_part(lane, belonging.context, *part) for lane, part in enumerate(given)]
+        # A group that computed less than the others would wait for them.
+        within = all(prospect.within for prospect in prospects)
+        if any(prospect.judged for prospect in prospects):
+            within = self._axis.agree(within, f"how far the forecasts of the denoiser {self._runtime.name!r} are off")
+        parts = {
+            group: self._runtime.compute_part(lane, prospect, within, forward, *part)
+            for lane, (group, prospect, part) in enumerate(zip(self._axis.ranks, prospects, given, strict=True))
+        }
         self.counts.split += 1
         self.counts.cost += 1 / self._groups
         return join(self._gather(parts))
@@ -246,7 +252,8 @@ class Guidance:
     ) -> Any:
         if belonging.owner in self._axis.ranks:
             lane = self._axis.ranks.index(belonging.owner)
-            made, _ = tree_flatten(self._runtime.compute_part(lane, belonging.context, forward, args, kwargs))
+            prospect = self._runtime.begin_part(lane, belonging.context, args, kwargs)
+            made, _ = tree_flatten(self._runtime.compute_part(lane, prospect, prospect.within, forward, args, kwargs))
             # Laid out as on the other groups: whether a pipeline's first look reads numbers must not depend on that.
             leaves = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in made]
         else:

@@ -5,10 +5,10 @@ from typing import Literal, get_args
 
 from asyncdiff.errors import ConfigurationError
 
-Forecasting = Literal["reuse", "linear", "adaptive"]
+Forecasting = Literal["reuse", "linear", "fitted"]
 
 # How many versions of a tensor each way of forecasting looks at.
-_VERSIONS: dict[Forecasting, int] = {"reuse": 1, "linear": 2, "adaptive": 3}
+_VERSIONS: dict[Forecasting, int] = {"reuse": 1, "linear": 2, "fitted": 6}
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,9 @@ class Method:
 
     Attributes:
         forecast: "reuse": its newest version, as in the paper; "linear": the line through its last two versions,
-            F + α·r·(F − F'), where r is the coming step's length over the last one's; "adaptive": the same, with the α
-            that would have been best one round ago, found anew for every tensor in every round.
+            F + α·r·(F − F'), where r is the coming step's length over the last one's; "fitted": a polynomial of third
+            degree whose terms are weighted by what would have been best in the last two rounds, found anew for every
+            tensor, every picture and every round.
         damping: the α of "linear", from 0 (as "reuse") to 1.
         residual: where a component adds to what it is given (out = in + f), keep and send f, so that the reader adds
             it to its own, newer `in`.
@@ -26,7 +27,7 @@ class Method:
             is made from what all of them have added in this very round.
     """
 
-    forecast: Forecasting = "adaptive"
+    forecast: Forecasting = "fitted"
     damping: float = 1.0
     residual: bool = True
     fresh_sum: bool = True

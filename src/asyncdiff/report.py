@@ -3,15 +3,32 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+# Why a step is computed in full that the schedule, or the user's bound, wants so.
+WARM_UP = "warm-up"
+RESYNC = "resync or cool-down"
+GUARD = "forecasts too far off"
+
 
 @dataclass
 class Counts:
-    """Counted while a generation runs, on one rank and for one denoiser."""
+    """Counted while a generation runs, on one rank and for one denoiser.
+
+    Attributes:
+        full: ordinary calls by reason.
+        rounds, bridged, stored: the other calls.
+        inserted: the steps that were computed in full because forecasts were too far off.
+        largest_error: how far they were off at most on this rank, if that was judged.
+        cost: what all calls took in the model, in ordinary calls.
+        units_run, units_skipped: calls of units in rounds and bridged steps.
+    """
 
     full: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     bridged: int = 0
     stored: int = 0
+    inserted: list[int] = field(default_factory=list)
+    largest_error: float = 0.0
+    cost: float = 0.0
     units_run: int = 0
     units_skipped: int = 0
     seconds_full: float = 0.0
@@ -22,6 +39,11 @@ class Counts:
     def steps(self) -> int:
         """Denoiser calls in all."""
         return self.full.total() + self.rounds + self.bridged + self.stored
+
+    @property
+    def speedup(self) -> float:
+        """The modelled speed-up of these calls, without communication."""
+        return self.steps / self.cost if self.cost else 1.0
 
 
 @dataclass
@@ -75,6 +97,7 @@ class DenoiserReport:
         bytes_per_round: what all ranks together send in one round, predictions left out.
         counts: steps by kind, and the time in them.
         modelled_speedup: of the denoising loop, from the shares and the groups, without communication.
+        bridge: k, of how many steps one is a round.
         guidance: how the calls were shared out among groups of devices.
     """
 
@@ -85,6 +108,7 @@ class DenoiserReport:
     bytes_per_round: int
     counts: Counts
     modelled_speedup: float
+    bridge: int = 1
     guidance: GuidanceCounts = field(default_factory=GuidanceCounts)
 
     def __str__(self) -> str:
@@ -97,6 +121,10 @@ class DenoiserReport:
             f"in bridged steps {counts.seconds_bridged:.2f} s; "
             f"unit calls run in rounds {counts.units_run}, skipped {counts.units_skipped}",
         ]
+        if counts.largest_error:
+            steps = ", ".join(map(str, counts.inserted))
+            in_full = f"; in full for that reason: step {steps}" if steps else ""
+            lines.append(f"  forecasts were off by at most {counts.largest_error:.3g}{in_full}")
         if self.guidance.groups > 1:
             lines.append(str(self.guidance))
         for number, units in enumerate(self.components):

@@ -1,7 +1,8 @@
 """Runs one denoiser by the schedule, call by call."""
 
+import logging
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,17 +14,20 @@ from asyncdiff.call import CallForm, Signature, digest, own_containers
 from asyncdiff.clock import Clock
 from asyncdiff.deferred import settled
 from asyncdiff.denoiser import operations_per_byte
-from asyncdiff.division import Division, plan
-from asyncdiff.errors import ConfigurationError, ExchangeError, ShapeChangedError
+from asyncdiff.division import Division, Goal, plan
+from asyncdiff.errors import ExchangeError, ShapeChangedError
 from asyncdiff.exchange import Exchange, share_results
-from asyncdiff.hooks import Forward, intercept_call, is_intercepted, listen_to_context
+from asyncdiff.guard import forecast_error
+from asyncdiff.hooks import Forward, listen_to_context
 from asyncdiff.method import Method
-from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
+from asyncdiff.report import GUARD, RESYNC, Counts, DenoiserReport, GuidanceCounts
 from asyncdiff.schedule import Schedule, Step, StepKind, Task
 from asyncdiff.stream import Arguments, Stream, Streams
 from asyncdiff.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.trace import record
 from asyncdiff.units import UnitHooks, UnitRule, complete_task, compute_task, keep_what_ranks_read
+
+logger = logging.getLogger(__name__)
 
 
 class Outer(Protocol):
@@ -33,6 +37,23 @@ class Outer(Protocol):
     counts: GuidanceCounts
 
     def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], whole: Arguments) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A call that is about to be computed.
+
+    Attributes:
+        stream: the one that it belongs to.
+        schedule: that of its division, if there is one yet.
+        judged: whether it was judged how far the forecasts are off.
+        within: whether they are within the bound, on all ranks of the group.
+    """
+
+    stream: Stream
+    schedule: Schedule
+    judged: bool = False
+    within: bool = True
 
 
 @dataclass
@@ -61,10 +82,14 @@ class DenoiserRuntime:
         clock: Clock,
         device: torch.device,
         lanes: int = 1,
+        max_error: float | None = None,
+        target_speedup: float | None = None,
     ) -> None:
-        """Attach to a denoiser.
+        """Get ready for a denoiser's calls.
 
         Args:
+            target_speedup: how fast the group is to be; steps are bridged until it is.
+            max_error: how far forecasts may be off before a step is computed in full.
             lanes: how many groups of ranks compute in this process, each with calls of its own.
         """
         self.name = name
@@ -75,11 +100,13 @@ class DenoiserRuntime:
         self._schedule = schedule
         self._split = split
         self._method = method
+        self._max_error = max_error
+        self._target_speedup = target_speedup
         self._exchange = exchange
         self._clock = clock
         self._form = CallForm(denoiser)
         self._device = device
-        self._divisions: dict[tuple[Structure, Signature], dict[tuple[int, int], Division]] = {}
+        self._divisions: dict[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = {}
         self._current: Division | None = None
         self._context: Any = None
         self._modules: list[nn.Module] = []
@@ -87,7 +114,7 @@ class DenoiserRuntime:
         self._generation = -1
         self._interrupted = False
         self._units = UnitHooks(denoiser)
-        self._undo = [intercept_call(denoiser, self._denoise)]
+        self._undo: list[Callable[[], None]] = []
         if hasattr(denoiser, "cache_context"):
             self._undo.append(listen_to_context(denoiser, "cache_context", self._enter_context))
         clock.on_generation.append(self._begin_generation)
@@ -111,26 +138,13 @@ class DenoiserRuntime:
             undo()
         self._begin_generation()
 
-    def check_attached(self, used: Any) -> None:
-        """Refuse to be passed by: `used` is what the pipeline is about to call.
-
-        Raises:
-            ConfigurationError: it is not the denoiser that this runtime is attached to.
-        """
-        if used is not self._denoiser or not is_intercepted(self._denoiser):
-            raise ConfigurationError(
-                f"the pipeline's {self.name!r} was replaced, or compiled as a whole, after AsyncDiff was attached, "
-                "so that it would run on one device; call disable(), and attach again (compile parts of it, if at all: "
-                f"pipe.{self.name}.compile_repeated_blocks())"
-            )
-
     def report(self) -> DenoiserReport:
         """What this generation did so far."""
-        counts = replace(self.counts, full=self.counts.full.copy())
+        counts = replace(self.counts, full=self.counts.full.copy(), inserted=[*self.counts.inserted])
         division = self._current
         guidance = GuidanceCounts() if self.outer is None else replace(self.outer.counts)
         if division is None:
-            return DenoiserReport(self.name, (), (), (), 0, counts, guidance.speedup, guidance)
+            return DenoiserReport(self.name, (), (), (), 0, counts, guidance.speedup, guidance=guidance)
         units, partition = division.graph.units, division.partition
         return DenoiserReport(
             name=self.name,
@@ -141,9 +155,14 @@ class DenoiserRuntime:
             ),
             bytes_per_round=division.bytes_per_round,
             counts=counts,
-            modelled_speedup=division.modelled_speedup(max(counts.steps, 1)) * guidance.speedup,
+            bridge=division.schedule.bridge,
+            modelled_speedup=counts.speedup * guidance.speedup,
             guidance=guidance,
         )
+
+    @property
+    def _is_forecasting(self) -> bool:
+        return self._method.versions > 1
 
     def _begin_generation(self) -> None:
         for lane in self._lanes:
@@ -154,12 +173,12 @@ class DenoiserRuntime:
 
     def _end_step(self, timestep: Any) -> None:
         # Reading a label off a device costs time: only where later labels are needed.
-        is_timed = self._schedule.stride > 1 or self._schedule.cooldown > 0 or self._method.versions > 1
+        is_timed = self._schedule.stride > 1 or self._schedule.cooldown > 0 or self._is_forecasting
         learning_steps = self._schedule.warmup if is_timed else 0
         for lane in self._lanes:
             lane.streams.end_step(timestep, self._clock.steps, learning_steps)
 
-    def _denoise(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def denoise(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Stands in for the denoiser's forward."""
         if self._units.is_walking:
             return forward(*args, **kwargs)
@@ -181,25 +200,40 @@ class DenoiserRuntime:
             return self.outer(forward, args, kwargs, arguments)
         return self._compute(forward, args, kwargs, arguments)
 
-    def compute_part(
-        self, lane: int, context: Any, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Compute a part of a call on a group of ranks.
+    def begin_part(self, lane: int, context: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prospect:
+        """Get ready to compute a part of a call on a group of ranks.
 
         Args:
             lane: which of the groups of this process.
             context: the same for all parts that belong to one stream.
         """
         self._lane = lane
-        return self._compute(forward, args, kwargs, self._arguments(args, kwargs, context))
+        return self._begin(args, kwargs, self._arguments(args, kwargs, context))
 
-    def is_checked_again(self, index: int) -> bool:
+    def compute_part(
+        self,
+        lane: int,
+        prospect: Prospect,
+        within: bool,
+        forward: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Compute the part of a call that `begin_part` has got ready.
+
+        Args:
+            within: whether forecasts are within the bound, in all parts that are computed at the same time.
+        """
+        self._lane = lane
+        return self._finish(prospect, within, forward, args, kwargs)
+
+    def is_checked_again(self, stream: Stream) -> bool:
         """Whether the inputs of a stream's step are compared with the other ranks', as those of its first are.
 
         They are after the first round: by then, ranks would have drifted apart that read what a round does not give to
         all, like a unit's inner state.
         """
-        return index == self._schedule.warmup + self._schedule.stride
+        return stream.index == self._schedule.warmup + self._schedule.stride
 
     def agree(self, mine: bool, what: str) -> bool:
         """Whether all ranks of the group say so."""
@@ -210,20 +244,54 @@ class DenoiserRuntime:
         return self._module_structure, arguments.signature
 
     def _compute(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> Any:
-        """The prediction of a call, or of a part of one, by the schedule."""
+        """The prediction of a call by the schedule."""
+        prospect = self._begin(args, kwargs, arguments)
+        return self._finish(prospect, prospect.within, forward, args, kwargs)
+
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> Prospect:
+        """Find a call's stream; compare with the other ranks what has to be the same on all."""
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
-        if is_new or self.is_checked_again(stream.index):
-            self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
-        if is_new:
-            stream.division = self._known_division(stream)
-        schedule = self._schedule if stream.division is None else stream.division.schedule
-        step = schedule.step(stream.index, stream.last())
+        try:
+            if is_new or self.is_checked_again(stream):
+                self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
+            if is_new:
+                stream.division = self._known_division(stream)
+            return self._judge(stream, self._schedule if stream.division is None else stream.division.schedule)
+        except BaseException:
+            self._streams.forget()
+            raise
+
+    def _judge(self, stream: Stream, schedule: Schedule) -> Prospect:
+        """Whether the forecasts are good enough to go on with; one decision for all ranks of the group."""
+        versions = schedule.judged(stream.index, stream.last(), stream.inserted)
+        if self._max_error is None or len(versions) < 2 or versions[0].step <= stream.judged:
+            return Prospect(stream, schedule)
+        stream.judged = versions[0].step
+        division, channel = stream.ready()
+        errors = [
+            forecast_error(division, rank, versions, channel.stores[rank], stream.moment)
+            for rank in self._exchange.ranks
+        ]
+        counts = self.counts
+        counts.largest_error = max(counts.largest_error, *errors)
+        within = all(error <= self._max_error for error in errors)
+        what = f"how far the forecasts of the denoiser {self.name!r} are off"
+        return Prospect(stream, schedule, True, self._exchange.agree(within, what))
+
+    def _finish(
+        self, prospect: Prospect, within: bool, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The prediction of a call, or of a part of one, by the schedule."""
+        stream, schedule = prospect.stream, prospect.schedule
+        if not within:
+            stream.inserted.add(stream.index)
+            self.counts.inserted.append(stream.index)
+        step = schedule.step(stream.index, stream.last(), stream.inserted)
         begin = time.perf_counter()
         try:
             if step.kind is StepKind.FULL:
                 self._run_in_full(stream, step, forward, args, kwargs)
-                is_late = step.index >= schedule.warmup
-                self.counts.full["resync or cool-down" if is_late else stream.reason] += 1
+                self.counts.full[_reason(stream, step, schedule)] += 1
                 self.counts.seconds_full += time.perf_counter() - begin
             elif step.kind is StepKind.ROUND:
                 self._run_round(stream, step, forward, args, kwargs)
@@ -239,6 +307,7 @@ class DenoiserRuntime:
             self._streams.forget()
             raise
         self._current = stream.division
+        self.counts.cost += 1.0 if stream.division is None else stream.division.cost(step)
         stream.index += 1
         return stream.result(step.prediction)
 
@@ -265,18 +334,33 @@ class DenoiserRuntime:
 
     def _known_division(self, stream: Stream) -> Division | None:
         """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
-        known = self._divisions.get((self._module_structure, stream.arguments.signature), {})
+        known = self._divisions.get((self._module_structure, stream.arguments.signature, self._goal()), {})
         return known.get((self._lane, stream.place), next(iter(known.values()), None))
+
+    def _goal(self) -> Goal | None:
+        steps = len(self._clock.course.timesteps)
+        return Goal(steps, self._target_speedup) if self._target_speedup is not None and steps else None
 
     def _divide(
         self, stream: Stream, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Division]:
         """Record a call and divide the denoiser for its stream; returns the call's result and the division."""
         result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
-        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method)
+        goal = self._goal()
+        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method, goal)
         stream.division = division
-        known = self._divisions.setdefault((self._module_structure, stream.arguments.signature), {})
+        known = self._divisions.setdefault((self._module_structure, stream.arguments.signature, goal), {})
         known[self._lane, stream.place] = division
+        reached = 0.0 if goal is None else division.modelled_speedup(goal.steps)
+        if goal is not None and reached < goal.speedup:
+            logger.warning(
+                "the denoiser %r cannot be made %.2f times as fast in %d steps; bridge=%d makes it %.2f times as fast",
+                self.name,
+                goal.speedup,
+                goal.steps,
+                division.schedule.bridge,
+                reached,
+            )
         self._units.add(division.graph)
         owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
         self._exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {self.name!r}")
@@ -385,7 +469,14 @@ class DenoiserRuntime:
             self._module_structure = structure
             self._modules = [module for module in self._denoiser.modules() if next(module.children(), None) is not None]
             self._units.remove()
-        for (made_for, _), divisions in self._divisions.items():
+        for (made_for, *_), divisions in self._divisions.items():
             if made_for == structure:
                 for division in divisions.values():
                     self._units.add(division.graph)
+
+
+def _reason(stream: Stream, step: Step, schedule: Schedule) -> str:
+    """Why a step was computed in full."""
+    if step.index < schedule.warmup:
+        return stream.reason
+    return GUARD if step.index in stream.inserted else RESYNC

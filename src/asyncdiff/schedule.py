@@ -4,11 +4,14 @@ Paper: section 3.2 (asynchronous denoising) and section 3.3 (stride denoising).
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
 from asyncdiff.errors import ConfigurationError
+
+# Of so many steps at least one is computed, whatever speed is aimed at: forecasts from farther away are worth nothing.
+_LONGEST_BRIDGE = 8
 
 
 class StepKind(Enum):
@@ -85,6 +88,7 @@ class Schedule:
         cooldown: how many steps the ordinary denoiser computes at the end, where the last step is known.
         resync_every: after the warm-up, every so manieth step is computed in full; None for never.
         versions: how many versions of what others have made a task reads, where there are as many.
+        guarded: whether it is judged how far the newest version is from what the older ones let expect.
         fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
     """
@@ -97,6 +101,7 @@ class Schedule:
     cooldown: int = 0
     resync_every: int | None = None
     versions: int = 1
+    guarded: bool = False
     fresh_sum: bool = False
     predictor: int | None = None
 
@@ -121,9 +126,14 @@ class Schedule:
         return self.fresh_sum or self.bridge > 1
 
     @property
+    def kept_versions(self) -> int:
+        """How many versions a rank holds: those that it reads, and one more to judge them by."""
+        return self.versions + self.guarded
+
+    @property
     def first_kept(self) -> int:
         """The first step of which a version is kept; not the very first, which is recorded, if it can be helped."""
-        return max(self.warmup - self.versions, min(1, self.warmup - 1))
+        return max(self.warmup - self.kept_versions, min(1, self.warmup - 1))
 
     def component_of(self, rank: int) -> int:
         """The component that a rank computes; helper ranks compute the predictor's."""
@@ -151,9 +161,19 @@ class Schedule:
             return Step(index, StepKind.BRIDGED, index, self._completed_later(index, place, last, inserted))
         return Step(index, StepKind.STORED, index)
 
-    def steps(self, count: int) -> tuple[Step, ...]:
+    def steps(self, count: int, inserted: Collection[int] = ()) -> tuple[Step, ...]:
         """All steps of a generation of `count` steps."""
-        return tuple(self.step(index, count - 1) for index in range(count))
+        return tuple(self.step(index, count - 1, inserted) for index in range(count))
+
+    def judged(self, index: int, last: int | None = None, inserted: Collection[int] = ()) -> tuple[Version, ...]:
+        """The versions by which it is judged, before a step, whether it can do without the ordinary denoiser.
+
+        Newest first: how far is the first one from what the others let expect? None where there is nothing to judge:
+        the step is computed in full anyway, or has its prediction already.
+        """
+        if not self.guarded or self.step(index, last, inserted).kind not in (StepKind.ROUND, StepKind.BRIDGED):
+            return ()
+        return self._history(index, last, inserted, self.kept_versions)
 
     @property
     def _predictor(self) -> int:
@@ -176,7 +196,9 @@ class Schedule:
         since = index - self._first_round_since(index, last, inserted)
         return since >= 0 and since % (self.stride * self.bridge) == 0
 
-    def _history(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Version, ...]:
+    def _history(
+        self, index: int, last: int | None, inserted: Collection[int], most: int | None = None
+    ) -> tuple[Version, ...]:
         """The newest versions that there are at a step, those that it makes itself left out."""
         found: list[Version] = []
         for step in range(index - 1, self.first_kept - 1, -1):
@@ -184,7 +206,7 @@ class Schedule:
                 found.append(Version(step, step))
             elif self._is_round(step, last, inserted):
                 found.append(Version(step, self._label(step + self.stride - 1, last)))
-            if len(found) == self.versions:
+            if len(found) == (most or self.versions):
                 break
         return tuple(found)
 
@@ -235,14 +257,34 @@ class Schedule:
         return (Task(self._predictor, self._label(index, last), None, completes=versions, predicts=index),)
 
 
+def cost(step: Step, largest_share: float, end_share: float = 0.0) -> float:
+    """The modelled time of a step, in denoiser calls, without communication.
+
+    `largest_share` is the largest component's part of a call, `end_share` that of the denoiser's last layers, where
+    they run apart from the components.
+    """
+    computed = {StepKind.FULL: 1.0, StepKind.ROUND: largest_share}.get(step.kind, 0.0)
+    return computed + (end_share if any(task.completes for task in step.tasks) else 0.0)
+
+
 def speedup(schedule: Schedule, steps: int, largest_share: float, end_share: float = 0.0) -> float:
     """The modelled speed-up of the denoising loop without communication (paper, appendix).
 
-    T / (w + rounds · c_max), with c_max the largest component's share of a denoiser call. Where the denoiser's last
-    layers run apart from the components, `end_share` is what they cost.
+    T / (w + rounds · c_max), with c_max the largest component's share of a denoiser call, and the cost of `cost`.
     """
-    work = 0.0
-    for step in schedule.steps(steps):
-        work += {StepKind.FULL: 1.0, StepKind.ROUND: largest_share}.get(step.kind, 0.0)
-        work += end_share if any(task.completes for task in step.tasks) else 0.0
-    return steps / work
+    return steps / sum(cost(step, largest_share, end_share) for step in schedule.steps(steps))
+
+
+def fast_enough(
+    schedule: Schedule, steps: int, target: float, largest_share: float, end_share: float = 0.0
+) -> Schedule:
+    """The same schedule with the smallest `bridge` whose modelled speed-up reaches the target, or else the fastest."""
+    fastest = schedule
+    for bridge in range(1, _LONGEST_BRIDGE + 1):
+        candidate = replace(schedule, bridge=bridge)
+        reached = speedup(candidate, steps, largest_share, end_share)
+        if reached >= target:
+            return candidate
+        if reached > speedup(fastest, steps, largest_share, end_share):
+            fastest = candidate
+    return fastest

@@ -13,6 +13,7 @@ from asyncdiff.call import Signature, is_equal
 from asyncdiff.division import Division
 from asyncdiff.exchange import Channel
 from asyncdiff.labels import Course, Labels
+from asyncdiff.report import WARM_UP
 
 # Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
 _SMALL = 2**22
@@ -64,6 +65,8 @@ class Stream:
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
         structure: how the leaves make up the denoiser's result.
+        inserted: steps that are computed in full because forecasts were too far off.
+        judged: the newest step of which it was judged how far its forecasts were off.
     """
 
     arguments: Arguments
@@ -78,6 +81,8 @@ class Stream:
     channel: Channel | None = None
     predictions: dict[int, list[Any]] = field(default_factory=dict)
     structure: TreeSpec | None = None
+    inserted: set[int] = field(default_factory=set)
+    judged: int = -1
 
     def goes_on_with(self, arguments: Arguments) -> bool:
         """Whether a call can be the next one: of the same form, with the same conditioning."""
@@ -178,7 +183,7 @@ class Streams:
 
     def _why_new(self, arguments: Arguments, now: int) -> str:
         if now == 0:
-            return "warm-up"
+            return WARM_UP
         idle = [stream for stream in self._streams if stream.last_step != now]
         if any(stream.last_step < now - 1 and stream.goes_on_with(arguments) for stream in idle):
             return "steps were skipped"

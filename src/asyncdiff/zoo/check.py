@@ -318,7 +318,7 @@ def _generate(subject: _Subject, steps: int, components: int, stride: int, warmu
     parts = {"denoiser": subject.model, "scheduler": scheduler}
     pipe = Pipeline(components=parts, **parts)
     found = []
-    with AsyncDiff(pipe, components, stride, warmup, executor="local") as async_diff:
+    with AsyncDiff(pipe, components, stride, warmup, executor="local", method="paper") as async_diff:
         scheduler.set_timesteps()
         for step, timestep in enumerate(scheduler.timesteps):
             result = subject.model(**subject.inputs(step))
