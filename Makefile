@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: environment ## a picture from a prompt on two processes, beside the sequential one
-	$(BIN)/asyncdiff generate "rocket" --devices 2 --components 2 --steps 50 --seed 0 --out out.png --compare
+	$(BIN)/asyncdiff generate "rocket" --components 2 --steps 50 --seed 0 --out out.png --compare
 
 test: environment ## the tests (no GPU, no network, two cores)
 	$(BIN)/python -m pytest -m "not whole"

@@ -47,14 +47,12 @@ def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
     done = run_command(
         "generate",
         "rocket",
-        "--devices",
+        "--components",
         "2",
         "--steps",
-        "7",
+        "8",
         "--warmup",
         "2",
-        "--method",
-        "forecast",
         "--compare",
         "--out",
         str(out),
@@ -66,14 +64,12 @@ def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
         assert words in done.stdout
     row = next(line for line in done.stdout.splitlines() if "seconds of the pipeline call" in line)
     assert all(float(cell) > 0 for cell in row.split("│")[2:4])
-    assert done.stderr.count("7/7") == 2  # one bar for each of the two runs, none for the second rank
+    assert done.stderr.count("8/8") == 2  # one bar for each of the two runs, none for the second rank
 
 
 def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:
     out = tmp_path / "out.png"
-    done = run_command(
-        "generate", "rocket", "--guidance-devices", "2", "--steps", "4", "--warmup", "2", "--out", str(out)
-    )
+    done = run_command("generate", "rocket", "--devices", "2", "--steps", "4", "--warmup", "2", "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert out.is_file()
     for words in ("asyncdiff G=2 N=1 S=1 w=2", "rank 0 of 2", "4 calls divided along the batch", "on 2 devices"):
@@ -92,6 +88,8 @@ def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:
             "2 guidance-devices * (components + stride - 1) = 4 devices: use --devices 4, or --components 3",
         ),
         (["--out", "picture.nonsense"], "is no picture format"),
+        (["--max-error", "0"], "--max-error must be above 0"),
+        (["--bridge", "2", "--target-speedup", "3"], "give one of them"),
         (["--timeout", "0"], "--timeout must be above 0"),
     ],
 )

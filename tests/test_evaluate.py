@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import inspect
 import io
 import math
 import re
@@ -18,6 +19,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner, Result
 
+from asyncdiff import AsyncDiff
 from asyncdiff.cli import app
 from asyncdiff.compare import pixels, psnr, ssim
 from asyncdiff.errors import ConfigurationError
@@ -48,7 +50,10 @@ settings = st.builds(
     components=st.integers(1, 9),
     stride=st.integers(1, 9),
     warmup=st.integers(1, 99),
-    bridge=st.integers(1, 9),
+    bridge=st.none() | st.integers(1, 9),
+    max_error=st.none() | st.floats(0.001, 9),
+    cooldown=st.none() | st.integers(0, 9),
+    resync_every=st.none() | st.integers(1, 9),
     guidance_devices=st.integers(1, 9),
     method=st.sampled_from(METHODS),
     time_shift=st.booleans(),
@@ -84,10 +89,13 @@ def test_what_is_not_named_is_as_in_the_chosen_setting() -> None:
     [
         ("", "is no NAME=VALUE"),
         ("components", "'components' is no NAME=VALUE"),
-        ("parts=2", "among components, stride, warmup, bridge, guidance-devices, method, time-shift"),
-        ("components=two", "must be a whole number from 1, not 'two'"),
-        ("components=-1", "must be a whole number from 1, not '-1'"),
+        ("parts=2", "among components, stride, warmup, bridge, target-speedup, max-error, cooldown, "),
+        ("components=two", "must be a whole number, not 'two'"),
+        ("components=-1", "must be a whole number, not '-1'"),
         ("guidance-devices=0", "guidance-devices must be at least 1, not 0"),
+        ("max-error=little", "max-error must be a number, not 'little'"),
+        ("max-error=0", "max-error must be above 0, not 0"),
+        ("bridge=2,target-speedup=3", "give one of them"),
         ("method=magic", "method must be paper or forecast, not 'magic'"),
         ("time-shift=1", "must be true or false, not '1'"),
         ("stride=2,stride=3", "stride is given twice"),
@@ -98,9 +106,10 @@ def test_settings_that_cannot_be_read(text: str, sentence: str) -> None:
         parse_setting(text, Setting())
 
 
-def test_arguments_leave_out_what_is_not_asked_for() -> None:
-    assert not {"bridge", "guidance"} & Setting().arguments().keys()
-    asked = Setting(bridge=2, guidance_devices=2, method="forecast").arguments()
+def test_arguments_are_those_of_asyncdiff() -> None:
+    taken = inspect.signature(AsyncDiff).parameters
+    asked = Setting(bridge=2, guidance_devices=2, max_error=0.2).arguments()
+    assert asked.keys() <= taken.keys()
     assert asked["bridge"] == 2 and asked["guidance"] == 2 and asked["method"] == "forecast"
     assert Setting(components=3, stride=2, guidance_devices=2).devices == 8
 

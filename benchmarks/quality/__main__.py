@@ -76,7 +76,12 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, help="which points to measure")
-    parser.add_argument("--prompts", type=int, default=128, help="pictures of a point; of one factor's a fourth")
+    parser.add_argument(
+        "--prompts",
+        type=int,
+        default=128,
+        help="pictures of the base point; of a claim's half, of one factor's a fourth",
+    )
     parser.add_argument("--processes", type=int, default=1, help="so many points at a time, one thread each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")

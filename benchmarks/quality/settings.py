@@ -39,7 +39,8 @@ METHODS = (
     Method(residual=True, fresh_sum=False),
 )
 
-FACTOR_SHARE = 4  # points of one factor are drawn with a fourth of the prompts
+# The base point is drawn with all prompts, the others with a part of them.
+SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 4}
 GUARDS = (0.05, 0.1, 0.2, 0.4)  # max_error
 GUARD = 0.1  # of the guarded point that the claim is about
 
@@ -200,11 +201,11 @@ _POINTS: dict[Part, Callable[[DemoName], list[Setting]]] = {
 
 
 def points(models: Iterable[DemoName], parts: Iterable[Part], prompts: int) -> list[Setting]:
-    """All points, each once, those of single factors with fewer prompts where no other part has them anyway."""
+    """All points, each once, with the most prompts of the parts that have it."""
     chosen: dict[Setting, Setting] = {}
     for model in models:
         for part in parts:
-            count = max(2, prompts // FACTOR_SHARE) if part == "factors" else prompts
+            count = max(2, prompts // SHARES[part])
             for point in _POINTS[part](model):
                 sized = replace(point, prompts=min(count, point.prompts))
                 known = chosen.setdefault(sized.regardless_of_prompts, sized)

@@ -23,10 +23,14 @@ from asyncdiff.schedule import Schedule
 from asyncdiff.terminal import (
     EXIT_CODES,
     Bridge,
+    Cooldown,
+    MaxError,
     Method,
     MethodName,
     Model,
+    ResyncEvery,
     Steps,
+    TargetSpeedup,
     Warmup,
     Weights,
     exit_codes,
@@ -54,8 +58,9 @@ def generate(
         int | None,
         typer.Option(
             min=1,
-            help="Processes to start: a GPU each, or a CPU thread each. Must be guidance-devices * (components + "
-            "stride - 1); 1 runs the ordinary pipeline. [default: what the others need, or 2]",
+            help="Processes to start: a GPU each, or a CPU thread each. They are shared out among guidance-devices * "
+            "(components + stride - 1), exactly where possible; 1 runs the ordinary pipeline, unless steps are "
+            "bridged. [default: what the others need, or 2]",
         ),
     ] = None,
     components: Annotated[
@@ -66,20 +71,24 @@ def generate(
         ),
     ] = None,
     guidance_devices: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=1,
             help="G: groups of devices that share out every step: the two halves of the guidance, for instance. "
-            "2 is exact, and about twice as fast.",
+            "2 is exact, and about twice as fast. [default: 1 with --components, else as many as can share out]",
         ),
-    ] = 1,
+    ] = None,
     stride: Annotated[
         int,
         typer.Option(min=1, help="S: steps that one round of the components serves. 2 is faster and less exact."),
     ] = 1,
     warmup: Warmup = 3,
-    bridge: Bridge = 1,
-    method: Method = MethodName.PAPER,
+    bridge: Bridge = None,
+    target_speedup: TargetSpeedup = None,
+    max_error: MaxError = None,
+    cooldown: Cooldown = None,
+    resync_every: ResyncEvery = None,
+    method: Method = MethodName.FORECAST,
     steps: Steps = 50,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
     out: Annotated[Path, typer.Option(help="Picture file to write; its ending says the format.")] = Path("out.png"),
@@ -107,13 +116,15 @@ def generate(
 
     Examples:
 
-    - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one
+    - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one: a guidance branch each, exact
 
-    - `asyncdiff generate "rocket" --devices 2 --method forecast --compare` – closer to the ordinary picture
+    - `asyncdiff generate "rocket" --components 2 --compare` – two devices, half of the denoiser each
 
-    - `asyncdiff generate "rocket" --guidance-devices 2` – two devices, a guidance branch each: exact
+    - `asyncdiff generate "rocket" --components 2 --method paper --compare` – the same as the paper has it
 
-    - `asyncdiff generate "rocket" --guidance-devices 2 --components 2` – four devices
+    - `asyncdiff generate "rocket" --devices 4 --bridge 2` – the guidance, two components, every second step forecast
+
+    - `asyncdiff generate "rocket" --devices 1 --target-speedup 2` – one device
 
     - `asyncdiff generate "red apple" --components 2 --stride 2 --steps 50` – three devices, half the rounds
 
@@ -125,7 +136,12 @@ def generate(
 
     Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, 130 interrupted (Ctrl-C).
     """
-    components = _fit(devices, components, stride, guidance_devices)
+    devices = _fit(devices, components, stride, guidance_devices)
+    if bridge is not None and target_speedup is not None:
+        refuse("--bridge and --target-speedup both say how many steps are bridged: give one of them.")
+    for name, bound in (("--target-speedup", target_speedup), ("--max-error", max_error)):
+        if bound is not None and not bound > 0:
+            refuse(f"{name} must be above 0, not {bound:g}.")
     if timeout <= 0:
         refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
     _check_out(out)
@@ -136,11 +152,16 @@ def generate(
         steps=steps,
         seed=seed,
         guidance=guidance,
+        devices=devices,
         guidance_devices=guidance_devices,
         components=components,
         stride=stride,
         warmup=warmup,
         bridge=bridge,
+        target_speedup=target_speedup,
+        max_error=max_error,
+        cooldown=cooldown,
+        resync_every=resync_every,
         method=method.value,
         time_shift=time_shift,
         timeout=timeout,
@@ -157,8 +178,7 @@ def generate(
         outcome = launch(job)
         sequential = None
         if compare:
-            alone = dataclasses.replace(job, guidance_devices=1, components=1, stride=1, bridge=1, title="sequential")
-            sequential = launch(alone)
+            sequential = launch(dataclasses.replace(job, devices=1, bridge=1, target_speedup=None, title="sequential"))
     if sequential is None:
         outcome.picture.save(out)
     else:
@@ -264,24 +284,25 @@ def main() -> None:
     app()
 
 
-def _fit(devices: int | None, components: int | None, stride: int, groups: int) -> int:
-    """The number of components, if everything asked for fits together."""
+def _fit(devices: int | None, components: int | None, stride: int, guidance_devices: int | None) -> int:
+    """The number of devices, if everything asked for fits together."""
+    groups = guidance_devices or 1
     needs = "components + stride - 1" if groups == 1 else f"{groups} guidance-devices * (components + stride - 1)"
     if components is None:
         if devices is None:
-            return 2 if groups == 1 else 1
+            # With groups alone, nothing but exact sharing out is asked for.
+            return (2 if guidance_devices is None else groups) + (stride - 1) * groups
         if devices % groups:
             refuse(
                 f"--devices {devices} cannot be shared out evenly among --guidance-devices {groups}: "
                 f"use --devices {-(-devices // groups) * groups}."
             )
-        in_group = devices // groups
-        if in_group < stride:
+        if devices // groups < stride:
             refuse(
                 f"--devices {devices} is too few for --stride {stride}: use --devices {groups * (stride + 1)} or more, "
                 f"or --stride 1."
             )
-        return in_group - stride + 1
+        return devices
     needed = Mesh(groups, Schedule(components, stride, warmup=1).world_size).world_size
     if devices is not None and devices != needed:
         ways = [f"--devices {needed}"]
@@ -294,7 +315,7 @@ def _fit(devices: int | None, components: int | None, stride: int, groups: int) 
             f"--devices {devices} does not fit --components {components} --stride {stride}, which need "
             f"{needs} = {needed} devices: use {', or '.join(ways)}."
         )
-    return components
+    return needed
 
 
 def _check_out(out: Path) -> None:
@@ -306,12 +327,15 @@ def _check_out(out: Path) -> None:
 
 
 def _sheet(job: Job, sequential: Outcome, outcome: Outcome) -> Image.Image:
-    groups = f"G={job.guidance_devices} " if job.guidance_devices > 1 else ""
+    done = "one device"
+    if outcome.report is not None:
+        groups = f"G={outcome.report.guidance} " if outcome.report.guidance > 1 else ""
+        done = f"{groups}N={outcome.report.components} S={job.stride} w={job.warmup}"
     return side_by_side(
         [sequential.picture, outcome.picture],
         [
             f"sequential, {sequential.seconds:.2f} s",
-            f"asyncdiff {groups}N={job.components} S={job.stride} w={job.warmup}, {outcome.seconds:.2f} s",
+            f"asyncdiff {done}, {outcome.seconds:.2f} s",
         ],
     )
 

@@ -8,8 +8,8 @@ import platform
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, cast, get_args
 
 import diffusers
 import torch
@@ -22,7 +22,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from asyncdiff.api import AsyncDiff
 from asyncdiff.compare import pixels, psnr, ssim
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
-from asyncdiff.launch import WorkerFailedError, draw, enter_process, load_pipeline, run_processes
+from asyncdiff.launch import WorkerFailedError, draw, enter_process, load_pipeline, rehearsal_steps, run_processes
 from asyncdiff.machine import cpu_model, gpu_models
 from asyncdiff.metrics import Metric
 from asyncdiff.report import Report
@@ -42,27 +42,40 @@ class Setting:
         stride: S, steps that one round serves.
         warmup: w, ordinary steps at first.
         bridge: of so many steps after the warm-up one is a round.
+        target_speedup: the modelled speed-up for which steps are bridged.
+        max_error: how far forecasts may be off before a step is computed in full.
+        cooldown: ordinary steps at the end.
+        resync_every: of so many steps after the warm-up one is an ordinary one.
         guidance_devices: groups of devices that share the guidance branches.
         method: one of `METHODS`.
         time_shift: whether every component gets the timestep before.
 
     Raises:
-        ConfigurationError: a number below 1, or no such method.
+        ConfigurationError: a number that cannot be, or no such method.
     """
 
     components: int = 2
     stride: int = 1
     warmup: int = 3
-    bridge: int = 1
+    bridge: int | None = None
+    target_speedup: float | None = None
+    max_error: float | None = None
+    cooldown: int | None = None
+    resync_every: int | None = None
     guidance_devices: int = 1
-    method: str = "paper"
+    method: str = "forecast"
     time_shift: bool = False
 
     def __post_init__(self) -> None:
         for own in fields(self):
             value = getattr(self, own.name)
-            if own.type is int and value < 1:
-                raise ConfigurationError(f"{_shown(own.name)} must be at least 1, not {value}")
+            least = 0 if own.name == "cooldown" else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise ConfigurationError(f"{_shown(own.name)} must be at least {least}, not {value}")
+            if isinstance(value, float) and not value > 0:
+                raise ConfigurationError(f"{_shown(own.name)} must be above 0, not {value:g}")
+        if self.bridge is not None and self.target_speedup is not None:
+            raise ConfigurationError("bridge and target-speedup both say how many steps are bridged; give one of them")
         if self.method not in METHODS:
             raise ConfigurationError(f"method must be {' or '.join(METHODS)}, not {self.method!r}")
 
@@ -75,8 +88,11 @@ class Setting:
     def title(self) -> str:
         """What tells it from others, in a few letters."""
         parts = [self.method, f"N={self.components} S={self.stride} w={self.warmup}"]
-        if self.bridge > 1:
+        if self.bridge is not None and self.bridge > 1:
             parts.append(f"bridge {self.bridge}")
+        for name in ("target_speedup", "max_error", "cooldown", "resync_every"):
+            value = getattr(self, name)
+            parts += [] if value is None else [f"{_shown(name)} {value:g}"]
         if self.guidance_devices > 1:
             parts.append(f"guidance {self.guidance_devices}")
         if self.time_shift:
@@ -84,19 +100,17 @@ class Setting:
         return " ".join(parts)
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments for `AsyncDiff`; those that not every denoiser or pipeline takes only where asked for."""
-        given: dict[str, Any] = {
-            "components": self.components,
-            "stride": self.stride,
-            "warmup": self.warmup,
-            "method": self.method,
-            "time_shift": self.time_shift,
-        }
-        if self.bridge > 1:
-            given["bridge"] = self.bridge
-        if self.guidance_devices > 1:
-            given["guidance"] = self.guidance_devices
+        """The arguments for `AsyncDiff`."""
+        given = asdict(self)
+        given["guidance"] = given.pop("guidance_devices")
         return given
+
+    @property
+    def rehearsal_steps(self) -> int | None:
+        """Steps of a picture that is drawn before any is timed; None for as many as the others."""
+        if self.target_speedup is not None:
+            return None
+        return rehearsal_steps(self.warmup, self.stride, self.bridge or 1, self.cooldown)
 
 
 def parse_setting(text: str, base: Setting) -> Setting:
@@ -121,10 +135,17 @@ def parse_setting(text: str, base: Setting) -> Setting:
             if value.lower() not in _BOOLEANS:
                 raise ConfigurationError(f"{key} must be true or false, not {value!r}")
             changes[name] = _BOOLEANS[value.lower()]
-        elif kinds[name] is int:
+        elif value.lower() == "none" and type(None) in _types(kinds[name]):
+            changes[name] = None
+        elif int in _types(kinds[name]):
             if not value.isdecimal():
-                raise ConfigurationError(f"{key} must be a whole number from 1, not {value!r}")
+                raise ConfigurationError(f"{key} must be a whole number, not {value!r}")
             changes[name] = int(value)
+        elif float in _types(kinds[name]):
+            try:
+                changes[name] = float(value)
+            except ValueError as error:
+                raise ConfigurationError(f"{key} must be a number, not {value!r}") from error
         else:
             changes[name] = value
     return replace(base, **changes)
@@ -343,7 +364,7 @@ def _draw_share(
 ) -> _Share:
     if setting is None:
         return _draw_pairs(pipe, study, None, 2, device, "sequential", is_shown)
-    rehearsal = setting.warmup + 2 * setting.stride * setting.bridge
+    rehearsal = setting.rehearsal_steps or study.steps
     with AsyncDiff(pipe, **setting.arguments(), executor=executor, timeout=study.timeout) as attached:
         return _draw_pairs(pipe, study, attached, rehearsal, device, setting.title, is_shown)
 
@@ -430,6 +451,11 @@ def _warnings_of_asyncdiff() -> Iterator[list[warnings.WarningMessage]]:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="asyncdiff |guidance=", category=UserWarning)
         yield caught
+
+
+def _types(kind: Any) -> tuple[Any, ...]:
+    """The types of an attribute that may also be None."""
+    return get_args(kind) or (kind,)
 
 
 def _shown(name: str) -> str:

@@ -3,7 +3,7 @@
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -27,10 +27,14 @@ from asyncdiff.launch import DEMO_MODELS, load_pipeline
 from asyncdiff.metrics import METRICS, Metric, load_metrics
 from asyncdiff.terminal import (
     Bridge,
+    Cooldown,
+    MaxError,
     Method,
     MethodName,
     Model,
+    ResyncEvery,
     Steps,
+    TargetSpeedup,
     Warmup,
     Weights,
     exit_codes,
@@ -70,11 +74,15 @@ def evaluate_(
     ] = None,
     stride: Annotated[int, typer.Option(min=1, help="S: steps that one round of the components serves.")] = 1,
     warmup: Warmup = 3,
-    bridge: Bridge = 1,
+    bridge: Bridge = None,
+    target_speedup: TargetSpeedup = None,
+    max_error: MaxError = None,
+    cooldown: Cooldown = None,
+    resync_every: ResyncEvery = None,
     guidance_devices: Annotated[
         int, typer.Option(min=1, help="Groups of devices that share the branches of the guidance.")
     ] = 1,
-    method: Method = MethodName.PAPER,
+    method: Method = MethodName.FORECAST,
     time_shift: Annotated[
         bool, typer.Option("--time-shift", help="After the warm-up give every component the timestep before.")
     ] = False,
@@ -83,7 +91,8 @@ def evaluate_(
         typer.Option(
             metavar="NAME=VALUE,...",
             help="A further setting, by what it changes in the chosen one: components, stride, warmup, bridge, "
-            "guidance-devices, method, time-shift. Can be given again.",
+            "target-speedup, max-error, cooldown, resync-every, guidance-devices, method, time-shift. Can be given "
+            "again.",
         ),
     ] = None,
     metrics: Annotated[
@@ -132,11 +141,15 @@ def evaluate_(
     if timeout <= 0:
         refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
     _check_out(out)
-    chosen = Setting(
+    chosen = _setting(
         components=_components(components, stride, guidance_devices, devices),
         stride=stride,
         warmup=warmup,
         bridge=bridge,
+        target_speedup=target_speedup,
+        max_error=max_error,
+        cooldown=cooldown,
+        resync_every=resync_every,
         guidance_devices=guidance_devices,
         method=method.value,
         time_shift=time_shift,
@@ -190,6 +203,13 @@ def _components(components: int | None, stride: int, guidance_devices: int, devi
             f"use --devices {guidance_devices * (stride + 1)} or more."
         )
     return fitting
+
+
+def _setting(**chosen: Any) -> Setting:
+    try:
+        return Setting(**chosen)
+    except ConfigurationError as error:
+        refuse(f"{error}.")
 
 
 def _prompts(file: Path | None, model: str) -> tuple[str, ...]:

@@ -93,8 +93,16 @@ def describe(setting: Setting) -> str:
         f"stride {setting.stride}",
         f"{setting.warmup} warm-up step{'s' * (setting.warmup > 1)}",
     ]
-    if setting.bridge > 1:
+    if setting.bridge is not None and setting.bridge > 1:
         words.append(f"one round in {setting.bridge} steps")
+    if setting.target_speedup is not None:
+        words.append(f"bridged to {setting.target_speedup:g} times the speed")
+    if setting.max_error is not None:
+        words.append(f"in full where forecasts are off by more than {setting.max_error:g}")
+    if setting.cooldown is not None:
+        words.append(f"{setting.cooldown} cool-down step{'s' * (setting.cooldown != 1)}")
+    if setting.resync_every is not None:
+        words.append(f"in full every {setting.resync_every} steps")
     if setting.guidance_devices > 1:
         words.append(f"guidance over {setting.guidance_devices} groups of devices")
     if setting.time_shift:

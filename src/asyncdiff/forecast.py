@@ -94,7 +94,7 @@ def best_factors(versions: Sequence[Tensor], times: Sequence[float], order: int)
     scaled = products / (lengths.unsqueeze(1) * lengths.unsqueeze(2))
     pull = _RIDGE * torch.eye(order, device=device)
     sides = goals / lengths + _RIDGE * torch.tensor(_PRIOR[:order], device=device) * lengths
-    found = torch.linalg.solve_ex(scaled + pull, sides.unsqueeze(-1)).result.squeeze(-1) / lengths
+    found: Tensor = torch.linalg.solve_ex(scaled + pull, sides.unsqueeze(-1)).result.squeeze(-1) / lengths
     return found.mT.reshape(order, *members, *[1] * (len(shape) - len(members)))
 
 

@@ -35,11 +35,15 @@ _Result = TypeVar("_Result")
 
 _MONITOR_INTERVAL = 0.1
 _SECONDS_TO_SHUT_DOWN = 5
+_DEFAULT_COOLDOWN = 2  # at most
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make. On one device, and without bridged steps, it is made by the ordinary pipeline."""
+    """One picture to make. On one device, and without bridged steps, it is made by the ordinary pipeline.
+
+    Where neither `components` nor `guidance_devices` is said, `AsyncDiff` shares the devices out.
+    """
 
     model: str
     dtype: str | None
@@ -47,25 +51,33 @@ class Job:
     steps: int
     seed: int
     guidance: float | None
-    guidance_devices: int
-    components: int
+    devices: int
+    guidance_devices: int | None
+    components: int | None
     stride: int
     warmup: int
-    bridge: int
+    bridge: int | None
+    target_speedup: float | None
+    max_error: float | None
+    cooldown: int | None
+    resync_every: int | None
     method: Literal["paper", "forecast"]
     time_shift: bool
     timeout: float
     title: str
 
     @property
-    def devices(self) -> int:
-        """How many processes it takes."""
-        return self.guidance_devices * (self.components + self.stride - 1)
-
-    @property
     def is_ordinary(self) -> bool:
         """Whether the ordinary pipeline makes it."""
-        return self.devices == 1 and self.bridge == 1
+        return self.devices == 1 and self.bridge in (None, 1) and self.target_speedup is None
+
+    @property
+    def rehearsal_steps(self) -> int:
+        """Steps of a picture that is not timed, in which everything happens once that is slower the first time."""
+        # A division is made for a number of steps where a speed-up is aimed at.
+        if self.is_ordinary or self.target_speedup is not None:
+            return self.steps
+        return min(self.steps, rehearsal_steps(self.warmup, self.stride, self.bridge or 1, self.cooldown))
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,11 @@ class WorkerFailedError(Exception):
     def __init__(self, rank: int, exit_code: int, message: str) -> None:
         super().__init__(f"rank {rank} failed:\n{message}")
         self.was_interrupted = exit_code == -signal.SIGINT
+
+
+def rehearsal_steps(warmup: int, stride: int, bridge: int, cooldown: int | None) -> int:
+    """So many that there are two rounds of every kind between the steps at the beginning and those at the end."""
+    return warmup + 2 * stride * bridge + (_DEFAULT_COOLDOWN if cooldown is None else cooldown)
 
 
 def launch(job: Job) -> Outcome:
@@ -175,11 +192,15 @@ def work(job: Job) -> Outcome | None:
         return _generate(pipe, job, None, device, rank)
     with AsyncDiff(
         pipe,
-        components=job.components,
+        components=1 if job.devices == 1 else job.components,
         stride=job.stride,
         warmup=job.warmup,
         guidance=job.guidance_devices,
         bridge=job.bridge,
+        target_speedup=job.target_speedup,
+        max_error=job.max_error,
+        cooldown=job.cooldown,
+        resync_every=job.resync_every,
         method=job.method,
         time_shift=job.time_shift,
         executor="distributed" if job.devices > 1 else "local",
@@ -220,7 +241,7 @@ def _generate(
 ) -> Outcome | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
-        draw(pipe, job.prompt, job.seed, min(job.steps, job.warmup + 2 * job.stride * job.bridge), job.guidance, device)
+        draw(pipe, job.prompt, job.seed, job.rehearsal_steps, job.guidance, device)
     with _progress(pipe, job, rank) as extra:
         picture, seconds = draw(pipe, job.prompt, job.seed, job.steps, job.guidance, device, **extra)
     if rank:

@@ -49,8 +49,30 @@ Warmup = Annotated[
     typer.Option(min=1, help="w: the first steps, computed as usual. More is closer to the sequential picture."),
 ]
 Bridge = Annotated[
-    int,
-    typer.Option(min=1, help="k: of k steps after the warm-up one is computed, the others are forecast. Not exact."),
+    int | None,
+    typer.Option(
+        min=1, help="k: of k steps after the warm-up one is computed, the others are forecast. Not exact. [default: 1]"
+    ),
+]
+TargetSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        help="A modelled speed-up: of the steps after the warm-up as many are forecast as it takes. Not with --bridge."
+    ),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        help="The guard: compute a step in full whenever forecasts are off by more than this, relative to their size; "
+        "0.1 for instance."
+    ),
+]
+Cooldown = Annotated[
+    int | None,
+    typer.Option(min=0, help="The last steps, computed as usual. [default: 2 with the method forecast, else 0]"),
+]
+ResyncEvery = Annotated[
+    int | None, typer.Option(min=1, help="After the warm-up, compute every so manieth step as usual. [default: none]")
 ]
 Method = Annotated[
     MethodName,
