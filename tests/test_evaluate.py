@@ -43,7 +43,7 @@ from asyncdiff.terminal import BAD_USAGE, WORKER_FAILED
 from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
-QUICK = ["--steps", "4", "--warmup", "2"]
+QUICK = ["--steps", "4", "--warmup", "2", "--cooldown", "0"]
 
 settings = st.builds(
     Setting,
@@ -81,7 +81,7 @@ def test_a_setting_written_out_is_read_again(setting: Setting, base: Setting) ->
 
 def test_what_is_not_named_is_as_in_the_chosen_setting() -> None:
     base = Setting(components=3, warmup=7, time_shift=True)
-    assert parse_setting("method=paper,stride=2", base) == Setting(3, 2, 7, time_shift=True)
+    assert parse_setting("method=paper,stride=2", base) == Setting(3, 2, 7, method="paper", time_shift=True)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,17 @@ def test_a_report_is_written_in_one_process(tmp_path: Path) -> None:
     assert sequential.shape == (64, 64, 3)
     assert (sequential == same).all() and not nothing.any()
     assert math.isfinite(psnr(sequential, other)) and changes.any()
-    for words in ("paper N=2 S=1 w=2", "2 full, 2 rounds", "4 full", "identical", "measure no speed-up", "red apple"):
+    for words in (
+        "forecast N=2 S=1 w=2 cooldown 0",
+        "2 full, 2 rounds",
+        "4 full",
+        "identical",
+        "measure no speed-up",
+        "red apple",
+    ):
         assert words in page
     assert "speed-up, measured" not in page and "accelerates nothing" in page
-    row = next(line for line in done.stdout.splitlines() if "paper N=2 S=1 w=2" in line)
+    row = next(line for line in done.stdout.splitlines() if "forecast N=2 S=1 w=2 cooldown 0" in line)
     assert len(re.findall(r"\d+\.\d+", row)) == 6  # PSNR, interval, worst, SSIM, seconds, modelled speed-up
 
 
@@ -252,7 +259,9 @@ def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> No
         "asyncdiff.evaluate.run_processes",
         lambda count, function, task: run_ranks(count, on_rank, function, task, joined=False),
     )
-    study = Study("demo-unet", None, ("rocket", "red apple"), (0,), 4, None, (Setting(warmup=2),), timeout=60)
+    study = Study(
+        "demo-unet", None, ("rocket", "red apple"), (0,), 4, None, (Setting(warmup=2, cooldown=0),), timeout=60
+    )
     series = draw_setting_on_processes(study, study.settings[0])
     sequential, local = draw_locally(load_pipeline(study.model, None, CPU), study, CPU)
     assert len(series.pictures) == len(local.pictures) == 2

@@ -211,6 +211,27 @@ def test_warm_up_throughout_is_the_ordinary_pipeline(name: str) -> None:
         assert torch.equal(pipe(), plain)
 
 
+@torch.no_grad()
+def test_the_next_call_after_a_round_that_failed() -> None:
+    """In one process nothing can be outstanding, however few ranks there are."""
+    pipe = _Pipeline()
+    calls = 0
+
+    def fail(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == WARMUP + 2:
+            raise KeyError("stop")
+
+    with AsyncDiff(pipe, components=1, warmup=WARMUP, bridge=2, executor="local"):
+        expected = pipe()
+        hook = pipe.transformer.blocks[0].register_forward_pre_hook(fail)
+        with pytest.raises(KeyError, match="stop"):
+            pipe()
+        hook.remove()
+        assert torch.equal(pipe(), expected)
+
+
 DISTRIBUTED = [
     ("sd3", 2, 1, 1, FITTED_SUM),
     ("sd3", 2, 2, 1, HALF_SUM),

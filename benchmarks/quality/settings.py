@@ -40,7 +40,7 @@ METHODS = (
 )
 
 # The base point is drawn with all prompts, the others with a part of them.
-SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 4}
+SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 8}
 GUARDS = (0.05, 0.1, 0.2, 0.4)  # max_error
 GUARD = 0.1  # of the guarded point that the claim is about
 

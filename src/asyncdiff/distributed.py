@@ -111,6 +111,8 @@ class DistributedExchange:
         members: the ranks of the team, as the world counts them.
     """
 
+    is_between_processes = True
+
     def __init__(
         self,
         device: torch.device,

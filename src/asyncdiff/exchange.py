@@ -41,10 +41,17 @@ class Channel(Protocol):
 
 
 class Exchange(Protocol):
-    """Moves live edges and noise predictions between ranks."""
+    """Moves live edges and noise predictions between ranks.
+
+    Attributes:
+        ranks: those of this process.
+        traffic: what this process has sent, and waited for.
+        is_between_processes: whether messages may be outstanding when a call ends early.
+    """
 
     ranks: Sequence[int]
     traffic: Traffic
+    is_between_processes: bool
 
     def open(self, division: Division) -> Channel:
         """A channel for one stream."""
@@ -83,6 +90,8 @@ def share_results(
 
 class LocalExchange:
     """All ranks in this process: nothing moves, the numbers are those of the distributed run."""
+
+    is_between_processes = False
 
     def __init__(self, world_size: int) -> None:
         self.ranks: Sequence[int] = range(world_size)

@@ -111,6 +111,13 @@ class DenoiserReport:
     bridge: int = 1
     guidance: GuidanceCounts = field(default_factory=GuidanceCounts)
 
+    @property
+    def accelerated(self) -> bool:
+        """Whether any step took less than an ordinary one; a round of one component does not."""
+        counts = self.counts
+        in_parts = counts.rounds and len(self.components) > 1
+        return bool(in_parts or counts.bridged or counts.stored or self.guidance.is_shared)
+
     def __str__(self) -> str:
         counts = self.counts
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
@@ -158,10 +165,7 @@ class Report:
     @property
     def accelerated(self) -> bool:
         """Whether any step took less than an ordinary one, or was shared out among groups of devices."""
-        return any(
-            denoiser.counts.rounds or denoiser.counts.bridged or denoiser.guidance.is_shared
-            for denoiser in self.denoisers
-        )
+        return any(denoiser.accelerated for denoiser in self.denoisers)
 
     def __str__(self) -> str:
         who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"

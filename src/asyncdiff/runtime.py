@@ -457,7 +457,7 @@ class DenoiserRuntime:
         for lane in self._lanes:
             lane.counts = Counts()
         self._lane = 0
-        if self._interrupted and len(self._exchange.ranks) == 1:
+        if self._interrupted and self._exchange.is_between_processes:
             raise ExchangeError(
                 f"a round of the denoiser {self.name!r} was interrupted, so messages between the ranks may be "
                 "outstanding; call disable() and attach again"
