@@ -14,6 +14,10 @@ from asyncdiff.trace import Leaf, ModuleCall, Trace, ValueId
 # call runs on every device with the current values: sending its output would cost more.
 REPLICATED_COST_SHARE = 0.003
 
+# One that gives a vector for each picture (the time's embedding, say) may cost more: all that comes after it depends on it,
+# and computed anew it is exact, where sent it would be of the round before.
+REPLICATED_COST_SHARE_OF_VECTORS = 0.01
+
 # So does a heavier one whose output most units read and which is computed faster than sent: the modulation of every
 # token by its own time, say. All that runs everywhere for this reason may cost this share of a call.
 REPLICATED_BUDGET = 0.02
@@ -109,7 +113,8 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
     costs = [_cost(trace, trace.calls[number], operations_per_byte) for number in numbers]
     total = _cost(trace, trace.calls[0], operations_per_byte)
     sent = [_LINK_BYTE * operations_per_byte * _bytes(trace.calls[number]) for number in numbers]
-    replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent])
+    limits = [_most_replicated(trace.calls[number]) for number in numbers]
+    replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent], limits)
     ordinals = _ordinals(trace, numbers)
     units = tuple(
         _unit_call(trace, number, unit, ordinals[number], costs[unit], reads[unit], overwritten, unit in replicated)
@@ -118,15 +123,26 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
     return Graph(units, output_reads, max(0.0, total - sum(costs)))
 
 
-def _replicated(reads: Sequence[frozenset[Edge]], costs: Sequence[float], sent: Sequence[float]) -> set[int]:
-    """The units that run on every device, given what computing and what sending them costs as shares of a call."""
+def _most_replicated(call: ModuleCall) -> float:
+    """The share of a call up to which a unit runs on every device whoever reads it."""
+    is_vector = all(leaf.shape is None or len(leaf.shape) < 3 for leaf in call.outputs)
+    return REPLICATED_COST_SHARE_OF_VECTORS if is_vector else REPLICATED_COST_SHARE
+
+
+def _replicated(
+    reads: Sequence[frozenset[Edge]], costs: Sequence[float], sent: Sequence[float], limits: Sequence[float]
+) -> set[int]:
+    """The units that run on every device, given what computing and what sending them costs as shares of a call.
+
+    What costs at most its limit does.
+    """
     readers = Counter(unit for needed in reads for unit in {edge.unit for edge in needed})
     replicated: set[int] = set()
     spent = 0.0
     for unit, needed in enumerate(reads):
         if not all(edge.unit in replicated for edge in needed):
             continue
-        if costs[unit] <= REPLICATED_COST_SHARE:
+        if costs[unit] <= limits[unit]:
             replicated.add(unit)
         elif costs[unit] <= min(sent[unit], REPLICATED_BUDGET - spent) and readers[unit] > (len(reads) - unit) / 2:
             replicated.add(unit)
