@@ -14,7 +14,7 @@ from asyncdiff.trace import Leaf, ModuleCall, Trace, ValueId
 # call runs on every device with the current values: sending its output would cost more.
 REPLICATED_COST_SHARE = 0.003
 
-# One that gives a vector for each picture (the time's embedding, say) may cost more: all that comes after it depends on it,
+# One that gives a vector for each picture (the time embedding, say) may cost more: all that follows depends on it,
 # and computed anew it is exact, where sent it would be of the round before.
 REPLICATED_COST_SHARE_OF_VECTORS = 0.01
 
