@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncdiff import ConfigurationError, Method
-from asyncdiff.forecast import best_factors, forecast, step_ratio
+from asyncdiff.forecast import best_factors, divided_differences, forecast, step_ratio
 
 LINEAR = Method("linear", residual=False, fresh_sum=False)
 FITTED = Method(residual=False, fresh_sum=False)
@@ -103,7 +103,7 @@ def test_factors_are_those_of_ridge_regression() -> None:
     def terms(first: int, target: float) -> list[Tensor]:
         return [through(degree + 1, first, target) - through(degree, first, target) for degree in (1, 2, 3)]
 
-    found = best_factors(versions, times, 3)
+    found = best_factors(divided_differences(versions, times, 3), times)
     for member in range(2):
         rows, sides, squares = [], [], torch.zeros(3, dtype=torch.float64)
         for forecasts, weight in ((0, 1.0), (1, 0.5)):

@@ -23,8 +23,13 @@ class Store:
 
     @property
     def records(self) -> list[Record]:
-        """All of them, in the order in which they were measured first."""
-        return list(self._records.values())
+        """Each point's, that with the most pictures, in the order in which they were measured first."""
+        most: dict[Setting, Record] = {}
+        for setting, record in self._records.items():
+            known = most.setdefault(setting.regardless_of_prompts, record)
+            if known.setting.prompts < setting.prompts:
+                most[setting.regardless_of_prompts] = record
+        return list(most.values())
 
     def add(self, record: Record) -> None:
         """Keep a record, on disk too."""
@@ -44,8 +49,7 @@ class Store:
     def find(self, setting: Setting) -> Record | None:
         """A point's record, that with the most pictures if there are several."""
         wanted = setting.regardless_of_prompts
-        found = [record for known, record in self._records.items() if known.regardless_of_prompts == wanted]
-        return max(found, key=lambda record: record.setting.prompts, default=None)
+        return next((record for record in self.records if record.setting.regardless_of_prompts == wanted), None)
 
     def _path(self, model: str) -> Path:
         return self._folder / f"{model}.jsonl"

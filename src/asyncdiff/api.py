@@ -8,10 +8,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from asyncdiff import distributed
 from asyncdiff.attachment import Attachment, Settings
+from asyncdiff.batch import batch_size
 from asyncdiff.call import CallForm
 from asyncdiff.choice import choose_groups
 from asyncdiff.clock import Clock, find_schedulers
@@ -28,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 Split = Sequence[Sequence[str]]
 
-_COOLDOWN = 2  # where the method forecasts
 _DEVICES_OF_PREVIEW = 2  # that one process computes for, where nothing is said
 
 
@@ -110,7 +110,7 @@ class AsyncDiff:
             warmup,
             time_shift,
             1 if bridge is None else bridge,
-            (_COOLDOWN if chosen.versions > 1 else 0) if cooldown is None else cooldown,
+            chosen.cooldown if cooldown is None else cooldown,
             resync_every,
             guarded=max_error is not None,
         )
@@ -245,7 +245,8 @@ class AsyncDiff:
         """Share the devices out among groups and components, by the first call of a generation."""
         if self._kind is not None and self._attachment is not None and not self._attachment.is_shared:
             self._not_shared.add(self._kind)
-        self._kind = _batch_size(self._denoisers[name], args, kwargs), _has_branches(self._pipe)
+        main = CallForm(self._denoisers[name]).main(args, kwargs)
+        self._kind = batch_size(main), _has_branches(self._pipe)
         groups = 1
         if self._kind not in self._not_shared:
             groups = choose_groups(self._world_size, self._schedule.stride, *self._kind)
@@ -278,9 +279,9 @@ class AsyncDiff:
 
     def _warn_if_never_in_step(self, generation: int) -> None:
         """Whether all steps of a generation were computed in full, although the warm-up was over."""
-        reports = () if self._attachment is None else self._attachment.reports()
-        reasons = {reason for report in reports for reason in report.counts.full}
-        if reasons - {WARM_UP, RESYNC, GUARD} and not any(report.counts.rounds for report in reports):
+        counts = [] if self._attachment is None else self._attachment.counts
+        reasons = {reason for count in counts for reason in count.full}
+        if reasons - {WARM_UP, RESYNC, GUARD} and not any(count.rounds for count in counts):
             self._warn(
                 generation,
                 "asyncdiff accelerated nothing in this generation: no step was a parallel round, because the calls of "
@@ -341,13 +342,6 @@ def _check_attached(name: str, denoiser: nn.Module, used: Any) -> None:
             "so that it would run on one device; call disable(), and attach again (compile parts of it, if at all: "
             f"pipe.{name}.compile_repeated_blocks())"
         )
-
-
-def _batch_size(denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    main = CallForm(denoiser).main(args, kwargs)
-    if isinstance(main, Tensor):
-        return main.shape[0] if main.ndim else 1
-    return len(main) if isinstance(main, list) else 1
 
 
 def _has_branches(pipe: Any) -> bool:

@@ -15,7 +15,7 @@ from asyncdiff.guidance import Guidance
 from asyncdiff.hooks import Forward
 from asyncdiff.mesh import Mesh
 from asyncdiff.method import Method
-from asyncdiff.report import DenoiserReport
+from asyncdiff.report import Counts, DenoiserReport
 from asyncdiff.runtime import DenoiserRuntime
 from asyncdiff.schedule import Schedule
 
@@ -50,7 +50,6 @@ class Attachment:
         self, denoisers: Mapping[str, nn.Module], settings: Settings, schedule: Schedule, mesh: Mesh, clock: Clock
     ) -> None:
         self.mesh = mesh
-        self.schedule = schedule
         self._exchange, self._axis = _open_exchanges(settings, mesh)
         self._runtimes: dict[str, DenoiserRuntime] = {}
         self._guidances: list[Guidance] = []
@@ -96,6 +95,11 @@ class Attachment:
     def denoise(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call of a denoiser."""
         return self._runtimes[name].denoise(forward, args, kwargs)
+
+    @property
+    def counts(self) -> list[Counts]:
+        """What each denoiser's group of ranks did in this generation so far."""
+        return [runtime.counts for runtime in self._runtimes.values()]
 
     def begin_generation(self) -> None:
         """Count anew."""

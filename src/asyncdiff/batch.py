@@ -64,6 +64,13 @@ class BatchRule:
         return not tensors or (self.by_items and any(_ratio(tensor, self.batch) != 1 for tensor in tensors))
 
 
+def batch_size(main: Any) -> int:
+    """How large the batch of a call is, by its main argument: a tensor, or a list with an item for each member."""
+    if isinstance(main, Tensor):
+        return main.shape[0] if main.ndim else 1
+    return len(main) if isinstance(main, list) else 1
+
+
 def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
     """The rules by which a call may be divided into equal parts, the most probable first; none if it cannot be.
 
@@ -76,7 +83,7 @@ def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
         parts: how many.
     """
     by_items = isinstance(main, list)
-    batch = len(main) if by_items else main.shape[0] if isinstance(main, Tensor) and main.ndim else 0
+    batch = batch_size(main)
     if batch < 2 or batch % parts:
         return ()
     tensors = tensors_of(arguments)

@@ -110,7 +110,7 @@ class Setting:
         """Steps of a picture that is drawn before any is timed; None for as many as the others."""
         if self.target_speedup is not None:
             return None
-        return rehearsal_steps(self.warmup, self.stride, self.bridge or 1, self.cooldown)
+        return rehearsal_steps(self.method, self.warmup, self.stride, self.bridge or 1, self.cooldown)
 
 
 def parse_setting(text: str, base: Setting) -> Setting:

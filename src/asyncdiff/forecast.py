@@ -54,38 +54,55 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
     if method.forecast == "linear" or order == 0:
         damping = method.damping if method.forecast == "linear" else 1.0
         return torch.add(newest, newest - versions[1], alpha=damping * ratio)
-    terms = _terms(versions, times, target, order)
-    factors = best_factors(versions, times, order).to(newest.dtype)
-    for number, term in enumerate(terms):
+    differences = divided_differences(versions, times, order)
+    factors = best_factors(differences, times).to(newest.dtype)
+    for number, term in enumerate(_terms(differences, times, 0, target)):
         newest = torch.addcmul(newest, term, factors[number])
     return newest
 
 
-def best_factors(versions: Sequence[Tensor], times: Sequence[float], order: int) -> Tensor:
+def by_member(tensor: Tensor) -> Tensor:
+    """A row for every member of the batch, the first axis of what has three or more; one row for what has fewer."""
+    return tensor.float().reshape(len(tensor) if tensor.ndim >= 3 else 1, -1)
+
+
+def divided_differences(versions: Sequence[Tensor], times: Sequence[float], order: int) -> list[list[Tensor]]:
+    """Newton's table: the versions themselves, then their divided differences, degree by degree up to `order`."""
+    table = [list(versions)]
+    for degree in range(1, order + 1):
+        above = table[-1]
+        table.append(
+            [
+                (above[number] - above[number + 1]) / (times[number] - times[number + degree])
+                for number in range(len(above) - 1)
+            ]
+        )
+    return table
+
+
+def best_factors(differences: Sequence[Sequence[Tensor]], times: Sequence[float]) -> Tensor:
     """The factors with which the newest versions would have been forecast best from those before them.
 
-    Least squares over the last forecasts, the newest weighing most, for every member of the batch on its own (the
-    first axis of what has three or more): a picture must not depend on the pictures beside it. A little is added to
-    the diagonal, which pulls the factors to those of the parabola through the last versions: where the versions say
-    nothing of a factor, that is what it is.
+    Least squares over the last forecasts, the newest weighing most, for every member of the batch on its own: a picture
+    must not depend on the pictures beside it. A little is added to the diagonal, which pulls the factors to those of
+    the parabola through the last versions: where the versions say nothing of a factor, that is what it is.
 
     Args:
-        versions: newest first, at least `order` + 2.
-        times: their places in the scheduler's own time.
-        order: how many factors.
+        differences: of the versions, newest first, two more than the order; there are as many factors as that.
+        times: the versions' places in the scheduler's own time.
 
     Returns:
         Shape (order, …), each of which broadcasts against the versions.
     """
+    versions, order = differences[0], len(differences) - 1
     shape = versions[0].shape
     members = shape[:1] if len(shape) >= 3 else ()
     rows, device = members[0] if members else 1, versions[0].device
     products, goals = torch.zeros(rows, order, order, device=device), torch.zeros(rows, order, device=device)
     weight = 1.0
     for number in range(min(_FORECASTS, len(versions) - order - 1)):
-        terms = _terms(versions[number + 1 :], times[number + 1 :], times[number], order)
-        happened = (versions[number] - versions[number + 1]).float().reshape(rows, -1)
-        flat = torch.stack([term.float().reshape(rows, -1) for term in terms], dim=1)
+        flat = torch.stack([by_member(term) for term in _terms(differences, times, number + 1, times[number])], dim=1)
+        happened = by_member(versions[number] - versions[number + 1])
         products += weight * flat @ flat.mT
         goals += weight * (flat @ happened.unsqueeze(-1)).squeeze(-1)
         weight *= _WEIGHT_OF_EARLIER
@@ -107,14 +124,10 @@ def _order(versions: Sequence[Tensor], times: Sequence[float]) -> int:
     return min(_ORDER, len(versions) - 2) if different else 0
 
 
-def _terms(versions: Sequence[Tensor], times: Sequence[float], target: float, order: int) -> list[Tensor]:
-    """What the polynomial through `order` + 1 versions adds at `target` to the newest, degree by degree (Newton)."""
-    column, terms, product = list(versions[: order + 1]), [], 1.0
-    for degree in range(1, order + 1):
-        column = [
-            (column[number] - column[number + 1]) / (times[number] - times[number + degree])
-            for number in range(len(column) - 1)
-        ]
-        product *= target - times[degree - 1]
-        terms.append(column[0] * product)
+def _terms(differences: Sequence[Sequence[Tensor]], times: Sequence[float], first: int, target: float) -> list[Tensor]:
+    """What the polynomial through the versions from `first` on adds to that one at `target`, degree by degree."""
+    terms, product = [], 1.0
+    for degree in range(1, len(differences)):
+        product *= target - times[first + degree - 1]
+        terms.append(differences[degree][first] * product)
     return terms

@@ -125,7 +125,7 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
 
 def _most_replicated(call: ModuleCall) -> float:
     """The share of a call up to which a unit runs on every device whoever reads it."""
-    is_vector = all(leaf.shape is None or len(leaf.shape) < 3 for leaf in call.outputs)
+    is_vector = all(len(leaf.shape) < 3 for leaf in call.outputs)
     return REPLICATED_COST_SHARE_OF_VECTORS if is_vector else REPLICATED_COST_SHARE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from asyncdiff.division import Division
-from asyncdiff.forecast import forecast
+from asyncdiff.forecast import by_member, forecast
 from asyncdiff.method import Method
 from asyncdiff.schedule import Version
 from asyncdiff.store import EdgeStore
@@ -48,9 +48,5 @@ def forecast_error(
 
 def _relative_squares(method: Method, tensors: Sequence[Tensor], times: Sequence[float]) -> Tensor:
     """|F − F̂|² / |F|² for every member of the batch, or for the whole of a tensor that has none."""
-    newest = tensors[0].float()
-    expected = forecast(method, tensors[1:], times[1:], times[0]).float()
-    rows = len(newest) if newest.ndim >= 3 else 1
-    error = (newest - expected).reshape(rows, -1).square().sum(dim=1)
-    size = newest.reshape(rows, -1).square().sum(dim=1)
-    return error / size.clamp_min(1e-30)
+    newest, expected = by_member(tensors[0]), by_member(forecast(method, tensors[1:], times[1:], times[0]))
+    return (newest - expected).square().sum(dim=1) / newest.square().sum(dim=1).clamp_min(1e-30)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from asyncdiff.batch import BatchRule, batch_rules, has_form_of_part, is_same_but_for_rounding, join
+from asyncdiff.batch import BatchRule, batch_rules, batch_size, has_form_of_part, is_same_but_for_rounding, join
 from asyncdiff.call import CallForm, digest, own_containers
 from asyncdiff.clock import Clock
 from asyncdiff.deferred import Settlement, deferred
@@ -127,7 +127,7 @@ class Guidance:
             stream, is_new = self.streams.of_call(whole, self._clock.steps, self._clock.course)
             if is_new:
                 self._belongings.append(self._belonging(stream))
-            if is_new or self._runtime.is_checked_again(stream):
+            if is_new or self._runtime.is_checked_again(stream.index):
                 self._axis.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self._runtime.name!r}")
             key = self._runtime.kind_of_call(whole)
             if key not in self._kinds:
@@ -182,8 +182,7 @@ class Guidance:
         leaves, structure = tree_flatten(whole)
         main = self._form.main(args, kwargs)
         rules = batch_rules(main, (args, kwargs), self._groups)
-        size = len(main) if isinstance(main, list) else main.shape[0] if isinstance(main, Tensor) and main.ndim else 1
-        reason = f"a batch of {size} cannot be divided by {self._groups}, and a step has no other call"
+        reason = f"a batch of {batch_size(main)} cannot be divided by {self._groups}, and a step has no other call"
         found = None
         for number, rule in enumerate(rules):
             failure = self._try(rule, whole, forward, args, kwargs)

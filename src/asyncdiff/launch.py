@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from asyncdiff.api import AsyncDiff
 from asyncdiff.demo import load_demo
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.method import method_of
 from asyncdiff.report import Report
 
 DEMO_MODELS = ("demo-unet", "demo-dit")
@@ -35,7 +36,6 @@ _Result = TypeVar("_Result")
 
 _MONITOR_INTERVAL = 0.1
 _SECONDS_TO_SHUT_DOWN = 5
-_DEFAULT_COOLDOWN = 2  # at most
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Job:
         # A division is made for a number of steps where a speed-up is aimed at.
         if self.is_ordinary or self.target_speedup is not None:
             return self.steps
-        return min(self.steps, rehearsal_steps(self.warmup, self.stride, self.bridge or 1, self.cooldown))
+        return min(self.steps, rehearsal_steps(self.method, self.warmup, self.stride, self.bridge or 1, self.cooldown))
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class WorkerFailedError(Exception):
         self.was_interrupted = exit_code == -signal.SIGINT
 
 
-def rehearsal_steps(warmup: int, stride: int, bridge: int, cooldown: int | None) -> int:
+def rehearsal_steps(method: str, warmup: int, stride: int, bridge: int, cooldown: int | None) -> int:
     """So many that there are two rounds of every kind between the steps at the beginning and those at the end."""
-    return warmup + 2 * stride * bridge + (_DEFAULT_COOLDOWN if cooldown is None else cooldown)
+    return warmup + 2 * stride * bridge + (method_of(method).cooldown if cooldown is None else cooldown)
 
 
 def launch(job: Job) -> Outcome:

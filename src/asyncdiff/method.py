@@ -46,6 +46,11 @@ class Method:
         """How many versions of a tensor it looks at."""
         return _VERSIONS[self.forecast]
 
+    @property
+    def cooldown(self) -> int:
+        """How many steps at the end are best computed in full: the last step of many schedules has no length."""
+        return 2 if self.versions > 1 else 0
+
 
 PAPER = Method("reuse", residual=False, fresh_sum=False)
 """The recurrence of the paper."""

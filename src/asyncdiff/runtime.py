@@ -227,13 +227,13 @@ class DenoiserRuntime:
         self._lane = lane
         return self._finish(prospect, within, forward, args, kwargs)
 
-    def is_checked_again(self, stream: Stream) -> bool:
+    def is_checked_again(self, index: int) -> bool:
         """Whether the inputs of a stream's step are compared with the other ranks', as those of its first are.
 
         They are after the first round: by then, ranks would have drifted apart that read what a round does not give to
         all, like a unit's inner state.
         """
-        return stream.index == self._schedule.warmup + self._schedule.stride
+        return index == self._schedule.warmup + self._schedule.stride
 
     def agree(self, mine: bool, what: str) -> bool:
         """Whether all ranks of the group say so."""
@@ -252,7 +252,7 @@ class DenoiserRuntime:
         """Find a call's stream; compare with the other ranks what has to be the same on all."""
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
         try:
-            if is_new or self.is_checked_again(stream):
+            if is_new or self.is_checked_again(stream.index):
                 self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
             if is_new:
                 stream.division = self._known_division(stream)
@@ -334,8 +334,12 @@ class DenoiserRuntime:
 
     def _known_division(self, stream: Stream) -> Division | None:
         """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
-        known = self._divisions.get((self._module_structure, stream.arguments.signature, self._goal()), {})
+        known = self._divisions_for(stream)
         return known.get((self._lane, stream.place), next(iter(known.values()), None))
+
+    def _divisions_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
+        """Those made for calls like a stream's, by lane and place."""
+        return self._divisions.setdefault((self._module_structure, stream.arguments.signature, self._goal()), {})
 
     def _goal(self) -> Goal | None:
         steps = len(self._clock.course.timesteps)
@@ -349,8 +353,7 @@ class DenoiserRuntime:
         goal = self._goal()
         division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method, goal)
         stream.division = division
-        known = self._divisions.setdefault((self._module_structure, stream.arguments.signature, goal), {})
-        known[self._lane, stream.place] = division
+        self._divisions_for(stream)[self._lane, stream.place] = division
         reached = 0.0 if goal is None else division.modelled_speedup(goal.steps)
         if goal is not None and reached < goal.speedup:
             logger.warning(

@@ -161,9 +161,9 @@ class Schedule:
             return Step(index, StepKind.BRIDGED, index, self._completed_later(index, place, last, inserted))
         return Step(index, StepKind.STORED, index)
 
-    def steps(self, count: int, inserted: Collection[int] = ()) -> tuple[Step, ...]:
+    def steps(self, count: int) -> tuple[Step, ...]:
         """All steps of a generation of `count` steps."""
-        return tuple(self.step(index, count - 1, inserted) for index in range(count))
+        return tuple(self.step(index, count - 1) for index in range(count))
 
     def judged(self, index: int, last: int | None = None, inserted: Collection[int] = ()) -> tuple[Version, ...]:
         """The versions by which it is judged, before a step, whether it can do without the ordinary denoiser.
@@ -279,12 +279,7 @@ def fast_enough(
     schedule: Schedule, steps: int, target: float, largest_share: float, end_share: float = 0.0
 ) -> Schedule:
     """The same schedule with the smallest `bridge` whose modelled speed-up reaches the target, or else the fastest."""
-    fastest = schedule
-    for bridge in range(1, _LONGEST_BRIDGE + 1):
-        candidate = replace(schedule, bridge=bridge)
-        reached = speedup(candidate, steps, largest_share, end_share)
-        if reached >= target:
-            return candidate
-        if reached > speedup(fastest, steps, largest_share, end_share):
-            fastest = candidate
-    return fastest
+    candidates = [replace(schedule, bridge=bridge) for bridge in range(1, _LONGEST_BRIDGE + 1)]
+    speedups = [speedup(candidate, steps, largest_share, end_share) for candidate in candidates]
+    reaching = (candidate for candidate, reached in zip(candidates, speedups, strict=True) if reached >= target)
+    return next(reaching, candidates[speedups.index(max(speedups))])
