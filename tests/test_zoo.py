@@ -231,8 +231,8 @@ def test_older_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_label_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Schedule.step
 
-    def step(self: Schedule, index: int, last: int | None = None) -> Step:
-        found = plain(self, index, last)
+    def step(self: Schedule, index: int, *given: Any) -> Step:
+        found = plain(self, index, *given)
         return dataclasses.replace(found, tasks=tuple(dataclasses.replace(task, label=index) for task in found.tasks))
 
     monkeypatch.setattr(Schedule, "step", step)
