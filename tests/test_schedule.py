@@ -86,3 +86,29 @@ def test_bad_numbers(name: str, bad: object) -> None:
     numbers = {"components": 2, "stride": 1, "warmup": 3, name: bad}
     with pytest.raises(ConfigurationError, match=f"{name} must be a whole number of at least 1"):
         Schedule(**numbers)  # type: ignore[arg-type]
+
+
+def _kinds(schedule: Schedule, count: int, inserted: dict[int, StepKind] | None = None) -> str:
+    return "".join(schedule.step(index, count - 1, inserted or {}).kind.value[0] for index in range(count))
+
+
+def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
+    assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 12) == "fffrbrbrrrff"
+    assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 13) == "fffrbrbrbrrff"
+    assert _kinds(Schedule(2, 1, 3, bridge=4, cooldown=1), 12) == "fffrbbbrbrrf"
+    # A round yields two predictions: one that would begin where the cool-down does is none.
+    assert _kinds(Schedule(2, 2, 3, bridge=2, cooldown=2), 13) == "fffrsbbrsrsff"
+
+
+def test_a_bridged_step_becomes_a_round_and_a_round_a_full_step() -> None:
+    schedule = Schedule(2, 1, 3, bridge=3, versions=2)
+    assert _kinds(schedule, 14) == "fffrbbrbbrbbrr"
+    assert schedule.remedy(4, 13) is StepKind.ROUND
+    assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrbrbbrbbrr"
+    assert [version.step for version in schedule.step(6, 13, {4: StepKind.ROUND}).tasks[0].reads] == [4, 3]
+    assert schedule.remedy(6, 13) is StepKind.FULL
+    assert _kinds(schedule, 14, {6: StepKind.FULL}) == "fffrbbfrbbrbrr"
+    strides = Schedule(2, 2, 3, bridge=2)
+    assert _kinds(strides, 14) == "fffrsbbrsbbrsr"
+    assert strides.remedy(5, 13) is StepKind.ROUND and strides.remedy(6, 13) is StepKind.FULL
+    assert _kinds(strides, 14, {5: StepKind.ROUND}) == "fffrsrsrsbbrsr"

@@ -41,8 +41,8 @@ METHODS = (
 
 # The base point is drawn with all prompts, the others with a part of them.
 SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 8}
-GUARDS = (0.05, 0.1, 0.2, 0.4)  # max_error
-GUARD = 0.1  # of the guarded point that the claim is about
+GUARDS = (0.03, 0.05, 0.1, 0.2)  # max_error
+GUARD = 0.05  # of the guarded point that the claim is about
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Setting:
         warmup: w, ordinary steps at first.
         bridge: of so many steps after the warm-up one is a round.
         target_speedup: the modelled speed-up for which steps are bridged.
-        max_error: how far forecasts may be off before a step is computed in full.
+        max_error: how far forecasts may be off before more is computed.
         cooldown: ordinary steps at the end.
         resync_every: of so many steps after the warm-up one is an ordinary one.
         guidance_devices: groups of devices that share the guidance branches.

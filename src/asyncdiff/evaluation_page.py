@@ -98,7 +98,7 @@ def describe(setting: Setting) -> str:
     if setting.target_speedup is not None:
         words.append(f"bridged to {setting.target_speedup:g} times the speed")
     if setting.max_error is not None:
-        words.append(f"in full where forecasts are off by more than {setting.max_error:g}")
+        words.append(f"more computed where forecasts are off by more than {setting.max_error:g}")
     if setting.cooldown is not None:
         words.append(f"{setting.cooldown} cool-down step{'s' * (setting.cooldown != 1)}")
     if setting.resync_every is not None:

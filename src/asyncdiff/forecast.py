@@ -7,6 +7,7 @@ from torch import Tensor
 
 from asyncdiff.method import Method
 
+_FARTHEST = 1.5  # step ratio up to which more than a line is trusted
 _ORDER = 3  # of the polynomial whose terms are weighted
 _FORECASTS = 2  # that the factors are fitted to
 _WEIGHT_OF_EARLIER = 0.5
@@ -35,8 +36,8 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
 
     "linear" is F + α·r·(F − F'). "fitted" is F + Σ cᵢ·pᵢ, where F + Σ pᵢ is the polynomial through the versions, in
     Newton's form, and the factors cᵢ are those with which the newest versions would have been forecast best from those
-    before them. Exact where the tensor is a linear function of the time and α is 1, however uneven the steps are.
-    Between versions both are the line through them.
+    before them; far beyond the last step between versions it is the line. Exact where the tensor is a linear function
+    of the time and α is 1, however uneven the steps are. Between versions both are the line through them.
 
     Args:
         method: how to forecast.
@@ -50,7 +51,7 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
         return newest
     if ratio < 0:
         return torch.add(newest, newest - versions[1], alpha=ratio)
-    order = _order(versions, times)
+    order = _order(versions, times) if ratio <= _FARTHEST else 0
     if method.forecast == "linear" or order == 0:
         damping = method.damping if method.forecast == "linear" else 1.0
         return torch.add(newest, newest - versions[1], alpha=damping * ratio)

@@ -3,6 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+from asyncdiff.schedule import StepKind
+
 # Why a step is computed in full that the schedule, or the user's bound, wants so.
 WARM_UP = "warm-up"
 RESYNC = "resync or cool-down"
@@ -16,7 +18,7 @@ class Counts:
     Attributes:
         full: ordinary calls by reason.
         rounds, bridged, stored: the other calls.
-        inserted: the steps that were computed in full because forecasts were too far off.
+        inserted: the steps that were computed as rounds, or in full, because forecasts were too far off.
         largest_error: how far they were off at most on this rank, if that was judged.
         cost: what all calls took in the model, in ordinary calls.
         units_run, units_skipped: calls of units in rounds and bridged steps.
@@ -26,7 +28,7 @@ class Counts:
     rounds: int = 0
     bridged: int = 0
     stored: int = 0
-    inserted: list[int] = field(default_factory=list)
+    inserted: dict[int, StepKind] = field(default_factory=dict)
     largest_error: float = 0.0
     cost: float = 0.0
     units_run: int = 0
@@ -129,9 +131,7 @@ class DenoiserReport:
             f"unit calls run in rounds {counts.units_run}, skipped {counts.units_skipped}",
         ]
         if counts.largest_error:
-            steps = ", ".join(map(str, counts.inserted))
-            in_full = f"; in full for that reason: step {steps}" if steps else ""
-            lines.append(f"  forecasts were off by at most {counts.largest_error:.3g}{in_full}")
+            lines.append(f"  forecasts were off by at most {counts.largest_error:.3g}{_inserted(counts)}")
         if self.guidance.groups > 1:
             lines.append(str(self.guidance))
         for number, units in enumerate(self.components):
@@ -145,6 +145,14 @@ class DenoiserReport:
             f"modelled speed-up of this loop without communication {self.modelled_speedup:.2f}x"
         )
         return "\n".join(lines)
+
+
+def _inserted(counts: Counts) -> str:
+    """Which steps were computed because forecasts were too far off."""
+    ways = {StepKind.ROUND: "as rounds", StepKind.FULL: "in full"}
+    steps = {way: ", ".join(str(at) for at, kind in counts.inserted.items() if kind is way) for way in ways}
+    parts = [f"{ways[way]}: step {numbers}" for way, numbers in steps.items() if numbers]
+    return f"; for that reason {'; '.join(parts)}" if parts else ""
 
 
 @dataclass(frozen=True)

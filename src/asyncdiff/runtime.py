@@ -89,7 +89,7 @@ class DenoiserRuntime:
 
         Args:
             target_speedup: how fast the group is to be; steps are bridged until it is.
-            max_error: how far forecasts may be off before a step is computed in full.
+            max_error: how far forecasts may be off before more is computed.
             lanes: how many groups of ranks compute in this process, each with calls of its own.
         """
         self.name = name
@@ -140,7 +140,7 @@ class DenoiserRuntime:
 
     def report(self) -> DenoiserReport:
         """What this generation did so far."""
-        counts = replace(self.counts, full=self.counts.full.copy(), inserted=[*self.counts.inserted])
+        counts = replace(self.counts, full=self.counts.full.copy(), inserted=self.counts.inserted.copy())
         division = self._current
         guidance = GuidanceCounts() if self.outer is None else replace(self.outer.counts)
         if division is None:
@@ -284,8 +284,9 @@ class DenoiserRuntime:
         """The prediction of a call, or of a part of one, by the schedule."""
         stream, schedule = prospect.stream, prospect.schedule
         if not within:
-            stream.inserted.add(stream.index)
-            self.counts.inserted.append(stream.index)
+            remedy = schedule.remedy(stream.index, stream.last(), stream.inserted)
+            stream.inserted[stream.index] = remedy
+            self.counts.inserted[stream.index] = remedy
         step = schedule.step(stream.index, stream.last(), stream.inserted)
         begin = time.perf_counter()
         try:

@@ -3,15 +3,19 @@
 Paper: section 3.2 (asynchronous denoising) and section 3.3 (stride denoising).
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from asyncdiff.errors import ConfigurationError
 
 # Of so many steps at least one is computed, whatever speed is aimed at: forecasts from farther away are worth nothing.
 _LONGEST_BRIDGE = 8
+
+# Steps before the cool-down that are not bridged: what they are off by is not corrected any more (docs/quality.md).
+_NOT_BRIDGED = 2
 
 
 class StepKind(Enum):
@@ -55,6 +59,9 @@ class Task:
     feeds: bool = False
 
 
+_NONE: Mapping[int, StepKind] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Step:
     """One denoising step.
@@ -84,7 +91,8 @@ class Schedule:
         stride: S, how many predictions a round yields.
         warmup: w, how many steps the ordinary denoiser computes at first.
         time_shift: after the warm-up, give every task the label of the step before.
-        bridge: k, of how many predictions' worth of rounds one is computed; the others are forecast.
+        bridge: k, of how many predictions' worth of rounds one is computed; the others are forecast, but for those
+            right before the cool-down.
         cooldown: how many steps the ordinary denoiser computes at the end, where the last step is known.
         resync_every: after the warm-up, every so manieth step is computed in full; None for never.
         versions: how many versions of what others have made a task reads, where there are as many.
@@ -139,33 +147,35 @@ class Schedule:
         """The component that a rank computes; helper ranks compute the predictor's."""
         return rank if rank < self.components else self._predictor
 
-    def step(self, index: int, last: int | None = None, inserted: Collection[int] = ()) -> Step:
+    def step(self, index: int, last: int | None = None, inserted: Mapping[int, StepKind] = _NONE) -> Step:
         """The step `index`.
 
         Args:
             index: 0 is the first.
             last: the index of the generation's last step, where it is known.
-            inserted: steps after the warm-up that are computed in full, besides those of `resync_every`.
+            inserted: steps that `remedy` has changed, and into what.
         """
         if self._is_full(index, last, inserted):
             return Step(index, StepKind.FULL, index, keeps=index >= self.first_kept)
         start = self._first_round_since(index, last, inserted)
-        place = (index - start) % (self.stride * self.bridge)
         if index < start:
             return Step(index, StepKind.STORED, self.warmup - 1)
-        if place == 0:
-            return Step(index, StepKind.ROUND, index, self._round(index, last, inserted))
-        if place >= self.stride:
+        behind = self._behind_round(index, start, last, inserted)
+        if behind is None:
             return Step(index, StepKind.BRIDGED, index, self._bridged(index, last, inserted))
+        if behind == 0:
+            return Step(index, StepKind.ROUND, index, self._round(index, last, inserted))
         if self.fresh_sum:
-            return Step(index, StepKind.BRIDGED, index, self._completed_later(index, place, last, inserted))
+            return Step(index, StepKind.BRIDGED, index, self._completed_later(index, behind, last, inserted))
         return Step(index, StepKind.STORED, index)
 
     def steps(self, count: int) -> tuple[Step, ...]:
         """All steps of a generation of `count` steps."""
         return tuple(self.step(index, count - 1) for index in range(count))
 
-    def judged(self, index: int, last: int | None = None, inserted: Collection[int] = ()) -> tuple[Version, ...]:
+    def judged(
+        self, index: int, last: int | None = None, inserted: Mapping[int, StepKind] = _NONE
+    ) -> tuple[Version, ...]:
         """The versions by which it is judged, before a step, whether it can do without the ordinary denoiser.
 
         Newest first: how far is the first one from what the others let expect? None where there is nothing to judge:
@@ -175,29 +185,47 @@ class Schedule:
             return ()
         return self._history(index, last, inserted, self.kept_versions)
 
+    def remedy(self, index: int, last: int | None = None, inserted: Mapping[int, StepKind] = _NONE) -> StepKind:
+        """What a step becomes when forecasts are too far off for what it would be.
+
+        A round in place of forecasts alone, which costs little and makes the next forecasts shorter; else in full.
+        """
+        start = self._first_round_since(index, last, inserted)
+        begins_later_prediction = (index - start) % self.stride == 0
+        is_bridged = index >= start and self._behind_round(index, start, last, inserted) is None
+        return StepKind.ROUND if is_bridged and begins_later_prediction else StepKind.FULL
+
     @property
     def _predictor(self) -> int:
         return self.components - 1 if self.predictor is None else self.predictor
 
-    def _is_full(self, index: int, last: int | None, inserted: Collection[int]) -> bool:
+    def _is_full(self, index: int, last: int | None, inserted: Mapping[int, StepKind]) -> bool:
         since = index - self.warmup
         is_due = self.resync_every is not None and since % self.resync_every == self.resync_every - 1
         is_at_end = last is not None and index > last - self.cooldown
-        return since < 0 or is_due or is_at_end or index in inserted
+        return since < 0 or is_due or is_at_end or inserted.get(index) is StepKind.FULL
 
-    def _first_round_since(self, index: int, last: int | None, inserted: Collection[int]) -> int:
+    def _first_round_since(self, index: int, last: int | None, inserted: Mapping[int, StepKind]) -> int:
         """Where the rounds that a step belongs to begin: after the last full step, in the warm-up's case in line."""
         begin = index
         while begin > self.warmup and not self._is_full(begin - 1, last, inserted):
             begin -= 1
         return begin if begin > self.warmup else begin + (1 - begin) % self.stride
 
-    def _is_round(self, index: int, last: int | None, inserted: Collection[int]) -> bool:
-        since = index - self._first_round_since(index, last, inserted)
-        return since >= 0 and since % (self.stride * self.bridge) == 0
+    def _is_round(self, index: int, last: int | None, inserted: Mapping[int, StepKind]) -> bool:
+        start = self._first_round_since(index, last, inserted)
+        return index >= start and self._behind_round(index, start, last, inserted) == 0
+
+    def _behind_round(self, index: int, start: int, last: int | None, inserted: Mapping[int, StepKind]) -> int | None:
+        """How many steps ago the round was that a step's prediction is from; None where it is from none."""
+        place = (index - start) % (self.stride * self.bridge)
+        behind = place % self.stride
+        is_near_end = last is not None and index - behind > last - self.cooldown - _NOT_BRIDGED
+        is_inserted = inserted.get(index - behind) is StepKind.ROUND
+        return behind if place < self.stride or is_near_end or is_inserted else None
 
     def _history(
-        self, index: int, last: int | None, inserted: Collection[int], most: int | None = None
+        self, index: int, last: int | None, inserted: Mapping[int, StepKind], most: int | None = None
     ) -> tuple[Version, ...]:
         """The newest versions that there are at a step, those that it makes itself left out."""
         found: list[Version] = []
@@ -214,7 +242,7 @@ class Schedule:
         clamped = step if last is None else min(step, last)
         return clamped - 1 if self.time_shift else clamped
 
-    def _round(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+    def _round(self, index: int, last: int | None, inserted: Mapping[int, StepKind]) -> tuple[Task, ...]:
         reads = self._history(index, last, inserted)
         ahead = self.stride - 1
         completes = self._history(index + 1, last, inserted) if self.fresh_sum else ()
@@ -245,14 +273,16 @@ class Schedule:
         ]
         return tuple(tasks)
 
-    def _completed_later(self, index: int, place: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+    def _completed_later(
+        self, index: int, behind: int, last: int | None, inserted: Mapping[int, StepKind]
+    ) -> tuple[Task, ...]:
         """With a stride, each prediction of a round is completed on its own step's latent."""
-        rank = self._predictor if place == self.stride - 1 else self.components + place
+        rank = self._predictor if behind == self.stride - 1 else self.components + behind
         versions = self._history(index, last, inserted)
         label = self._label(index, last)
         return (Task(rank, label, self._predictor, completes=versions, predicts=index),)
 
-    def _bridged(self, index: int, last: int | None, inserted: Collection[int]) -> tuple[Task, ...]:
+    def _bridged(self, index: int, last: int | None, inserted: Mapping[int, StepKind]) -> tuple[Task, ...]:
         versions = self._history(index, last, inserted)
         return (Task(self._predictor, self._label(index, last), None, completes=versions, predicts=index),)
 

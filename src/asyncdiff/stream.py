@@ -14,6 +14,7 @@ from asyncdiff.division import Division
 from asyncdiff.exchange import Channel
 from asyncdiff.labels import Course, Labels
 from asyncdiff.report import WARM_UP
+from asyncdiff.schedule import StepKind
 
 # Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
 _SMALL = 2**22
@@ -65,7 +66,7 @@ class Stream:
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
         structure: how the leaves make up the denoiser's result.
-        inserted: steps that are computed in full because forecasts were too far off.
+        inserted: steps that are of another kind because forecasts were too far off.
         judged: the newest step of which it was judged how far its forecasts were off.
     """
 
@@ -81,7 +82,7 @@ class Stream:
     channel: Channel | None = None
     predictions: dict[int, list[Any]] = field(default_factory=dict)
     structure: TreeSpec | None = None
-    inserted: set[int] = field(default_factory=set)
+    inserted: dict[int, StepKind] = field(default_factory=dict)
     judged: int = -1
 
     def goes_on_with(self, arguments: Arguments) -> bool:

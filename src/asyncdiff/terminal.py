@@ -63,8 +63,8 @@ TargetSpeedup = Annotated[
 MaxError = Annotated[
     float | None,
     typer.Option(
-        help="The guard: compute a step in full whenever forecasts are off by more than this, relative to their size; "
-        "0.1 for instance."
+        help="The guard: compute more whenever forecasts are off by more than this, relative to their size; "
+        "0.05 for instance."
     ),
 ]
 Cooldown = Annotated[
