@@ -59,6 +59,23 @@ def test_one_process(name: str) -> None:
     assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), sequential)
 
 
+@pytest.mark.parametrize("name", EVERY)
+def test_forecasts(name: str) -> None:
+    """What is forecast is finite and the same in every run; of six steps after the warm-up, the second is bridged."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    steps = tiny.steps + 3
+    sequential = run(pipe, tiny, num_inference_steps=steps)
+    with AsyncDiff(pipe, 3, warmup=3, bridge=2, cooldown=0, executor="local") as async_diff:
+        found = run(pipe, tiny, num_inference_steps=steps)
+        counts = [report.counts for report in async_diff.report().denoisers]
+        assert torch.equal(run(pipe, tiny, num_inference_steps=steps), found)
+    assert all(each.rounds and each.bridged and not each.stored for each in counts)
+    assert torch.isfinite(found).all(), "a placeholder was read"
+    assert not torch.equal(found, sequential)
+    assert torch.equal(run(pipe, tiny, num_inference_steps=steps), sequential)
+
+
 def _check_counts(counts: Counts, lengths: list[tuple[int, int]]) -> None:
     """With three steps of warm-up: a stream's first three calls are computed in full, and no others."""
     in_full = sum(min(3, length) for _, length in lengths)
