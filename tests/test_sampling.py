@@ -23,6 +23,7 @@ from tests.tiny.adapters import PICTURE_WIDTH, build_small_unet, denoiser_of, lo
 from tests.tiny.base import STABLE_DIFFUSION_NOISE, noise, text
 
 STEPS = 8
+STRIDES = (pytest.param(1, marks=pytest.mark.whole), 2)  # what holds for two predictions a round, holds for one
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _put(name: str, family: str) -> Callable[[DiffusionPipeline], None]:
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize(
     ("family", "name"),
     [(family, name) for family, names in SCHEDULERS.items() for name in names]
@@ -209,7 +210,7 @@ def cut_off(family: str, step: int = 4) -> Any:
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("family", ["unet", "sdxl", "sd3"])
 def test_guidance_that_ends_part_way(family: str, stride: int) -> None:
     """The batch is halved then: what goes on has a warm-up of its own."""
@@ -229,7 +230,7 @@ def test_no_guidance(family: str, scale: float) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 def test_guidance_in_two_calls(stride: int) -> None:
     guided, counts = check("flux_true_cfg", stride, 1 + stride)
     assert counts.steps == 2 * STEPS
@@ -239,7 +240,7 @@ def test_guidance_in_two_calls(stride: int) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 def test_a_branch_for_some_of_the_steps(stride: int) -> None:
     """Skip-layer guidance is one call more in each of some steps; it begins late and ends early."""
     skips = {"skip_guidance_layers": [1, 4], "skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.8}
@@ -273,7 +274,7 @@ def test_a_batch_is_its_prompts_one_by_one(family: str) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_the_scale_of_an_adapter_in_a_call(family: str, stride: int) -> None:
     """Where rounds are given another timestep, all else is given as it was."""
@@ -308,7 +309,7 @@ def edit(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[s
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 @pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
 def test_a_callback_that_edits_latents(family: str, stride: int) -> None:
     edited, _ = check(family, stride, 1 + stride, callback_on_step_end=edit)
@@ -322,7 +323,7 @@ def weaken_in_turn(pipe: Any, index: int, timestep: Any, values: dict[str, Any])
 
 
 @ignore_short
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", STRIDES)
 def test_callbacks_that_change_adapters(stride: int) -> None:
     """An adapter that is weaker in every other step; a picture that is shown in the first steps only."""
     # What a callback has left in the pipeline is there in the next call: so the first steps are alike in all calls.

@@ -8,6 +8,8 @@ import matplotlib as mpl
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
+from matplotlib.transforms import BboxBase
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -19,13 +21,16 @@ from benchmarks.quality.settings import Setting, base
 from benchmarks.quality.store import Store
 
 _TITLES: dict[DemoName, str] = {"unet": "demo UNet, DDIM", "dit": "demo DiT, flow matching"}
-_PANEL = (6.4, 4.6)
+_PANEL = (6.4, 5.4)
 _DPI = 110
 
 # Colours that differ for the colour-blind too; a colour is a number of devices.
 _DEVICES = {1: "#777777", 2: "#56b4e9", 3: "#56b4e9", 4: "#0072b2", 8: "#001f4d", 16: "#001f4d"}
 _PAPER = "#d55e00"
 _TAYLORSEER = "#cc79a7"
+
+# Of a point's word, in printer's points from it: the first that is free.
+_PLACES = ((4, 4), (4, -9), (-20, 4), (-20, -9), (4, 12), (4, -17), (-34, 12))
 
 _GRID_PROMPTS = 6
 _ENLARGED = 2
@@ -52,10 +57,13 @@ def _figure(models: Sequence[DemoName], store: Store, panel: Any, path: Path) ->
         panel(axis, store, model)
         axis.set_title(_TITLES[model])
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=8, framealpha=0.8, edgecolor="none")
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, fontsize=8, frameon=False)
         axis.grid(alpha=0.25)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
+    figure.draw_without_rendering()  # lays it out
+    for axis in axes[0]:
+        _spread(axis)
     figure.savefig(path, dpi=_DPI)
     plt.close(figure)
 
@@ -67,7 +75,7 @@ def _error_against_speedup(axis: Axes, store: Store, model: DemoName) -> None:
         for record in store.records
         if (record.setting.model, record.setting.scheduler, record.setting.steps, record.setting.warmup)
         == (model, start.scheduler, start.steps, start.warmup)
-        and record.setting.guidance_scale == start.guidance_scale
+        and (record.setting.guidance_scale, record.setting.batch) == (start.guidance_scale, start.batch)
         and record.setting.max_error is None
     ]
     for devices in (1, 2, 4, 8):
@@ -98,11 +106,23 @@ def _series(axis: Axes, records: list[Record], label: str, **style: Any) -> None
         axis.annotate(
             _short(record.setting),
             (speedup, height),
-            xytext=(4, 4),
+            xytext=_PLACES[0],
             textcoords="offset points",
             fontsize=7,
             color=style["color"],
         )
+
+
+def _spread(axis: Axes) -> None:
+    """Put the words of points that lie close together where they do not cover each other, if there is such a place."""
+    taken: list[BboxBase] = []
+    for word in (text for text in axis.texts if isinstance(text, Annotation)):
+        for place in (*_PLACES, _PLACES[0]):
+            word.set_position(place)
+            box = word.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _frontier(axis: Axes, records: list[Record], color: str) -> None:
