@@ -95,7 +95,8 @@ def _kinds(schedule: Schedule, count: int, inserted: dict[int, StepKind] | None 
 def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
     assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 12) == "fffrbrbrrrff"
     assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 13) == "fffrbrbrbrrff"
-    assert _kinds(Schedule(2, 1, 3, bridge=4, cooldown=1), 12) == "fffrbbbrbrrf"
+    assert _kinds(Schedule(2, 1, 3, bridge=3, cooldown=1), 12) == "fffrbbrbbrrf"
+    assert _kinds(Schedule(2, 1, 3, bridge=4, cooldown=1), 12) == "fffrbbbrbbbf", "long bridges end as they are"
     # A round yields two predictions: one that would begin where the cool-down does is none.
     assert _kinds(Schedule(2, 2, 3, bridge=2, cooldown=2), 13) == "fffrsbbrsrsff"
 

@@ -14,8 +14,10 @@ from asyncdiff.errors import ConfigurationError
 # Of so many steps at least one is computed, whatever speed is aimed at: forecasts from farther away are worth nothing.
 _LONGEST_BRIDGE = 8
 
-# Steps before the cool-down that are not bridged: what they are off by is not corrected any more (docs/quality.md).
+# Steps before the cool-down that are not bridged: what they are off by is not corrected any more. With longer bridges
+# that was measured to gain nothing (docs/quality.md).
 _NOT_BRIDGED = 2
+_SHORT_BRIDGE = 3
 
 
 class StepKind(Enum):
@@ -222,7 +224,8 @@ class Schedule:
         behind = place % self.stride
         is_near_end = last is not None and index - behind > last - self.cooldown - _NOT_BRIDGED
         is_inserted = inserted.get(index - behind) is StepKind.ROUND
-        return behind if place < self.stride or is_near_end or is_inserted else None
+        is_computed = place < self.stride or is_inserted or (is_near_end and self.bridge <= _SHORT_BRIDGE)
+        return behind if is_computed else None
 
     def _history(
         self, index: int, last: int | None, inserted: Mapping[int, StepKind], most: int | None = None
