@@ -46,6 +46,13 @@ LARGE_UNET_TEXT_LENGTH = 77
 # What these denoisers consist of, many times over.
 REPEATED_BLOCKS = {"BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D"}
 
+# Other ways to use two devices, beside the paper's: AsyncDiff's arguments.
+WAYS: dict[str, dict[str, Any]] = {
+    "guidance=2": {"guidance": 2, "components": 1},
+    "components=2": {"components": 2},
+    "components=2 bridge=2": {"components": 2, "bridge": 2},
+}
+
 # A thread that got less of its core than this had to share it.
 BUSY = 0.95
 
@@ -215,6 +222,26 @@ class Breakdown:
 
 
 @dataclass(frozen=True)
+class WayResult:
+    """Another way than the paper's, with generations of the plain pipeline in turn.
+
+    Attributes:
+        arguments: AsyncDiff's.
+        modelled_speedup: of the denoising loop, without communication.
+        ratios: the measured speed-ups.
+        sequential_seconds, asynchronous_seconds: of whole pipeline calls.
+        bytes_sent: in one generation, by both ranks.
+    """
+
+    arguments: dict[str, Any]
+    modelled_speedup: float
+    ratios: tuple[float, ...]
+    sequential_seconds: tuple[float, ...]
+    asynchronous_seconds: tuple[float, ...]
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
 class ModelResult:
     """Everything about one model."""
 
@@ -228,6 +255,7 @@ class ModelResult:
     plan: Plan
     breakdown: Breakdown
     pairs: tuple[Pair, ...]
+    ways: dict[str, WayResult]
 
 
 def demo_unet() -> Subject:
@@ -419,6 +447,28 @@ def measure_model(name: str, settings: Settings) -> ModelResult:
         plan=plan,
         breakdown=break_down(timed, plan, settings, contended, hooks),
         pairs=tuple(timed),
+        ways={way: measure_way(plain, build(), knobs, settings) for way, knobs in WAYS.items()},
+    )
+
+
+def measure_way(plain: Subject, attached: Subject, knobs: dict[str, Any], settings: Settings) -> WayResult:
+    """How fast another way is; both ranks run this."""
+    attached.pipe.set_progress_bar_config(disable=True)
+    with AsyncDiff(attached.pipe, warmup=settings.warmup, executor="distributed", **knobs) as async_diff:
+        generate(attached, CALIBRATION_STEPS)  # records and divides
+        pairs = [
+            Pair(run_sequential(plain, settings.steps), run_asynchronous(attached, async_diff, settings))
+            for _ in range(settings.runs)
+        ]
+        modelled = async_diff.report().denoisers[0].modelled_speedup
+        dist.barrier()
+    return WayResult(
+        arguments=knobs,
+        modelled_speedup=modelled,
+        ratios=tuple(pair.ratio for pair in pairs),
+        sequential_seconds=tuple(pair.sequential.seconds for pair in pairs),
+        asynchronous_seconds=tuple(pair.asynchronous_seconds for pair in pairs),
+        bytes_sent=sum(run.bytes_sent for run in pairs[-1].asynchronous),
     )
 
 
@@ -490,9 +540,10 @@ def save(path: Path, settings: Settings, measured: list[ModelResult]) -> None:
 
 
 def show(measured: list[ModelResult]) -> None:
-    """Print two tables: the speed-ups, and where a round's time goes."""
+    """Print three tables: the speed-ups, those of other ways, and where a round's time goes."""
     console = Console(width=max(Console().width, 130))
     console.print(speedup_table(measured))
+    console.print(ways_table(measured))
     console.print(round_table(measured))
     for result in measured:
         if any(pair.sequential.cpu_seconds < BUSY * pair.sequential.seconds for pair in result.pairs):
@@ -501,7 +552,7 @@ def show(measured: list[ModelResult]) -> None:
 
 def speedup_table(measured: list[ModelResult]) -> Table:
     """Sequential against asynchronous."""
-    table = Table(title=f"N={COMPONENTS} S={STRIDE}: two processes against one, one thread each")
+    table = Table(title=f"N={COMPONENTS} S={STRIDE}, the paper's method: two processes against one, one thread each")
     for column in (
         "model",
         "parameters",
@@ -526,6 +577,25 @@ def speedup_table(measured: list[ModelResult]) -> Table:
             f"{sum(run.bytes_sent for run in result.pairs[-1].asynchronous) / 2**20:.2f}",
             f"{max(pair.sequential.idle_rank_cpu_seconds for pair in result.pairs):.3f}",
         )
+    return table
+
+
+def ways_table(measured: list[ModelResult]) -> Table:
+    """The other ways to use two devices."""
+    table = Table(title="other ways: two processes against one, one thread each")
+    for column in ("model", "way", "sequential s", "asynchronous s", "speed-up (min–max)", "modelled", "sent MiB"):
+        table.add_column(column, justify="left" if column in ("model", "way") else "right")
+    for result in measured:
+        for way, found in result.ways.items():
+            table.add_row(
+                result.model,
+                way,
+                f"{statistics.median(found.sequential_seconds):.2f}",
+                f"{statistics.median(found.asynchronous_seconds):.2f}",
+                f"{statistics.median(found.ratios):.2f} ({min(found.ratios):.2f}–{max(found.ratios):.2f})",
+                f"{found.modelled_speedup:.2f}",
+                f"{found.bytes_sent / 2**20:.2f}",
+            )
     return table
 
 
