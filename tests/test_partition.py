@@ -154,22 +154,36 @@ def test_division_is_the_best_of_all(costs: list[int], components: int, data: st
     found = sorted(unit for units in partition.components for unit in units)
     assert found == list(range(len(costs)))
 
-    def heaviest(cuts: tuple[int, ...]) -> int:
-        ends = [0, *cuts, len(costs)]
-        return max(sum(costs[a:b]) for a, b in itertools.pairwise(ends))
+    def heaviest(parts: list[list[int]]) -> int:
+        return max(sum(costs[unit] for unit in part) for part in parts)
 
-    def traffic(cuts: tuple[int, ...]) -> int:
-        ends = [0, *cuts, len(costs)]
-        total = 0
-        for a, b in itertools.pairwise(ends):
-            total += graph.bytes({edge for unit in range(a, b) for edge in graph.units[unit].reads if edge.unit < a})
-        return total
+    def traffic(parts: list[list[int]]) -> int:
+        needed = [{edge for unit in part for edge in graph.units[unit].reads} for part in parts]
+        return sum(
+            graph.bytes({edge for edge in edges if edge.unit not in part})
+            for edges, part in zip(needed, parts, strict=True)
+        )
 
-    every = list(itertools.combinations(range(1, len(costs)), components - 1))
+    def contiguous(cuts: tuple[int, ...]) -> list[list[int]]:
+        return [list(range(a, b)) for a, b in itertools.pairwise([0, *cuts, len(costs)])]
+
+    every = [contiguous(cuts) for cuts in itertools.combinations(range(1, len(costs)), components - 1)]
     limit = min(map(heaviest, every)) * (1 + BALANCE_TOLERANCE)
-    best = min(traffic(cuts) for cuts in every if heaviest(cuts) <= limit * (1 + 1e-9))
+    if components == 2:
+        thirds = map(contiguous, itertools.combinations(range(1, len(costs)), 2))
+        every += [[first + last, middle] for first, middle, last in thirds]
+    best = min(traffic(parts) for parts in every if heaviest(parts) <= limit * (1 + 1e-9))
     assert max(sum(costs[unit] for unit in units) for units in partition.components) <= limit * (1 + 1e-9)
     assert sum(graph.bytes(needed) for needed in partition.reads) == best
+
+
+def test_two_components_may_share_the_ends_of_a_u_net() -> None:
+    """Of three skips none travels: two stay on the device that has both ends, one on that which has the middle."""
+    graph = chain([1] * 8, {(0, 7), (1, 6), (2, 5)})
+    partition = divide(graph, 2)
+    first, second = partition.components
+    assert (sorted(first), sorted(second)) == ([0, 1, 6, 7], [2, 3, 4, 5])
+    assert partition.reads == (frozenset({Edge(5, 0)}), frozenset({Edge(1, 0)}))
 
 
 def test_too_few_units() -> None:
