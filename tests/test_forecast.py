@@ -62,10 +62,25 @@ def test_exact_on_a_parabola(times: list[float], seed: int) -> None:
     at = earlier[::-1]
     found = forecast(FITTED, [series(time) for time in at], at, target)
     ratio = step_ratio(at, target)
+    newest, line, move = series(at[0]), ratio * (series(at[0]) - series(at[1])), series(target) - series(at[0])
     if ratio <= 1.5:
-        assert torch.allclose(found, series(target), atol=2.5e-4)
+        longest = 1.5 * line.flatten(1).norm(dim=1)
+        kept = (longest / move.flatten(1).norm(dim=1)).clamp(max=1)
+        assert torch.allclose(found, newest + kept[:, None, None] * move, atol=2.5e-4)
     else:
-        assert torch.allclose(found, series(at[0]) + ratio * (series(at[0]) - series(at[1]))), "so far only the line"
+        assert torch.allclose(found, newest + line), "so far only the line"
+
+
+def test_no_forecast_moves_far_beyond_the_line() -> None:
+    """The first member has turned back, where a parabola runs away from the line; the second has not."""
+    at = [5.0, 6.0, 7.0, 8.0, 9.0, 10.0]
+    turning = torch.stack([torch.full((3, 4), (time - 5.25) ** 2) for time in at])
+    straight = torch.stack([torch.full((3, 4), 2 * time) for time in at])
+    versions = [torch.stack(members) for members in zip(turning, straight, strict=True)]
+    found = forecast(FITTED, versions, at, 4.0)
+    line = turning[0] - turning[1]  # -0.5; the parabola moves by +1.5
+    assert torch.allclose(found[0], turning[0] + 1.5 * line.abs(), atol=1e-3)
+    assert torch.allclose(found[1], straight[0] - 2, atol=1e-3)
 
 
 def test_step_ratio_by_hand() -> None:

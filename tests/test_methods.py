@@ -83,7 +83,7 @@ class _ByHand:
 
     def __init__(self, components: int, stride: int, bridge: int, method: Method, cooldown: int) -> None:
         self.full = {*range(WARMUP), *range(STEPS - cooldown, STEPS)}
-        self.not_bridged = range(STEPS - cooldown - 2, STEPS)
+        self.not_bridged = range(STEPS - cooldown - 3, STEPS)
         self.pipe = _Pipeline()
         self.stack = self.pipe.transformer
         self.count, self.stride, self.bridge, self.method = components, stride, bridge, method

@@ -94,8 +94,8 @@ def _kinds(schedule: Schedule, count: int, inserted: dict[int, StepKind] | None 
 
 def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
     assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 12) == "fffrbrbrrrff"
-    assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 13) == "fffrbrbrbrrff"
-    assert _kinds(Schedule(2, 1, 3, bridge=3, cooldown=1), 12) == "fffrbbrbbrrf"
+    assert _kinds(Schedule(2, 1, 3, bridge=2, cooldown=2), 13) == "fffrbrbrrrrff"
+    assert _kinds(Schedule(2, 1, 3, bridge=3, cooldown=1), 12) == "fffrbbrbrrrf"
     assert _kinds(Schedule(2, 1, 3, bridge=4, cooldown=1), 12) == "fffrbbbrbbbf", "long bridges end as they are"
     # A round yields two predictions: one that would begin where the cool-down does is none.
     assert _kinds(Schedule(2, 2, 3, bridge=2, cooldown=2), 13) == "fffrsbbrsrsff"
@@ -103,12 +103,12 @@ def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
 
 def test_a_bridged_step_becomes_a_round_and_a_round_a_full_step() -> None:
     schedule = Schedule(2, 1, 3, bridge=3, versions=2)
-    assert _kinds(schedule, 14) == "fffrbbrbbrbbrr"
+    assert _kinds(schedule, 14) == "fffrbbrbbrbrrr"
     assert schedule.remedy(4, 13) is StepKind.ROUND
-    assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrbrbbrbbrr"
+    assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrbrbbrbrrr"
     assert [version.step for version in schedule.step(6, 13, {4: StepKind.ROUND}).tasks[0].reads] == [4, 3]
     assert schedule.remedy(6, 13) is StepKind.FULL
-    assert _kinds(schedule, 14, {6: StepKind.FULL}) == "fffrbbfrbbrbrr"
+    assert _kinds(schedule, 14, {6: StepKind.FULL}) == "fffrbbfrbbrrrr"
     strides = Schedule(2, 2, 3, bridge=2)
     assert _kinds(strides, 14) == "fffrsbbrsbbrsr"
     assert strides.remedy(5, 13) is StepKind.ROUND and strides.remedy(6, 13) is StepKind.FULL

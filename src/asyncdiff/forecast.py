@@ -8,6 +8,7 @@ from torch import Tensor
 from asyncdiff.method import Method
 
 _FARTHEST = 1.5  # step ratio up to which more than a line is trusted
+_LONGEST_MOVE = 1.5  # of the line's: now and then the fitted factors are far off for a round (docs/quality.md)
 _ORDER = 3  # of the polynomial whose terms are weighted
 _FORECASTS = 2  # that the factors are fitted to
 _WEIGHT_OF_EARLIER = 0.5
@@ -36,8 +37,9 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
 
     "linear" is F + α·r·(F − F'). "fitted" is F + Σ cᵢ·pᵢ, where F + Σ pᵢ is the polynomial through the versions, in
     Newton's form, and the factors cᵢ are those with which the newest versions would have been forecast best from those
-    before them; far beyond the last step between versions it is the line. Exact where the tensor is a linear function
-    of the time and α is 1, however uneven the steps are. Between versions both are the line through them.
+    before them; far beyond the last step between versions it is the line, and it never moves much farther from F than
+    the line does. Exact where the tensor is a linear function of the time and α is 1, however uneven the steps are.
+    Between versions both are the line through them.
 
     Args:
         method: how to forecast.
@@ -57,14 +59,22 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
         return torch.add(newest, newest - versions[1], alpha=damping * ratio)
     differences = divided_differences(versions, times, order)
     factors = best_factors(differences, times).to(newest.dtype)
-    for number, term in enumerate(_terms(differences, times, 0, target)):
-        newest = torch.addcmul(newest, term, factors[number])
-    return newest
+    line, *others = _terms(differences, times, 0, target)
+    move = line * factors[0]
+    for term, factor in zip(others, factors[1:], strict=True):
+        move = torch.addcmul(move, term, factor)
+    return torch.addcmul(newest, move, _restraint(move, line))
 
 
 def by_member(tensor: Tensor) -> Tensor:
     """A row for every member of the batch, the first axis of what has three or more; one row for what has fewer."""
     return tensor.float().reshape(len(tensor) if tensor.ndim >= 3 else 1, -1)
+
+
+def _for_members(numbers: Tensor, tensor: Tensor) -> Tensor:
+    """A number for each row of `by_member`, along the last axis, in a form that broadcasts against the tensor."""
+    axes = [-1, *[1] * (tensor.ndim - 1)] if tensor.ndim >= 3 else [1] * tensor.ndim
+    return numbers.reshape(*numbers.shape[:-1], *axes)
 
 
 def divided_differences(versions: Sequence[Tensor], times: Sequence[float], order: int) -> list[list[Tensor]]:
@@ -96,9 +106,7 @@ def best_factors(differences: Sequence[Sequence[Tensor]], times: Sequence[float]
         Shape (order, …), each of which broadcasts against the versions.
     """
     versions, order = differences[0], len(differences) - 1
-    shape = versions[0].shape
-    members = shape[:1] if len(shape) >= 3 else ()
-    rows, device = members[0] if members else 1, versions[0].device
+    rows, device = len(by_member(versions[0])), versions[0].device
     products, goals = torch.zeros(rows, order, order, device=device), torch.zeros(rows, order, device=device)
     weight = 1.0
     for number in range(min(_FORECASTS, len(versions) - order - 1)):
@@ -113,7 +121,16 @@ def best_factors(differences: Sequence[Sequence[Tensor]], times: Sequence[float]
     pull = _RIDGE * torch.eye(order, device=device)
     sides = goals / lengths + _RIDGE * torch.tensor(_PRIOR[:order], device=device) * lengths
     found: Tensor = torch.linalg.solve_ex(scaled + pull, sides.unsqueeze(-1)).result.squeeze(-1) / lengths
-    return found.mT.reshape(order, *members, *[1] * (len(shape) - len(members)))
+    return _for_members(found.mT, versions[0])
+
+
+def _restraint(move: Tensor, line: Tensor) -> Tensor:
+    """For each member of the batch, what a forecast's move is multiplied by, not to be much longer than the line's.
+
+    One round's wrong factors would be fed back by the other components, and be wronger in the next.
+    """
+    lengths, bounds = by_member(move).norm(dim=1), _LONGEST_MOVE * by_member(line).norm(dim=1)
+    return _for_members((bounds / lengths.clamp_min(_SMALLEST)).clamp(max=1), move).to(move.dtype)
 
 
 def _order(versions: Sequence[Tensor], times: Sequence[float]) -> int:

@@ -16,7 +16,7 @@ _LONGEST_BRIDGE = 8
 
 # Steps before the cool-down that are not bridged: what they are off by is not corrected any more. With longer bridges
 # that was measured to gain nothing (docs/quality.md).
-_NOT_BRIDGED = 2
+_NOT_BRIDGED = 3
 _SHORT_BRIDGE = 3
 
 
