@@ -80,7 +80,7 @@ def _arguments() -> argparse.Namespace:
         "--prompts",
         type=int,
         default=128,
-        help="pictures of the base point; of a claim's half, of one factor's an eighth",
+        help="pictures of the base point; of a claim's half, of one factor's a fourth",
     )
     parser.add_argument("--processes", type=int, default=1, help="so many points at a time, one thread each")
     parser.add_argument("--device", default="cpu")

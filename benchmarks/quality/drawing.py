@@ -122,6 +122,7 @@ def draw(
     }
     knobs |= {"guidance": setting.guidance} if setting.guidance > 1 else {}
     knobs |= {"max_error": setting.max_error} if setting.max_error is not None else {}
+    knobs |= {"cooldown": setting.cooldown} if setting.cooldown is not None else {}
     with AsyncDiff(pipe, **knobs) as attached:
 
         @contextmanager

@@ -76,7 +76,7 @@ def _error_against_speedup(axis: Axes, store: Store, model: DemoName) -> None:
         if (record.setting.model, record.setting.scheduler, record.setting.steps, record.setting.warmup)
         == (model, start.scheduler, start.steps, start.warmup)
         and (record.setting.guidance_scale, record.setting.batch) == (start.guidance_scale, start.batch)
-        and record.setting.max_error is None
+        and (record.setting.max_error, record.setting.cooldown) == (None, None)
     ]
     for devices in (1, 2, 4, 8):
         ours = [record for record in same if record.setting.family == "ours" and record.setting.devices == devices]

@@ -25,6 +25,7 @@ MOST_COMPONENTS = 8
 STRIDES = (1, 2, 3)
 WARMUP_OF_STRIDES = 7  # minus one divisible by every stride
 WARMUPS = (2, 3, 5, 9)
+COOLDOWNS = (0, 1, 4, 6)
 BRIDGES = (1, 2, 3, 4)
 ONE_DEVICE_BRIDGES = (2, 3, 4, 5, 8)
 METHODS = (
@@ -40,9 +41,9 @@ METHODS = (
 )
 
 # The base point is drawn with all prompts, the others with a part of them.
-SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 8}
-GUARDS = (0.03, 0.05, 0.1, 0.2)  # max_error
-GUARD = 0.05  # of the guarded point that the claim is about
+SHARES: dict[Part, int] = {"base": 1, "claims": 2, "factors": 4}
+GUARDS = (0.03, 0.05, 0.07, 0.1, 0.2)  # max_error
+GUARD = 0.07  # of the guarded point that the claim is about
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Setting:
         guidance: G, the groups of devices that the guidance branches are divided over.
         method: what stands in for what is not there yet.
         max_error: the guard's bound.
+        cooldown: ordinary steps at the end; None for as many as the method wants.
         taylorseer: diffusers' TaylorSeer cache with this interval, in place of asyncdiff.
         prompts: how many pictures.
         batch: how many of them are drawn at a time.
@@ -77,6 +79,7 @@ class Setting:
     guidance: int = 1
     method: Method = OURS
     max_error: float | None = None
+    cooldown: int | None = None
     taylorseer: int | None = None
     prompts: int = 128
     batch: int = 16
@@ -101,6 +104,7 @@ class Setting:
         parts += [f"N={self.components}", f"S={self.stride}"]
         parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
         parts += [f"max_error={self.max_error:g}"] if self.max_error is not None else []
+        parts += [f"cooldown={self.cooldown}"] if self.cooldown is not None else []
         return " ".join(parts)
 
     @property
@@ -190,6 +194,7 @@ def factor_points(model: DemoName) -> list[Setting]:
     points = [point for setting in (*samplers, *scales, *components, *strides, *warmups) for point in both(setting)]
     points += [replace(start, components=n, bridge=k) for n in (1, 2) for k in BRIDGES if n * k > 1]
     points += [replace(start, components=n, method=method) for method in METHODS for n in (2, 4)]
+    points += [replace(start, components=n, cooldown=count) for count in COOLDOWNS for n in (2, 4)]
     return points
 
 
