@@ -1,5 +1,6 @@
 """Calls shared out among groups of devices: the numbers of the same division on one device, however they are run."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ConfigurationError
-from asyncdiff.batch import BatchRule, batch_rules, has_form_of_part, is_same_but_for_rounding, join
+from asyncdiff.batch import BatchRule, Parts, batch_rules, has_form_of_part, is_same_but_for_rounding, join
 from asyncdiff.deferred import DeferredTensor, Settlement, deferred, settled
 from asyncdiff.errors import ExchangeError
 from asyncdiff.hooks import intercept_call
@@ -44,7 +45,7 @@ def by_hand(name: str, **extra: Any) -> Tensor:
     pipe = tiny.build()
 
     def halved(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return join([forward(*own, **named) for own, named in (rule.part((args, kwargs), k, 2) for k in range(2))])
+        return join([forward(*own, **named) for own, named in (rule.part((args, kwargs), k, 2) for k in range(2))], 2)
 
     rule = BatchRule(2, frozenset([1]))
     undo = intercept_call(getattr(pipe, tiny.denoiser), halved)
@@ -88,6 +89,29 @@ def test_two_processes() -> None:
         assert torch.equal(together, by_hand(name, **extra) if is_batched else plain), name
 
 
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+def test_a_batch_that_the_groups_do_not_divide() -> None:
+    """Both groups compute two members of three, from the second step on; a branch each where a step has two calls."""
+    pictures = {"num_images_per_prompt": 3}
+    runs: list[tuple[str, int, int, dict[str, Any]]] = [
+        ("sd3", ALL, 1, {"guidance_scale": 1.0, **pictures}),
+        ("instruct_pix2pix", ALL, 1, {}),
+        ("qwen_image", ALL, 1, pictures),
+    ]
+    first, second = run_ranks(2, _all, runs)
+    for number, (name, warmup, components, extra) in enumerate(runs):
+        (found, counts), (other, other_counts) = first[number], second[number]
+        assert torch.equal(found, other), name
+        together, local_counts = shared_out(name, warmup, "local", components, **extra)
+        assert relative_error(found, together) < 1e-5, name
+        assert counts == other_counts == local_counts, name
+        overlaps = name != "qwen_image"
+        assert (counts[0].split, counts[0].deferred, counts[0].whole) == ((STEPS - 1, 0, 1) if overlaps else (0, 12, 0))
+        assert counts[0].speedup == pytest.approx(STEPS / (1 + (STEPS - 1) * 2 / 3) if overlaps else 2)
+        tiny = PIPELINES[name]
+        assert relative_error(found, run(tiny.build(), tiny, num_inference_steps=STEPS, **extra)) < 1e-5, name
+
+
 @pytest.mark.parametrize("name", ["sdxl_controlnet", "qwen_image"])
 def test_four_processes(name: str) -> None:
     """Two groups of two components each, most steps in rounds."""
@@ -124,8 +148,7 @@ def test_components_and_groups_are_independent() -> None:
     ("name", "extra", "reason"),
     [
         ("sd15", {"guidance_scale": 1.0}, "a batch of 1 cannot be divided by 2"),
-        ("sd3", {"num_images_per_prompt": 3, "guidance_scale": 1.0}, "a batch of 3 cannot be divided by 2"),
-        ("instruct_pix2pix", {}, "a batch of 3 cannot be divided by 2"),
+        ("sd3", {"guidance_scale": 1.0}, "a batch of 1 cannot be divided by 2"),
     ],
 )
 def test_what_cannot_be_divided_is_computed_whole(name: str, extra: dict[str, Any], reason: str) -> None:
@@ -346,9 +369,8 @@ def test_mesh(guidance: int, component: int) -> None:
         assert mesh.groups()[group][place] == mesh.counterparts()[place][group] == rank
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3))
-def test_parts_of_a_batch_put_together_are_the_whole(parts: int, size: int, frames: int) -> None:
-    batch = max(2, parts) * size if parts > 1 else 2 * size
+@given(st.integers(1, 5), st.integers(2, 12), st.integers(1, 3))
+def test_parts_of_a_batch_put_together_are_the_whole(parts: int, batch: int, frames: int) -> None:
     arguments = {
         "sample": torch.randn(batch, 3),
         "timestep": torch.tensor([5.0]),
@@ -357,27 +379,28 @@ def test_parts_of_a_batch_put_together_are_the_whole(parts: int, size: int, fram
         "shared": torch.randn(batch * 4 + 1, 2),
         "scale": 0.5,
     }
-    rules = batch_rules(arguments["sample"], arguments, parts)
-    assert (batch % parts == 0) == bool(rules)
+    rules = batch_rules(arguments["sample"], arguments)
+    assert rules
     for rule in rules:
         divided = [rule.part(arguments, number, parts) for number in range(parts)]
+        assert {len(part["sample"]) for part in divided} == {math.ceil(batch / parts)}
         for name in ("timestep", "shared", "scale"):
             assert all(part[name] is arguments[name] for part in divided)
-        together = join([{name: part[name] for name in ("sample", "sizes")} for part in divided])
+        together = join([{name: part[name] for name in ("sample", "sizes")} for part in divided], batch)
         assert torch.equal(together["sample"], arguments["sample"])
         assert together["sizes"] == arguments["sizes"]
         if frames in rule.ratios:
-            assert torch.equal(torch.cat([part["frames"][0] for part in divided]), arguments["frames"][0])
+            assert torch.equal(join([part["frames"][0] for part in divided], batch), arguments["frames"][0])
 
 
 def test_no_batch() -> None:
-    for main in (None, torch.zeros(()), torch.zeros(1, 2), torch.zeros(3, 2), [torch.zeros(2)]):
-        assert not batch_rules(main, [main], 2)
+    for main in (None, torch.zeros(()), torch.zeros(1, 2), [torch.zeros(2)]):
+        assert not batch_rules(main, [main])
 
 
 def test_a_list_with_a_tensor_for_each_member() -> None:
     latents, words = [torch.randn(2, 3) for _ in range(4)], [torch.randn(length, 2) for length in (1, 2, 4, 4)]
-    (rule, *_) = batch_rules(latents, (latents, words), 2)
+    (rule, *_) = batch_rules(latents, (latents, words))
     divided = [rule.part((latents, words, torch.arange(4)), number, 2) for number in range(2)]
     assert [len(part) for part in divided[1][:2]] == [2, 2]
     assert divided[1][0][0] is latents[2] and divided[1][1][1] is words[3]
@@ -386,7 +409,8 @@ def test_a_list_with_a_tensor_for_each_member() -> None:
 
 def test_results_that_cannot_be_of_a_part() -> None:
     whole = (torch.zeros(4, 2), [torch.zeros(3)] * 4, None)
-    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, 2)
+    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 2))
+    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 3))
     for part in (
         (torch.zeros(4, 2), [torch.zeros(3)] * 2, None),
         (torch.zeros(2, 2), [torch.zeros(3)] * 3, None),
@@ -394,7 +418,7 @@ def test_results_that_cannot_be_of_a_part() -> None:
         (torch.zeros(2, 2).double(), [torch.zeros(3)] * 2, None),
         (torch.zeros(2, 2), [torch.zeros(3)] * 2),
     ):
-        assert not has_form_of_part(part, whole, 2)
+        assert not has_form_of_part(part, whole, Parts(4, 2))
 
 
 def test_one_wrong_member_is_not_lost_among_the_others() -> None:

@@ -274,12 +274,16 @@ class AsyncDiff:
         self._warn(
             self._clock.generation,
             f"asyncdiff accelerates nothing in this generation of {len(self._clock.course.timesteps)} steps: "
-            f"no step is a parallel round (warmup={self._schedule.warmup}); see report()",
+            f"no step is a parallel round (warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); "
+            "see report()",
         )
 
     def _warn_if_never_in_step(self, generation: int) -> None:
         """Whether all steps of a generation were computed in full, although the warm-up was over."""
-        counts = [] if self._attachment is None else self._attachment.counts
+        attached = self._attachment
+        if attached is None or (attached.mesh.guidance > 1 and attached.is_shared):
+            return
+        counts = attached.counts
         reasons = {reason for count in counts for reason in count.full}
         if reasons - {WARM_UP, RESYNC, GUARD} and not any(count.rounds for count in counts):
             self._warn(

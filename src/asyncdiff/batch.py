@@ -19,6 +19,32 @@ _MOST_RULES = 5
 
 
 @dataclass(frozen=True)
+class Parts:
+    """A batch of B in parts of one size. Where B is no multiple of it, the last parts overlap those before them."""
+
+    batch: int
+    count: int
+
+    @property
+    def size(self) -> int:
+        """How many members each part has."""
+        return -(-self.batch // self.count)
+
+    @property
+    def use(self) -> float:
+        """How much of the work on all parts is not done twice."""
+        return self.batch / (self.count * self.size)
+
+    def start(self, number: int) -> int:
+        """The first member of a part."""
+        return min(number * self.size, self.batch - self.size)
+
+    def repeated(self, number: int) -> int:
+        """How many of its members the parts before it have too."""
+        return min(number * self.size - self.start(number), self.size)
+
+
+@dataclass(frozen=True)
 class BatchRule:
     """Which of a call's arguments belong to the batch.
 
@@ -38,17 +64,16 @@ class BatchRule:
 
     def part(self, arguments: Any, number: int, parts: int) -> Any:
         """The part `number` of `parts` of arguments of any form, in containers of their own; tensors are views."""
+        own = Parts(self.batch, parts)
+        start, size = own.start(number), own.size
 
         def of_leaf(leaf: Any) -> Any:
             if isinstance(leaf, Tensor) and self.by_second and _has_second(leaf, self.batch):
-                size = self.batch // parts
-                return leaf.narrow(1, number * size, size)
-            if isinstance(leaf, Tensor) and _ratio(leaf, self.batch) in self.ratios:
-                size = leaf.shape[0] // parts
-                return leaf.narrow(0, number * size, size)
+                return leaf.narrow(1, start, size)
+            if isinstance(leaf, Tensor) and (ratio := _ratio(leaf, self.batch)) in self.ratios:
+                return leaf.narrow(0, start * ratio, size * ratio)
             if self._lists_members(leaf):
-                size = self.batch // parts
-                return tree_map(_itself, leaf[number * size : (number + 1) * size])
+                return tree_map(_itself, leaf[start : start + size])
             return leaf
 
         return tree_map(of_leaf, arguments, is_leaf=self._lists_members)
@@ -71,8 +96,8 @@ def batch_size(main: Any) -> int:
     return len(main) if isinstance(main, list) else 1
 
 
-def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
-    """The rules by which a call may be divided into equal parts, the most probable first; none if it cannot be.
+def batch_rules(main: Any, arguments: Any) -> tuple[BatchRule, ...]:
+    """The rules by which a call may be divided into parts, the most probable first; none if it cannot be.
 
     That a tensor's first dimension has the size of the batch, or a multiple, may be a coincidence. So whoever divides
     by a rule must compare the result with that of the whole call.
@@ -80,11 +105,10 @@ def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
     Args:
         main: the argument that says how large the batch is: a tensor, or a list of tensors.
         arguments: all arguments, in any form.
-        parts: how many.
     """
     by_items = isinstance(main, list)
     batch = batch_size(main)
-    if batch < 2 or batch % parts:
+    if batch < 2:
         return ()
     tensors = tensors_of(arguments)
     found = {_ratio(tensor, batch) for tensor in tensors}
@@ -96,21 +120,26 @@ def batch_rules(main: Any, arguments: Any, parts: int) -> tuple[BatchRule, ...]:
     return tuple(rules)
 
 
-def join(results: Sequence[Any]) -> Any:
-    """The result of a call, given the results of its parts in their order."""
+def join(results: Sequence[Any], batch: int) -> Any:
+    """The result of a call with a batch of that size, given the results of its parts in their order."""
+    parts = Parts(batch, len(results))
+
+    def new_in(number: int, leaf: Any) -> Any:
+        """What the parts before have not."""
+        return leaf[len(leaf) // parts.size * parts.repeated(number) :]
 
     def of_leaves(*leaves: Any) -> Any:
         if isinstance(leaves[0], Tensor):
-            return torch.cat(leaves)
+            return torch.cat([new_in(number, leaf) for number, leaf in enumerate(leaves)])
         if isinstance(leaves[0], list):
-            return [item for leaf in leaves for item in leaf]
+            return [item for number, leaf in enumerate(leaves) for item in new_in(number, leaf)]
         return leaves[0]
 
     return tree_map(of_leaves, *results, is_leaf=_is_list)
 
 
-def has_form_of_part(part: Any, whole: Any, parts: int) -> bool:
-    """Whether a result can be that of one of equal parts of a call, given the whole call's result."""
+def has_form_of_part(part: Any, whole: Any, parts: Parts) -> bool:
+    """Whether a result can be that of one of the parts of a call, given the whole call's result."""
     mine, my_structure = tree_flatten(part, is_leaf=_is_list)
     all_of_it, structure = tree_flatten(whole, is_leaf=_is_list)
     if my_structure != structure:
@@ -118,12 +147,15 @@ def has_form_of_part(part: Any, whole: Any, parts: int) -> bool:
     for one, other in zip(mine, all_of_it, strict=True):
         if isinstance(one, list) and isinstance(other, list):
             # Every part must have the same form, because its receivers make ready for one like their own.
-            forms = [_shape(item) for item in other]
-            if len(one) * parts != len(other) or forms != [_shape(item) for item in one] * parts:
+            forms, own = [_shape(item) for item in other], [_shape(item) for item in one]
+            if len(one) * parts.batch != len(other) * parts.size:
+                return False
+            if any(forms[parts.start(number) :][: len(own)] != own for number in range(parts.count)):
                 return False
         elif isinstance(one, Tensor) and isinstance(other, Tensor):
-            whole_shape = (one.shape[0] * parts, *one.shape[1:]) if one.ndim else None
-            if whole_shape != other.shape or one.dtype != other.dtype:
+            if one.ndim == 0 or one.shape[1:] != other.shape[1:] or one.dtype != other.dtype:
+                return False
+            if one.shape[0] * parts.batch != other.shape[0] * parts.size:
                 return False
         elif type(one) is not type(other):
             return False

@@ -5,7 +5,7 @@ every group computes its part of it, in every call. Else every stream of calls, 
 belongs to one group. That group computes; the others go on at once, with a tensor that waits for the numbers when the
 pipeline first reads it. All ranks run the same pipeline, so all wait at the same place, whatever that place is: a
 pipeline that calls once in a step, or reads one branch before it asks for the other, comes to the same result, and
-only gains nothing.
+only gains nothing. A batch whose parts must overlap is divided only if the step before had no other call.
 """
 
 import itertools
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from asyncdiff.batch import BatchRule, batch_rules, batch_size, has_form_of_part, is_same_but_for_rounding, join
+from asyncdiff.batch import BatchRule, Parts, batch_rules, batch_size, has_form_of_part, is_same_but_for_rounding, join
 from asyncdiff.call import CallForm, digest, own_containers
 from asyncdiff.clock import Clock
 from asyncdiff.deferred import Settlement, deferred
@@ -105,6 +105,8 @@ class Guidance:
         self._generation = -1
         self._step = -1
         self._steps = 0
+        self._calls = 0
+        self._is_alone = False  # whether the step before had one call
         self._whole_before = 0
         self._warned_of: set[str] = set()
         runtime.outer = self
@@ -119,6 +121,7 @@ class Guidance:
         """The result of a call, shared out among the groups."""
         if self._generation != self._clock.generation:
             self._generation, self._step, self._steps, self._whole_before = self._clock.generation, -1, 0, 0
+            self._calls = 0
             self.counts = GuidanceCounts(self._groups)
             self._axis.share_random_state()
         try:
@@ -135,7 +138,8 @@ class Guidance:
             kind = self._kinds[key]
             belonging = next(known for known in self._belongings if known.stream is stream)
             stream.index += 1
-            if kind.rule is not None:
+            self._calls += 1
+            if kind.rule is not None and (self._is_alone or Parts(kind.rule.batch, self._groups).use == 1):
                 return self._compute_in_parts(kind.rule, belonging, forward, args, kwargs)
             self.counts.reason = self.counts.reason or kind.reason
             return self._compute_by_owner(kind, belonging, forward, args, kwargs)
@@ -161,8 +165,9 @@ class Guidance:
             self.counts.reason = "the pipeline reads each branch's result before it calls for the next"
         self._step, self._whole_before = self._clock.steps, self.counts.whole
         self._steps += 1
+        self._is_alone, self._calls = self._calls == 1, 0
         self._belongings = [known for known in self._belongings if known.stream.last_step >= self._step - 1]
-        if self._steps == 2 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
+        if self._steps == 3 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
             self._warned_of.add(self.counts.reason)
             warnings.warn(
                 f"guidance={self._groups}: the calls of the denoiser {self._runtime.name!r} cannot be shared out among "
@@ -181,7 +186,7 @@ class Guidance:
         whole = forward(*own_args, **own_kwargs)
         leaves, structure = tree_flatten(whole)
         main = self._form.main(args, kwargs)
-        rules = batch_rules(main, (args, kwargs), self._groups)
+        rules = batch_rules(main, (args, kwargs))
         reason = f"a batch of {batch_size(main)} cannot be divided by {self._groups}, and a step has no other call"
         found = None
         for number, rule in enumerate(rules):
@@ -209,12 +214,12 @@ class Guidance:
             for group in self._axis.ranks:
                 part_args, part_kwargs = rule.part((args, kwargs), group, self._groups)
                 parts[group] = forward(*part_args, **part_kwargs)
-            fits = all(has_form_of_part(part, whole, self._groups) for part in parts.values())
+            fits = all(has_form_of_part(part, whole, Parts(rule.batch, self._groups)) for part in parts.values())
         except _FAILURES as error:
             fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         if not self._runtime.agree(self._axis.agree(fits, what), what):
             return failure or "its result has another form"
-        is_same = is_same_but_for_rounding(join(self._gather(parts)), whole)
+        is_same = is_same_but_for_rounding(join(self._gather(parts), rule.batch), whole)
         return None if self._runtime.agree(self._axis.agree(is_same, what), what) else "its numbers are others"
 
     def _compute_in_parts(
@@ -231,8 +236,8 @@ class Guidance:
             for lane, (group, prospect, part) in enumerate(zip(self._axis.ranks, prospects, given, strict=True))
         }
         self.counts.split += 1
-        self.counts.cost += 1 / self._groups
-        return join(self._gather(parts))
+        self.counts.cost += Parts(rule.batch, self._groups).size / rule.batch
+        return join(self._gather(parts), rule.batch)
 
     def _gather(self, parts: dict[int, Any]) -> list[Any]:
         """The results of all groups' parts."""
