@@ -241,8 +241,9 @@ def test_plots_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(plots, "grid", lambda model: plots.sheet([("row", truth()[:2])], ["one", "two"]))
     plots.draw_all(filled(tmp_path, 50, 40), ["unet", "dit"], tmp_path)
-    for name in ("quality-speedup", "quality-steps", "quality-grid-unet", "quality-grid-dit"):
-        with Image.open(tmp_path / f"{name}.png") as picture:
+    names = ("speedup", "steps", "knobs-unet", "knobs-dit", "grid-unet", "grid-dit")
+    for name in names:
+        with Image.open(tmp_path / f"quality-{name}.png") as picture:
             assert picture.width > 200
 
 

@@ -17,6 +17,8 @@ from benchmarks.quality.measuring import measure
 from benchmarks.quality.settings import MODELS, PARTS, Setting, points
 from benchmarks.quality.store import Store
 
+_RESULTS_PAGE = Path("docs/quality-results.md")
+
 _console = Console()
 
 
@@ -26,7 +28,7 @@ def main() -> int:
     torch.set_num_threads(1)
     store = Store(given.results)
     if given.check_distributed:
-        distributed.check(given.models)
+        distributed.check(given.models, given.results / "distributed.json")
     if given.claims:
         judged = claims.markdown(claims.check(store, given.models))
         _console.print(Markdown(judged))
@@ -85,7 +87,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="so many points at a time, one thread each")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--again", action="store_true", help="measure anew what has been measured")
-    parser.add_argument("--claims", type=Path, nargs="?", const=Path("docs/quality.md"), help="judge the results")
+    parser.add_argument(
+        "--claims", type=Path, nargs="?", const=Path("docs/quality-results.md"), help="judge the results"
+    )
     parser.add_argument("--plots", type=Path, nargs="?", const=Path("docs/images"), help="draw the results")
     parser.add_argument("--check-distributed", action="store_true", help="hold points against real processes")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/quality"))

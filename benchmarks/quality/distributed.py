@@ -1,8 +1,10 @@
 """Holds the one-process executor against real processes: a sample of points drawn with both."""
 
+import json
 import os
 import uuid
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -12,6 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from asyncdiff.demo import DemoName
 from asyncdiff.method import PAPER
+from benchmarks.machine import machine
 from benchmarks.quality.drawing import draw
 from benchmarks.quality.settings import Setting, base
 
@@ -32,15 +35,18 @@ def sample(model: DemoName) -> list[Setting]:
     ]
 
 
-def check(models: list[DemoName]) -> None:
-    """Print the largest difference of a pixel between the executors, for every point of the sample."""
+def check(models: list[DemoName], path: Path) -> None:
+    """Print and keep the largest difference of a pixel between the executors, for every point of the sample."""
     table = Table("model", "point", "processes", "largest difference of a pixel (of 1)")
+    found = []
     for model in models:
         for setting in sample(model):
             alone, _ = draw(setting, _PROMPTS)
             difference = float((drawn_by_processes(setting) - alone.pictures).abs().max())
             table.add_row(model, str(setting), str(setting.devices), f"{difference:.1e}")
+            found.append({"setting": setting.written(), "largest_difference_of_a_pixel": difference})
     Console().print(table)
+    path.write_text(json.dumps({"machine": machine(), "points": found}, indent=1) + "\n", encoding="utf-8")
 
 
 def drawn_by_processes(setting: Setting) -> Tensor:

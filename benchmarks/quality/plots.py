@@ -15,6 +15,7 @@ from torch import Tensor
 
 from asyncdiff.demo import DemoName, demo_prompts
 from asyncdiff.method import PAPER
+from benchmarks.quality import knobs
 from benchmarks.quality.drawing import draw, draw_sequentially, prompt_numbers
 from benchmarks.quality.measuring import Record, to_pil
 from benchmarks.quality.settings import Setting, base
@@ -46,6 +47,7 @@ def draw_all(store: Store, models: Sequence[DemoName], folder: Path) -> None:
     _figure(models, store, _error_against_speedup, folder / "quality-speedup.png")
     _figure(models, store, _error_per_step, folder / "quality-steps.png")
     for model in models:
+        knobs.draw(store, model, _TITLES[model], folder / f"quality-knobs-{model}.png")
         grid(model).quantize(128).save(folder / f"quality-grid-{model}.png", optimize=True)
 
 

@@ -183,19 +183,78 @@ def claim_points(model: DemoName) -> list[Setting]:
     return points
 
 
-def factor_points(model: DemoName) -> list[Setting]:
-    """One factor at a time from the base point."""
+@dataclass(frozen=True)
+class Factor:
+    """One factor, everything else as at the base point.
+
+    Attributes:
+        name: what is varied.
+        points: all of its points.
+        value: that of a point.
+        series: which points belong to one line.
+    """
+
+    name: str
+    points: list[Setting]
+    value: Callable[[Setting], float | str]
+    series: Callable[[Setting], str]
+
+
+def factors(model: DemoName) -> list[Factor]:
+    """All that is varied one at a time."""
     start = base(model)
-    samplers = [replace(start, steps=t, scheduler=name) for t in STEPS for name in SCHEDULERS[model]]
-    scales = [replace(start, guidance_scale=scale) for scale in GUIDANCE_SCALES]
-    components = [replace(start, components=n) for n in (2, 3, 4, MOST_COMPONENTS)]
-    strides = [replace(start, stride=s, warmup=WARMUP_OF_STRIDES) for s in STRIDES]
-    warmups = [replace(start, warmup=w) for w in WARMUPS]
-    points = [point for setting in (*samplers, *scales, *components, *strides, *warmups) for point in both(setting)]
-    points += [replace(start, components=n, bridge=k) for n in (1, 2) for k in BRIDGES if n * k > 1]
-    points += [replace(start, components=n, method=method) for method in METHODS for n in (2, 4)]
-    points += [replace(start, components=n, cooldown=count) for count in COOLDOWNS for n in (2, 4)]
-    return points
+    few = [replace(start, components=n) for n in (2, 4)]
+
+    def compared(name: str, settings: Iterable[Setting], value: Callable[[Setting], float | str]) -> Factor:
+        points = [point for setting in settings for point in both(setting)]
+        return Factor(name, points, value, lambda setting: setting.family)
+
+    def ours(name: str, settings: Iterable[Setting], value: Callable[[Setting], float | str]) -> Factor:
+        return Factor(name, list(settings), value, lambda setting: f"N={setting.components}")
+
+    return [
+        compared(
+            "sampler and steps",
+            (replace(start, steps=t, scheduler=name) for name in SCHEDULERS[model] for t in STEPS),
+            lambda setting: f"{setting.scheduler} {setting.steps}",
+        ),
+        compared(
+            "guidance scale",
+            (replace(start, guidance_scale=scale) for scale in GUIDANCE_SCALES),
+            lambda setting: setting.guidance_scale,
+        ),
+        compared(
+            "components N",
+            (replace(start, components=n) for n in (2, 3, 4, MOST_COMPONENTS)),
+            lambda setting: setting.components,
+        ),
+        compared(
+            f"stride S, w={WARMUP_OF_STRIDES}",
+            (replace(start, stride=s, warmup=WARMUP_OF_STRIDES) for s in STRIDES),
+            lambda setting: setting.stride,
+        ),
+        compared("warm-up w", (replace(start, warmup=w) for w in WARMUPS), lambda setting: setting.warmup),
+        ours(
+            "bridge",
+            (replace(start, components=n, bridge=k) for n in (1, 2) for k in BRIDGES if n * k > 1),
+            lambda setting: setting.bridge,
+        ),
+        ours(
+            "cool-down",
+            (replace(setting, cooldown=count) for setting in few for count in (None, *COOLDOWNS)),
+            lambda setting: setting.method.cooldown if setting.cooldown is None else setting.cooldown,
+        ),
+        ours(
+            "method",
+            (replace(setting, method=method) for setting in few for method in (PAPER, *METHODS, OURS)),
+            lambda setting: setting.family,
+        ),
+    ]
+
+
+def factor_points(model: DemoName) -> list[Setting]:
+    """All points that differ from the base point in one factor."""
+    return [point for factor in factors(model) for point in factor.points]
 
 
 _POINTS: dict[Part, Callable[[DemoName], list[Setting]]] = {
