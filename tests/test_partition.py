@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils._pytree import tree_structure
+from torch.utils._pytree import tree_map, tree_structure
 
 from asyncdiff import SplitError
 from asyncdiff.division import plan
@@ -90,6 +90,20 @@ def test_every_part_of_the_split_runs_everywhere_if_unnamed() -> None:
     # All others run on every device, so every device reads what they read.
     last = next(number for number, unit in enumerate(graph.units) if unit.name == "transformer_blocks.1")
     assert {edge.unit for edge in partition.reads[0]} == {last}
+
+
+def test_a_part_of_a_batch_is_divided_like_the_whole() -> None:
+    """The weights are read once, however large the batch is; all else is in proportion."""
+    pipe, inputs = golden_pipeline()
+    trace, args, kwargs = traced(pipe, "unet", lambda: pipe(**{**inputs, "num_inference_steps": 1}))
+    twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, args)
+    with torch.no_grad():
+        named = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, kwargs)
+        _, trace_of_whole = record(pipe.unet, pipe.unet.forward, twice, named)
+    whole, part = build_graph(trace_of_whole, WEIGHT), build_graph(trace, WEIGHT, times_larger=2.0)
+    assert [unit.cost for unit in part.units] == pytest.approx([unit.cost for unit in whole.units])
+    alone = build_graph(trace, WEIGHT)
+    assert all(2 * own.cost > unit.cost for own, unit in zip(alone.units, whole.units, strict=True) if unit.flops)
 
 
 class Modulated(nn.Module):

@@ -60,15 +60,17 @@ def plan(
     operations_per_byte: float,
     method: Method = PAPER,
     goal: Goal | None = None,
+    times_larger: float = 1.0,
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
 
-    With a goal, as many steps are bridged as it takes.
+    With a goal, as many steps are bridged as it takes. `times_larger` is that of `build_graph`.
 
     Raises:
         SplitError: the denoiser cannot be divided so.
     """
-    fine = build_graph(trace, operations_per_byte, inside=[name for names in split or () for name in names])
+    named = [name for names in split or () for name in names]
+    fine = build_graph(trace, operations_per_byte, named, times_larger)
     partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)

@@ -99,7 +99,9 @@ class Graph:
         return sum(self.units[edge.unit].outputs[edge.leaf].bytes for edge in edges)
 
 
-def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] = ()) -> Graph:
+def build_graph(
+    trace: Trace, operations_per_byte: float, inside: Iterable[str] = (), times_larger: float = 1.0
+) -> Graph:
     """Find the units of a traced call and follow the data between them.
 
     Args:
@@ -107,12 +109,15 @@ def build_graph(trace: Trace, operations_per_byte: float, inside: Iterable[str] 
         operations_per_byte: how many floating-point operations a device does in the time in which
             it moves one byte; weighs memory-bound units against compute-bound ones.
         inside: module names that a unit may not enclose (those that a split names).
+        times_larger: costs are those of a batch so many times as large as the recorded one: a denoiser is to be divided
+            in one way, and so to draw one picture, whether or not several groups of devices share a batch out. (With a
+            batch of one, torch leaves out some copies; that may still make a difference.)
     """
     numbers = tuple(_find_units(trace, tuple(inside)))
     reads, output_reads, overwritten, _ = follow(trace, numbers)
-    costs = [_cost(trace, trace.calls[number], operations_per_byte) for number in numbers]
-    total = _cost(trace, trace.calls[0], operations_per_byte)
-    sent = [_LINK_BYTE * operations_per_byte * _bytes(trace.calls[number]) for number in numbers]
+    costs = [_cost(trace, trace.calls[number], operations_per_byte, times_larger) for number in numbers]
+    total = _cost(trace, trace.calls[0], operations_per_byte, times_larger)
+    sent = [_LINK_BYTE * operations_per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
     limits = [_most_replicated(trace.calls[number]) for number in numbers]
     replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent], limits)
     ordinals = _ordinals(trace, numbers)
@@ -274,9 +279,13 @@ def _own_flops(trace: Trace, number: int) -> int:
     return sum(operator.flops for operator in operators if operator.call == number)
 
 
-def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float) -> float:
+def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float, times_larger: float) -> float:
     operators = trace.operators[call.first_operator : call.end_operator]
-    return sum(operator.flops + operations_per_byte * operator.bytes for operator in operators)
+    return sum(
+        times_larger * (operator.flops + operations_per_byte * (operator.bytes - operator.weight_bytes))
+        + operations_per_byte * operator.weight_bytes
+        for operator in operators
+    )
 
 
 def _origins(call: ModuleCall) -> tuple[int, ...]:

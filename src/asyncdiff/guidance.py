@@ -226,7 +226,11 @@ class Guidance:
         self, rule: BatchRule, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         given = [rule.part((args, kwargs), group, self._groups) for group in self._axis.ranks]
-        prospects = [self._runtime.begin_part(lane, belonging.context, *part) for lane, part in enumerate(given)]
+        larger = rule.batch / Parts(rule.batch, self._groups).size
+        prospects = [
+            self._runtime.begin_part(lane, belonging.context, own_args, own_kwargs, larger)
+            for lane, (own_args, own_kwargs) in enumerate(given)
+        ]
         # A group that computed less than the others would wait for them.
         within = all(prospect.within for prospect in prospects)
         if any(prospect.judged for prospect in prospects):
@@ -236,7 +240,7 @@ class Guidance:
             for lane, (group, prospect, part) in enumerate(zip(self._axis.ranks, prospects, given, strict=True))
         }
         self.counts.split += 1
-        self.counts.cost += Parts(rule.batch, self._groups).size / rule.batch
+        self.counts.cost += 1 / larger
         return join(self._gather(parts), rule.batch)
 
     def _gather(self, parts: dict[int, Any]) -> list[Any]:

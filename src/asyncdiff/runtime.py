@@ -106,7 +106,7 @@ class DenoiserRuntime:
         self._clock = clock
         self._form = CallForm(denoiser)
         self._device = device
-        self._divisions: dict[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = {}
+        self._divisions: dict[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = {}
         self._current: Division | None = None
         self._context: Any = None
         self._modules: list[nn.Module] = []
@@ -200,15 +200,18 @@ class DenoiserRuntime:
             return self.outer(forward, args, kwargs, arguments)
         return self._compute(forward, args, kwargs, arguments)
 
-    def begin_part(self, lane: int, context: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prospect:
+    def begin_part(
+        self, lane: int, context: Any, args: tuple[Any, ...], kwargs: dict[str, Any], times_larger: float = 1.0
+    ) -> Prospect:
         """Get ready to compute a part of a call on a group of ranks.
 
         Args:
             lane: which of the groups of this process.
             context: the same for all parts that belong to one stream.
+            times_larger: how large the batch of the whole call is, in batches of the part.
         """
         self._lane = lane
-        return self._begin(args, kwargs, self._arguments(args, kwargs, context))
+        return self._begin(args, kwargs, self._arguments(args, kwargs, context), times_larger)
 
     def compute_part(
         self,
@@ -248,13 +251,16 @@ class DenoiserRuntime:
         prospect = self._begin(args, kwargs, arguments)
         return self._finish(prospect, prospect.within, forward, args, kwargs)
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments) -> Prospect:
+    def _begin(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], arguments: Arguments, times_larger: float = 1.0
+    ) -> Prospect:
         """Find a call's stream; compare with the other ranks what has to be the same on all."""
         stream, is_new = self._streams.of_call(arguments, self._clock.steps, self._clock.course)
         try:
             if is_new or self.is_checked_again(stream.index):
                 self._exchange.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self.name!r}")
             if is_new:
+                stream.times_larger = times_larger
                 stream.division = self._known_division(stream)
             return self._judge(stream, self._schedule if stream.division is None else stream.division.schedule)
         except BaseException:
@@ -340,7 +346,8 @@ class DenoiserRuntime:
 
     def _divisions_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""
-        return self._divisions.setdefault((self._module_structure, stream.arguments.signature, self._goal()), {})
+        key = (self._module_structure, stream.arguments.signature, stream.times_larger, self._goal())
+        return self._divisions.setdefault(key, {})
 
     def _goal(self) -> Goal | None:
         steps = len(self._clock.course.timesteps)
@@ -352,7 +359,8 @@ class DenoiserRuntime:
         """Record a call and divide the denoiser for its stream; returns the call's result and the division."""
         result, trace = record(self._denoiser, forward, *own_containers(args, kwargs))
         goal = self._goal()
-        division = plan(trace, self._schedule, self._split, operations_per_byte(self._device), self._method, goal)
+        weighed = operations_per_byte(self._device)
+        division = plan(trace, self._schedule, self._split, weighed, self._method, goal, stream.times_larger)
         stream.division = division
         self._divisions_for(stream)[self._lane, stream.place] = division
         reached = 0.0 if goal is None else division.modelled_speedup(goal.steps)

@@ -4,6 +4,7 @@ The call itself is not changed: its result is the ordinary one, so that a trace 
 """
 
 import gc
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Operator:
     """One tensor operator: where it ran, what it read, made and wrote to, and what it cost.
 
     `carries` are those of the values read that what it made still contains, with something added or taken away.
+    `weight_bytes` is the part of `bytes` that does not grow with the batch: the denoiser's own weights.
     """
 
     call: int
@@ -64,6 +66,7 @@ class Operator:
     overwrites: tuple[tuple[ValueId, ValueId], ...]
     flops: int
     bytes: int
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -169,8 +172,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # Flexible attention is one; it is recorded as an operator.
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        weights = itertools.chain(denoiser.parameters(), denoiser.buffers())
+        self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in (Tensor, nn.Parameter)}
         self.values = _Values()
         self.calls: list[ModuleCall] = []
         self.operators: list[Operator] = []
@@ -207,10 +212,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = sum(tensor.nbytes for tensor in outputs)
         read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
         moved = 0 if is_view else read + made
+        weights = 0
+        if moved and kind not in _LOOKUPS:
+            weights = sum(tensor.nbytes for tensor in inputs if _storage_key(tensor) in self._weights)
         flops = _flops(kind, args, kwargs, result)
         carries = reads[: _carried(kind, is_view, args, len(reads))]
         self.operators.append(
-            Operator(self.stack[-1] if self.stack else 0, reads, carries, tuple(makes), tuple(overwrites), flops, moved)
+            Operator(
+                call=self.stack[-1] if self.stack else 0,
+                reads=reads,
+                carries=carries,
+                makes=tuple(makes),
+                overwrites=tuple(overwrites),
+                flops=flops,
+                bytes=moved,
+                weight_bytes=weights,
+            )
         )
         return result
 
@@ -327,7 +344,7 @@ def record(
 
     Returns the call's own result and the trace.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(denoiser)
     # What is compiled, blocks or flexible attention, runs operator by operator, so that it can be watched.
     uncompiled = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
     with _uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
