@@ -105,11 +105,11 @@ def test_a_bridged_step_becomes_a_round_and_a_round_a_full_step() -> None:
     schedule = Schedule(2, 1, 3, bridge=3, versions=2)
     assert _kinds(schedule, 14) == "fffrbbrbbrbrrr"
     assert schedule.remedy(4, 13) is StepKind.ROUND
-    assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrbrbbrbrrr"
-    assert [version.step for version in schedule.step(6, 13, {4: StepKind.ROUND}).tasks[0].reads] == [4, 3]
+    assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrrrrrrrrrr", "from then on no step is bridged"
+    assert [version.step for version in schedule.step(6, 13, {4: StepKind.ROUND}).tasks[0].reads] == [5, 4]
     assert schedule.remedy(6, 13) is StepKind.FULL
     assert _kinds(schedule, 14, {6: StepKind.FULL}) == "fffrbbfrbbrrrr"
     strides = Schedule(2, 2, 3, bridge=2)
     assert _kinds(strides, 14) == "fffrsbbrsbbrsr"
     assert strides.remedy(5, 13) is StepKind.ROUND and strides.remedy(6, 13) is StepKind.FULL
-    assert _kinds(strides, 14, {5: StepKind.ROUND}) == "fffrsrsrsbbrsr"
+    assert _kinds(strides, 14, {5: StepKind.ROUND}) == "fffrsrsrsrsrsr"

@@ -60,9 +60,10 @@ class AsyncDiff:
         resync_every: after the warm-up, compute every so manieth step in full; None for never.
         target_speedup: a modelled speed-up, without communication: as many steps are bridged as it takes, at most
             seven of eight.
-        max_error: whenever what arrives is further than this from what was forecast of it, relative to its size, the
-            next step is computed in full, or as a round if it would have been bridged (docs/quality.md says what comes
-            of which bound). The warm-up goes on until it is not. One comparison between the ranks in every round.
+        max_error: when what arrives is further than this from what was forecast of it, relative to its size, the next
+            step is computed in full; if it would have been bridged, it is a round instead, and so are all that would
+            have been after it (docs/quality.md says what comes of which bound). The warm-up goes on until forecasts
+            are good enough. One comparison between the ranks in every round.
         method: what stands in for what the other devices are still computing. "forecast": what docs/quality.md has
             found best; "paper": what they made last, as in the paper; or a `Method` of your own.
         executor: "distributed": one process per device, on `torch.distributed`; "local": all ranks

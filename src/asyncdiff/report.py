@@ -18,7 +18,8 @@ class Counts:
     Attributes:
         full: ordinary calls by reason.
         rounds, bridged, stored: the other calls.
-        inserted: the steps that were computed as rounds, or in full, because forecasts were too far off.
+        inserted: the steps that were computed in full, or from which on no step was bridged, because forecasts were
+            too far off.
         largest_error: how far they were off at most on this rank, if that was judged.
         cost: what all calls took in the model, in ordinary calls.
         units_run, units_skipped: calls of units in rounds and bridged steps.
@@ -149,7 +150,7 @@ class DenoiserReport:
 
 def _inserted(counts: Counts) -> str:
     """Which steps were computed because forecasts were too far off."""
-    ways = {StepKind.ROUND: "as rounds", StepKind.FULL: "in full"}
+    ways = {StepKind.ROUND: "none bridged any more from", StepKind.FULL: "in full"}
     steps = {way: ", ".join(str(at) for at, kind in counts.inserted.items() if kind is way) for way in ways}
     parts = [f"{ways[way]}: step {numbers}" for way, numbers in steps.items() if numbers]
     return f"; for that reason {'; '.join(parts)}" if parts else ""

@@ -155,7 +155,7 @@ class Schedule:
         Args:
             index: 0 is the first.
             last: the index of the generation's last step, where it is known.
-            inserted: steps that `remedy` has changed, and into what.
+            inserted: steps that `remedy` has changed, and into what. A round in place of forecasts ends the bridging.
         """
         if self._is_full(index, last, inserted):
             return Step(index, StepKind.FULL, index, keeps=index >= self.first_kept)
@@ -190,7 +190,8 @@ class Schedule:
     def remedy(self, index: int, last: int | None = None, inserted: Mapping[int, StepKind] = _NONE) -> StepKind:
         """What a step becomes when forecasts are too far off for what it would be.
 
-        A round in place of forecasts alone, which costs little and makes the next forecasts shorter; else in full.
+        In place of forecasts alone a round, and from then on no step is bridged: rounds inserted here and there leave
+        versions that lie unevenly, and forecasts from these are worse than from fewer (docs/quality.md). Else in full.
         """
         start = self._first_round_since(index, last, inserted)
         begins_later_prediction = (index - start) % self.stride == 0
@@ -223,8 +224,8 @@ class Schedule:
         place = (index - start) % (self.stride * self.bridge)
         behind = place % self.stride
         is_near_end = last is not None and index - behind > last - self.cooldown - _NOT_BRIDGED
-        is_inserted = inserted.get(index - behind) is StepKind.ROUND
-        is_computed = place < self.stride or is_inserted or (is_near_end and self.bridge <= _SHORT_BRIDGE)
+        is_over = any(kind is StepKind.ROUND and at <= index - behind for at, kind in inserted.items())
+        is_computed = place < self.stride or is_over or (is_near_end and self.bridge <= _SHORT_BRIDGE)
         return behind if is_computed else None
 
     def _history(
