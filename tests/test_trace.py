@@ -105,6 +105,28 @@ def test_a_list_of_a_called_module_does_not_take_its_owner_apart() -> None:
     assert units(build_graph(recorded(module, torch.randn(2, 4)), 8.0)) == [("blocks.0", 0), ("blocks.1", 0)]
 
 
+class Attends(nn.Module):
+    """Attention of 2 heads of width 3 over 5 tokens, by torch's own operator or written out."""
+
+    def __init__(self, written_out: bool) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6, bias=False)
+        self.written_out = written_out
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        heads = self.linear(hidden).unflatten(-1, (2, 3)).transpose(1, 2)
+        if self.written_out:
+            return torch.softmax(heads @ heads.mT, dim=-1) @ heads
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_exponentials_and_weights_are_counted(written_out: bool) -> None:
+    trace = recorded(Attends(written_out), torch.randn(4, 5, 6))
+    assert sum(operator.exponentials for operator in trace.operators) == 4 * 2 * 5 * 5
+    assert sum(operator.weight_bytes for operator in trace.operators) == 6 * 6 * 4
+
+
 class UsesAnother(nn.Module):
     """Calls a module that is not its own, which the denoiser calls as well."""
 

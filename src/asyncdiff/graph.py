@@ -22,6 +22,10 @@ REPLICATED_COST_SHARE_OF_VECTORS = 0.005
 # token by its own time, say. All that runs everywhere for this reason may cost this share of a call.
 REPLICATED_BUDGET = 0.02
 
+# An exponential takes as long as so many operations of a matrix product: about 100 on a CPU that was looked at;
+# graphics processors too have some hundred times fewer units for them (FlashAttention-3, arXiv 2407.08608).
+_OPERATIONS_PER_EXPONENTIAL = 100
+
 # A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
 _LINK_BYTE = 50
 
@@ -46,7 +50,7 @@ class UnitCall:
         name: dotted module name below the denoiser.
         ordinal: how many calls of the same module came before it in the pass, those inside of other units
             left out: a device that does not run those units does not see them.
-        cost: operations, with bytes moved counted as operations (see `build_graph`).
+        cost: operations, with exponentials and bytes moved counted as operations (see `build_graph`).
         flops: floating-point operations of matrix products, convolutions and attention.
         reads: the outputs of other unit calls that it needs, through any amount of glue.
         outputs: the leaves of its output; `origins` gives, for each, the first leaf that is the same tensor.
@@ -282,8 +286,8 @@ def _own_flops(trace: Trace, number: int) -> int:
 def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float, times_larger: float) -> float:
     operators = trace.operators[call.first_operator : call.end_operator]
     return sum(
-        times_larger * (operator.flops + operations_per_byte * (operator.bytes - operator.weight_bytes))
-        + operations_per_byte * operator.weight_bytes
+        times_larger * (operator.flops + _OPERATIONS_PER_EXPONENTIAL * operator.exponentials)
+        + operations_per_byte * (times_larger * (operator.bytes - operator.weight_bytes) + operator.weight_bytes)
         for operator in operators
     )
 

@@ -26,6 +26,13 @@ Form = tuple[tuple[int, ...], torch.dtype]
 
 # Attention that torch has no formula of its own for; its first arguments are query and key.
 _ATTENTION = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.higher_order.flex_attention)
+_FUSED_ATTENTION = (
+    *_ATTENTION,
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+)
+_SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
 # The matrix product of mixtures of experts, which torch has no formula for either.
 _GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
 
@@ -57,6 +64,7 @@ class Operator:
 
     `carries` are those of the values read that what it made still contains, with something added or taken away.
     `weight_bytes` is the part of `bytes` that does not grow with the batch: the denoiser's own weights.
+    `exponentials` are those of attention's softmax, which take far longer than the operations of a matrix product.
     """
 
     call: int
@@ -67,6 +75,7 @@ class Operator:
     flops: int
     bytes: int
     weight_bytes: int = 0
+    exponentials: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +236,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 flops=flops,
                 bytes=moved,
                 weight_bytes=weights,
+                exponentials=_exponentials(kind, args, result),
             )
         )
         return result
@@ -284,6 +294,16 @@ def _flops(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
         first, second = args[0], args[1]
         is_grouped_inside = first.ndim == second.ndim == 2  # the groups divide the axis that is summed over
         return int(2 * first.numel() * second.shape[1] if is_grouped_inside else 2 * result.numel() * first.shape[-1])
+    return 0
+
+
+def _exponentials(kind: Any, args: tuple[Any, ...], result: Any) -> int:
+    """One for every query and key of an attention, or for every number of a softmax on its own."""
+    if kind in _SOFTMAX:
+        return int(result.numel())
+    if kind in _FUSED_ATTENTION:
+        query, key = args[0], args[1]
+        return int(query.numel() // max(query.shape[-1], 1) * key.shape[-2])
     return 0
 
 
