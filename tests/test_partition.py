@@ -127,7 +127,7 @@ def test_what_most_units_read_is_computed_everywhere_if_that_is_cheaper(everywhe
     """The modulation costs about 1 % of a call; to send it would cost more."""
     model = Modulated(everywhere)
     with torch.no_grad():
-        _, trace = record(model, model.forward, (torch.randn(256, 64), torch.rand(256, 1)), {})
+        _, trace = record(model, model.forward, (torch.randn(1, 256, 64), torch.rand(1, 256, 1)), {})
     graph = build_graph(trace, WEIGHT)
     modulation = graph.units[0]
     assert modulation.name == "modulation"

@@ -16,7 +16,7 @@ REPLICATED_COST_SHARE = 0.003
 
 # One that gives a vector for each picture (the time embedding, say) may cost more: all that follows depends on it,
 # and computed anew it is exact, where sent it would be of the round before.
-REPLICATED_COST_SHARE_OF_VECTORS = 0.005
+REPLICATED_COST_SHARE_OF_VECTORS = 0.006
 
 # So does a heavier one whose output most units read and which is computed faster than sent: the modulation of every
 # token by its own time, say. All that runs everywhere for this reason may cost this share of a call.

@@ -361,7 +361,7 @@ def _recurrence(
     components gives what that component's own pass made of it one round before. Only which component computes which
     unit is taken from the division: nothing is known of live edges.
     """
-    components = len(division.partition.components)
+    components, predictor = len(division.partition.components), division.partition.predictor
     owner = {(unit.name, unit.ordinal): division.partition.owner(n) for n, unit in enumerate(division.graph.units)}
     before: dict[UnitKey, _Kept] = {}
 
@@ -386,12 +386,13 @@ def _recurrence(
         label = min(first + stride - 1, steps - 1)
         for step in range(first, first + stride - 1):
             if step <= last:
-                yield step, compute(components - 1, subject.inputs(first, step))[0]
+                yield step, compute(predictor, subject.inputs(first, step))[0]
         after: dict[UnitKey, _Kept] = {}
-        prediction = []
+        predictions = []
         for component in range(components):
             prediction, made = compute(component, subject.inputs(first, label))
+            predictions.append(prediction)
             after |= {key: kept for key, kept in made.items() if owner[key] == component}
         if first + stride - 1 < steps:
-            yield first + stride - 1, prediction
+            yield first + stride - 1, predictions[predictor]
         before = after
