@@ -70,7 +70,9 @@ def test_forecasts(name: str) -> None:
         found = run(pipe, tiny, num_inference_steps=steps)
         counts = [report.counts for report in async_diff.report().denoisers]
         assert torch.equal(run(pipe, tiny, num_inference_steps=steps), found)
-    assert all(each.rounds and each.bridged and not each.stored for each in counts)
+    assert all(each.rounds and not each.stored for each in counts)
+    # Three steps of warm-up, a round, a bridged step, three that are not bridged: one of two denoisers may have fewer.
+    assert any(each.bridged for each in counts)
     assert torch.isfinite(found).all(), "a placeholder was read"
     assert not torch.equal(found, sequential)
     assert torch.equal(run(pipe, tiny, num_inference_steps=steps), sequential)
