@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from asyncdiff import AsyncDiff, load_demo
-from asyncdiff.compare import pixels, psnr
 from asyncdiff.demo import demo_prompts, prompt_agreement
+from asyncdiff.evaluation.compare import pixels, psnr
 from benchmarks.machine import machine
 
 SETTINGS = ((2, 1), (3, 1), (4, 1), (2, 2), (3, 2))

@@ -27,9 +27,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff
-from asyncdiff.division import plan
-from asyncdiff.schedule import Schedule
-from asyncdiff.trace import record
+from asyncdiff.denoiser.trace import record
+from asyncdiff.plan.division import plan
+from asyncdiff.plan.schedule import Schedule
 from benchmarks.machine import machine
 
 COMPONENTS = 4

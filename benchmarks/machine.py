@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 import torch
 
-from asyncdiff.machine import cpu_model
+from asyncdiff.evaluation.machine import cpu_model
 
 
 def machine() -> dict[str, Any]:

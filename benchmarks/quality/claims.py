@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from asyncdiff.demo import DemoName
-from asyncdiff.method import PAPER
+from asyncdiff.plan.method import PAPER
 from benchmarks.quality.measuring import Record
 from benchmarks.quality.settings import (
     MOST_COMPONENTS,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from asyncdiff.demo import DemoName
-from asyncdiff.method import PAPER
+from asyncdiff.plan.method import PAPER
 from benchmarks.machine import machine
 from benchmarks.quality.drawing import draw
 from benchmarks.quality.settings import Setting, base

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from asyncdiff.compare import ssim
 from asyncdiff.demo import demo_prompts, prompt_agreement
+from asyncdiff.evaluation.compare import ssim
 from benchmarks.classifier import load_classifier, truth
 from benchmarks.machine import machine
 from benchmarks.quality.drawing import Drawn, draw, prompt_numbers, reference

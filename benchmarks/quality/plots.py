@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from asyncdiff.demo import DemoName, demo_prompts
-from asyncdiff.method import PAPER
+from asyncdiff.plan.method import PAPER
 from benchmarks.quality import knobs
 from benchmarks.quality.drawing import draw, draw_sequentially, prompt_numbers
 from benchmarks.quality.measuring import Record, to_pil

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from asyncdiff.demo import DemoName
-from asyncdiff.method import PAPER, Method
+from asyncdiff.plan.method import PAPER, Method
 
 Part = Literal["base", "factors", "claims"]
 

@@ -12,7 +12,7 @@ from asyncdiff.errors import (
     SplitError,
     TraceError,
 )
-from asyncdiff.method import Method
+from asyncdiff.plan.method import Method
 from asyncdiff.report import DenoiserReport, Report
 
 __all__ = [

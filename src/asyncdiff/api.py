@@ -10,20 +10,20 @@ from typing import Any, Literal
 
 from torch import nn
 
-from asyncdiff import distributed
-from asyncdiff.attachment import Attachment, Settings
-from asyncdiff.batch import batch_size
-from asyncdiff.call import CallForm
-from asyncdiff.choice import choose_groups
-from asyncdiff.clock import Clock, find_schedulers
-from asyncdiff.denoiser import device_of, find_denoisers
+from asyncdiff.denoiser.call import CallForm
+from asyncdiff.denoiser.find import device_of, find_denoisers
+from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
+from asyncdiff.exchange import distributed
 from asyncdiff.hooks import Forward, intercept_call, is_intercepted
-from asyncdiff.mesh import Mesh
-from asyncdiff.method import Method, method_of
+from asyncdiff.plan.choice import choose_groups
+from asyncdiff.plan.mesh import Mesh
+from asyncdiff.plan.method import Method, method_of
+from asyncdiff.plan.schedule import Schedule
 from asyncdiff.report import GUARD, RESYNC, WARM_UP, Report
-from asyncdiff.schedule import Schedule
-from asyncdiff.structure import check_callable_in_parts
+from asyncdiff.runtime.attachment import Attachment, Settings
+from asyncdiff.runtime.batch import batch_size
+from asyncdiff.runtime.clock import Clock, find_schedulers
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from asyncdiff.api import AsyncDiff
 from asyncdiff.demo import load_demo
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.method import method_of
+from asyncdiff.plan.method import method_of
 from asyncdiff.report import Report
 
 DEMO_MODELS = ("demo-unet", "demo-dit")

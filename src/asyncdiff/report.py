@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from asyncdiff.schedule import StepKind
+from asyncdiff.plan.schedule import StepKind
 
 # Why a step is computed in full that the schedule, or the user's bound, wants so.
 WARM_UP = "warm-up"

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.call import tensors_of
-from asyncdiff.denoiser import operations_per_byte
-from asyncdiff.division import Division, plan
+from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.denoiser.find import operations_per_byte
+from asyncdiff.denoiser.graph import Edge, build_graph
+from asyncdiff.denoiser.trace import record
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.graph import Edge, build_graph
-from asyncdiff.partition import BALANCE_TOLERANCE
-from asyncdiff.schedule import Schedule
-from asyncdiff.trace import record
+from asyncdiff.plan.division import Division, plan
+from asyncdiff.plan.partition import BALANCE_TOLERANCE
+from asyncdiff.plan.schedule import Schedule
 from asyncdiff.zoo.specimen import Specimen, is_time
 
 COMPONENTS = (2, 3, 4)

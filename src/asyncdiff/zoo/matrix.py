@@ -7,7 +7,7 @@ import diffusers
 import torch
 from torch import nn
 
-from asyncdiff.denoiser import find_denoisers
+from asyncdiff.denoiser.find import find_denoisers
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.zoo import specimens
 from asyncdiff.zoo.catalogue import denoiser_classes

@@ -1,0 +1,301 @@
+"""The command `asyncdiff evaluate`."""
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.table import Column, Table
+
+from asyncdiff.commands.terminal import (
+    Bridge,
+    Cooldown,
+    MaxError,
+    Method,
+    MethodName,
+    Model,
+    ResyncEvery,
+    Steps,
+    TargetSpeedup,
+    Warmup,
+    Weights,
+    exit_codes,
+    fail,
+    refuse,
+    stderr,
+    stdout,
+)
+from asyncdiff.demo import demo_prompts
+from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.evaluation.metrics import METRICS, Metric, load_metrics
+from asyncdiff.evaluation.page import render, summary
+from asyncdiff.evaluation.study import (
+    Evaluation,
+    Series,
+    Setting,
+    Study,
+    check_settings,
+    draw_locally,
+    draw_on_processes,
+    evaluate,
+    parse_setting,
+)
+from asyncdiff.launch import DEMO_MODELS, load_pipeline
+
+_PROMPTS_OF_DEMO = 8
+
+
+class Executor(str, Enum):
+    """Where a setting's ranks are computed."""
+
+    LOCAL = "local"
+    DISTRIBUTED = "distributed"
+
+
+def evaluate_(
+    model: Model = "demo-unet",
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt per line. [default: 8 prompts of a demo model]")
+    ] = None,
+    seeds: Annotated[
+        str, typer.Option(help="Of the initial noise, with commas between; every prompt with each.")
+    ] = "0",
+    steps: Steps = 50,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
+    components: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="N: parts that the denoiser is divided into. [default: what --devices allow; or 2, and 1 with "
+            "--guidance-devices]",
+        ),
+    ] = None,
+    stride: Annotated[int, typer.Option(min=1, help="S: steps that one round of the components serves.")] = 1,
+    warmup: Warmup = 3,
+    bridge: Bridge = None,
+    target_speedup: TargetSpeedup = None,
+    max_error: MaxError = None,
+    cooldown: Cooldown = None,
+    resync_every: ResyncEvery = None,
+    guidance_devices: Annotated[
+        int, typer.Option(min=1, help="Groups of devices that share the branches of the guidance.")
+    ] = 1,
+    method: Method = MethodName.FORECAST,
+    time_shift: Annotated[
+        bool, typer.Option("--time-shift", help="After the warm-up give every component the timestep before.")
+    ] = False,
+    compare_with: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE,...",
+            help="A further setting, by what it changes in the chosen one: components, stride, warmup, bridge, "
+            "target-speedup, max-error, cooldown, resync-every, guidance-devices, method, time-shift. Can be given "
+            "again.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            help=f"Beyond PSNR and SSIM, with commas between: {', '.join(METRICS)}. They need asyncdiff[evaluate] and "
+            "download weights."
+        ),
+    ] = "",
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes that a setting may take: a GPU each, or a CPU thread each. 1 computes everything in one "
+            "process. [default: the GPUs here if they are enough, or 1]",
+        ),
+    ] = None,
+    executor: Annotated[
+        Executor | None,
+        typer.Option(
+            help="local: the numbers of several devices, computed in one process; distributed: as many processes as "
+            "a setting takes. [default: local on one device]"
+        ),
+    ] = None,
+    dtype: Weights = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that a process waits for another before it fails.")] = 300.0,
+) -> None:
+    """Draw the same pictures sequentially and with asyncdiff, and write a report on how alike they are.
+
+    Examples:
+
+    - `asyncdiff evaluate` – a demo model, eight prompts, in one process
+
+    - `asyncdiff evaluate --model ./my-pipeline --prompts prompts.txt --seeds 0,1 --compare-with components=4
+      --compare-with stride=2,warmup=5` – three settings of one's own
+
+    - `asyncdiff evaluate --devices 2 --out two.html` – on two processes, with measured times
+
+    The report is one HTML file: a table (PSNR, SSIM, times, modelled speed-up), and for every prompt and seed
+    the sequential picture, every setting's, and the differences. All pictures are kept in memory until then.
+
+    Exit codes: 0 fine, 1 a process or a setting failed (the others are in the report), 2 bad usage, or a metric
+    that cannot be had here, 130 interrupted (Ctrl-C).
+    """
+    if timeout <= 0:
+        refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
+    _check_out(out)
+    chosen = _setting(
+        components=_components(components, stride, guidance_devices, devices),
+        stride=stride,
+        warmup=warmup,
+        bridge=bridge,
+        target_speedup=target_speedup,
+        max_error=max_error,
+        cooldown=cooldown,
+        resync_every=resync_every,
+        guidance_devices=guidance_devices,
+        method=method.value,
+        time_shift=time_shift,
+    )
+    study = Study(
+        model=model,
+        dtype=dtype.value if dtype else None,
+        prompts=_prompts(prompts, model),
+        seeds=_seeds(seeds),
+        steps=steps,
+        guidance=guidance,
+        settings=_settings(chosen, compare_with or []),
+        timeout=timeout,
+    )
+    local = _is_local(study.settings, devices, executor)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with exit_codes():
+        loaded = _metrics(metrics, study, device)
+        drawn = _draw_locally(study, device) if local else draw_on_processes(study)
+        evaluation = evaluate(study, local, device, drawn, loaded)
+        out.write_text(render(evaluation), encoding="utf-8")
+    stdout.print(_table(evaluation))
+    stdout.print(f"{out}: {len(study.pairs)} pictures at every setting", markup=False, soft_wrap=True)
+    failed = [series for series in evaluation.series if series.failure is not None]
+    for series in failed:
+        stderr.print(
+            f"{series.setting.title if series.setting else ''}: {series.failure}", markup=False, soft_wrap=True
+        )
+    if failed:
+        fail(f"{len(failed)} of {len(study.settings)} settings failed; the report has the others.")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() not in (".html", ".htm"):
+        refuse(f"--out {out}: the report is HTML, so its name must end in .html.")
+    if not out.absolute().parent.is_dir():
+        refuse(f"--out {out}: the folder {out.parent} does not exist.")
+    if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
+        refuse(f"--out {out} cannot be written.")
+
+
+def _components(components: int | None, stride: int, guidance_devices: int, devices: int | None) -> int:
+    if components is not None:
+        return components
+    if devices is None or devices == 1:
+        return 2 if guidance_devices == 1 else 1
+    fitting = devices // guidance_devices - stride + 1
+    if fitting < 1:
+        refuse(
+            f"--devices {devices} is too few for --stride {stride} and --guidance-devices {guidance_devices}: "
+            f"use --devices {guidance_devices * (stride + 1)} or more."
+        )
+    return fitting
+
+
+def _setting(**chosen: Any) -> Setting:
+    try:
+        return Setting(**chosen)
+    except ConfigurationError as error:
+        refuse(f"{error}.")
+
+
+def _prompts(file: Path | None, model: str) -> tuple[str, ...]:
+    if file is None:
+        if model not in DEMO_MODELS:
+            refuse(f"--prompts is needed for {model}: a text file with a prompt per line.")
+        known = demo_prompts()
+        return tuple(known[number * len(known) // _PROMPTS_OF_DEMO] for number in range(_PROMPTS_OF_DEMO))
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(f"--prompts {file} cannot be read: {error}")
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        refuse(f"--prompts {file} holds no prompt: write one per line.")
+    return found
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        refuse(f"--seeds {text!r}: write whole numbers with commas between, for instance 0,1,2.")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _settings(chosen: Setting, further: list[str]) -> tuple[Setting, ...]:
+    found = [chosen]
+    for text in further:
+        try:
+            setting = parse_setting(text, chosen)
+        except ConfigurationError as error:
+            refuse(f"--compare-with {text!r}: {error}.")
+        if setting in found:
+            refuse(f"--compare-with {text!r}: this is {setting.title}, which is among the settings already.")
+        found.append(setting)
+    return tuple(found)
+
+
+def _is_local(settings: tuple[Setting, ...], devices: int | None, executor: Executor | None) -> bool:
+    """Whether one process computes everything; refuses what there are not enough devices for."""
+    largest = max(settings, key=lambda setting: setting.devices)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
+    if executor is Executor.LOCAL:
+        if devices is not None and devices > 1:
+            refuse(f"--executor local computes in one process: leave out --devices {devices}.")
+        return True
+    if executor is None and (devices == 1 or (devices is None and (gpus or 0) < max(largest.devices, 2))):
+        return True
+    available = devices if devices is not None else largest.devices
+    if largest.devices > available:
+        refuse(f"{largest.title} takes {largest.devices} devices, but --devices is {available}; or use --devices 1.")
+    if gpus is not None and gpus < largest.devices:
+        refuse(f"{largest.title} takes {largest.devices} devices, but there are {gpus} GPUs; use --executor local.")
+    return False
+
+
+def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if "fid" in names and len(study.pairs) < 2:
+        refuse("--metrics fid needs at least two pictures: more prompts, or more seeds.")
+    try:
+        return load_metrics(names, device)
+    except AsyncDiffError as error:
+        refuse(f"--metrics {text}: {error}.")
+
+
+def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
+    try:
+        pipe = load_pipeline(study.model, study.dtype, device)
+    except (AsyncDiffError, OSError, ValueError) as error:
+        fail(f"{study.model} cannot be loaded: {error}")
+    try:
+        check_settings(pipe, study)
+    except AsyncDiffError as error:
+        refuse(str(error))
+    return draw_locally(pipe, study, device)
+
+
+def _table(evaluation: Evaluation) -> Table:
+    names = [metric.title for metric in evaluation.metrics]
+    measured = ["speed-up"] if not evaluation.local else []
+    numbers = ["PSNR", "worst", "SSIM", *names, "seconds", *measured, "modelled"]
+    columns = [Column(name, no_wrap=True) for name in numbers]
+    table = Table(Column("setting"), *columns, title=f"{evaluation.study.model}, sequential and asyncdiff")
+    for row in summary(evaluation):
+        speedup = [row.speedup] if not evaluation.local else []
+        title = row.title + (": failed" if row.failure else "")
+        table.add_row(title, row.psnr, row.worst, row.ssim, *row.metrics, row.seconds, *speedup, row.modelled)
+    return table

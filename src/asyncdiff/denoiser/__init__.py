@@ -1,0 +1,1 @@
+"""What is divided: one call of a denoiser, recorded, as a graph of units."""

@@ -1,0 +1,51 @@
+"""Which parts of a pipeline are denoisers, and how their device weighs bytes against arithmetic."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from asyncdiff.denoiser.call import has_timestep
+from asyncdiff.errors import ConfigurationError
+
+# Floating-point operations that a device does in the time in which it moves one byte, roughly.
+# Constants, not measurements: the same model must be divided in the same way in every run.
+_OPERATIONS_PER_BYTE = {"cpu": 8.0}
+_OPERATIONS_PER_BYTE_ELSEWHERE = 100.0
+
+
+def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's noise-prediction networks by name: what is given a timestep, and no side network of one.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    found = {
+        name: module
+        for name, module in getattr(pipe, "components", {}).items()
+        if isinstance(module, nn.Module) and _predicts_noise(getattr(module, "_orig_mod", module))
+    }
+    if not found:
+        timeless = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
+        raise ConfigurationError(
+            f"{type(pipe).__name__} has no denoiser: a torch module among its components whose forward takes a timestep"
+            + (f"; its {timeless!r} ({type(getattr(pipe, timeless)).__name__}) takes none" if timeless else "")
+        )
+    return found
+
+
+def device_of(pipe: Any, denoiser: nn.Module) -> torch.device:
+    """Where the denoiser runs; with offloading that is not where its weights are."""
+    device = getattr(pipe, "_execution_device", None)
+    return device if isinstance(device, torch.device) else next(denoiser.parameters()).device
+
+
+def operations_per_byte(device: torch.device) -> float:
+    """How `build_graph` should weigh bytes moved on a device."""
+    return _OPERATIONS_PER_BYTE.get(device.type, _OPERATIONS_PER_BYTE_ELSEWHERE)
+
+
+def _predicts_noise(module: nn.Module) -> bool:
+    # ControlNets take a timestep too, but what they give is an input of the denoiser.
+    names = [kind.__name__.lower() for kind in type(module).__mro__]
+    return has_timestep(module) and not any("controlnet" in name and "unet" not in name for name in names)

@@ -1,0 +1,390 @@
+"""The denoiser as a graph of unit calls: which of their outputs each reads, and what each costs. Pure."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch.utils._pytree import TreeSpec
+
+from asyncdiff.denoiser.trace import Leaf, ModuleCall, Trace, ValueId
+from asyncdiff.errors import TraceError
+
+# A unit that depends on nothing but the denoiser's inputs and costs no more than this share of a
+# call runs on every device with the current values: sending its output would cost more.
+REPLICATED_COST_SHARE = 0.003
+
+# One that gives a vector for each picture (the time embedding, say) may cost more: all that follows depends on it,
+# and computed anew it is exact, where sent it would be of the round before.
+REPLICATED_COST_SHARE_OF_VECTORS = 0.006
+
+# So does a heavier one whose output most units read and which is computed faster than sent: the modulation of every
+# token by its own time, say. All that runs everywhere for this reason may cost this share of a call.
+REPLICATED_BUDGET = 0.02
+
+# An exponential takes as long as so many operations of a matrix product: about 100 on a CPU that was looked at;
+# graphics processors too have some hundred times fewer units for them (FlashAttention-3, arXiv 2407.08608).
+_OPERATIONS_PER_EXPONENTIAL = 100
+
+# A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
+_LINK_BYTE = 50
+
+# A module whose own arithmetic, outside the modules it calls, is more than this share of its work
+# is a unit even if it owns a list of modules: an attention product is no glue.
+GLUE_FLOPS_SHARE = 0.003
+
+
+class Edge(NamedTuple):
+    """A tensor that a unit call makes: the index of the unit call and of the leaf in its output."""
+
+    unit: int
+    leaf: int
+
+
+@dataclass(frozen=True)
+class UnitCall:
+    """One call of a unit in one pass of the denoiser.
+
+    Attributes:
+        call: its number among the module calls of the trace.
+        name: dotted module name below the denoiser.
+        ordinal: how many calls of the same module came before it in the pass, those inside of other units
+            left out: a device that does not run those units does not see them.
+        cost: operations, with exponentials and bytes moved counted as operations (see `build_graph`).
+        flops: floating-point operations of matrix products, convolutions and attention.
+        reads: the outputs of other unit calls that it needs, through any amount of glue.
+        outputs: the leaves of its output; `origins` gives, for each, the first leaf that is the same tensor.
+        overwritten: the leaves that are written to after the unit returned them.
+        replicated: cheap, and a function of the denoiser's inputs alone.
+    """
+
+    call: int
+    name: str
+    ordinal: int
+    cost: float
+    flops: int
+    reads: frozenset[Edge]
+    outputs: tuple[Leaf, ...]
+    origins: tuple[int, ...]
+    structure: TreeSpec
+    overwritten: frozenset[int]
+    replicated: bool
+
+    def is_tensor_made_here(self, leaf: int) -> bool:
+        """Whether the leaf is a tensor that the unit made, not one it was given or no tensor at all."""
+        output = self.outputs[leaf]
+        return output.value is not None and output.input_index is None
+
+
+@dataclass(frozen=True)
+class Graph:
+    """All unit calls of one pass, in call order, and what the denoiser's own output reads."""
+
+    units: tuple[UnitCall, ...]
+    output_reads: frozenset[Edge]
+    glue_cost: float
+    index: dict[tuple[str, int], int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.index.update({(unit.name, unit.ordinal): number for number, unit in enumerate(self.units)})
+
+    @property
+    def divisible(self) -> tuple[int, ...]:
+        """Indices of the unit calls that are worth giving to one device."""
+        return tuple(number for number, unit in enumerate(self.units) if not unit.replicated)
+
+    @property
+    def cost(self) -> float:
+        """Cost of one pass."""
+        return self.glue_cost + sum(unit.cost for unit in self.units)
+
+    def bytes(self, edges: Iterable[Edge]) -> int:
+        """Size of some live edges together, in bytes."""
+        return sum(self.units[edge.unit].outputs[edge.leaf].bytes for edge in edges)
+
+
+def build_graph(
+    trace: Trace, operations_per_byte: float, inside: Iterable[str] = (), times_larger: float = 1.0
+) -> Graph:
+    """Find the units of a traced call and follow the data between them.
+
+    Args:
+        trace: the recorded call.
+        operations_per_byte: how many floating-point operations a device does in the time in which
+            it moves one byte; weighs memory-bound units against compute-bound ones.
+        inside: module names that a unit may not enclose (those that a split names).
+        times_larger: costs are those of a batch so many times as large as the recorded one: a denoiser is to be divided
+            in one way, and so to draw one picture, whether or not several groups of devices share a batch out. (With a
+            batch of one, torch leaves out some copies; that may still make a difference.)
+    """
+    numbers = tuple(_find_units(trace, tuple(inside)))
+    reads, output_reads, overwritten, _ = follow(trace, numbers)
+    costs = [_cost(trace, trace.calls[number], operations_per_byte, times_larger) for number in numbers]
+    total = _cost(trace, trace.calls[0], operations_per_byte, times_larger)
+    sent = [_LINK_BYTE * operations_per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
+    limits = [_most_replicated(trace.calls[number]) for number in numbers]
+    replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent], limits)
+    ordinals = _ordinals(trace, numbers)
+    units = tuple(
+        _unit_call(trace, number, unit, ordinals[number], costs[unit], reads[unit], overwritten, unit in replicated)
+        for unit, number in enumerate(numbers)
+    )
+    return Graph(units, output_reads, max(0.0, total - sum(costs)))
+
+
+def _most_replicated(call: ModuleCall) -> float:
+    """The share of a call up to which a unit runs on every device whoever reads it."""
+    is_vector = all(len(leaf.shape) < 3 for leaf in call.outputs)
+    return REPLICATED_COST_SHARE_OF_VECTORS if is_vector else REPLICATED_COST_SHARE
+
+
+def _replicated(
+    reads: Sequence[frozenset[Edge]], costs: Sequence[float], sent: Sequence[float], limits: Sequence[float]
+) -> set[int]:
+    """The units that run on every device, given what computing and what sending them costs as shares of a call.
+
+    What costs at most its limit does.
+    """
+    readers = Counter(unit for needed in reads for unit in {edge.unit for edge in needed})
+    replicated: set[int] = set()
+    spent = 0.0
+    for unit, needed in enumerate(reads):
+        if not all(edge.unit in replicated for edge in needed):
+            continue
+        if costs[unit] <= limits[unit]:
+            replicated.add(unit)
+        elif costs[unit] <= min(sent[unit], REPLICATED_BUDGET - spent) and readers[unit] > (len(reads) - unit) / 2:
+            replicated.add(unit)
+            spent += costs[unit]
+    return replicated
+
+
+def _bytes(call: ModuleCall) -> int:
+    return sum(leaf.bytes for leaf in call.outputs if leaf.input_index is None)
+
+
+def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[Graph, tuple[int | None, ...]]:
+    """Join the units of a module that one component owns whole into one unit.
+
+    What crosses between components is then the module's own output (the sum of a residual, say),
+    and a device that does not own it skips the glue in it too.
+
+    Args:
+        trace: the recorded call.
+        graph: its graph.
+        owners: for each unit call of the graph, the component that owns it; None for all.
+
+    Returns:
+        The graph of the joined units, and their owners.
+    """
+    owner_of_call = {unit.call: owner for unit, owner in zip(graph.units, owners, strict=True)}
+    unit_of_call = {unit.call: unit for unit in graph.units}
+
+    def units_below(number: int) -> Iterator[int]:
+        if number in unit_of_call:
+            yield number
+        else:
+            for child in trace.calls[number].children:
+                yield from units_below(child)
+
+    def joined(parent: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        for number in trace.calls[parent].children:
+            members = tuple(units_below(number))
+            found = {owner_of_call[member] for member in members}
+            if number in unit_of_call or (len(found) == 1 and None not in found):
+                yield number, members
+            elif members:
+                yield from joined(number)
+
+    groups = tuple(joined(0))
+    numbers = tuple(number for number, _ in groups)
+    reads, output_reads, overwritten, _ = follow(trace, numbers)
+    ordinals = _ordinals(trace, numbers)
+    units = []
+    for unit, (number, members) in enumerate(groups):
+        cost = sum(unit_of_call[member].cost for member in members)
+        replicated = all(unit_of_call[member].replicated for member in members)
+        units.append(_unit_call(trace, number, unit, ordinals[number], cost, reads[unit], overwritten, replicated))
+    new_owners = tuple(owner_of_call[members[0]] for _, members in groups)
+    return Graph(tuple(units), output_reads, graph.glue_cost), new_owners
+
+
+def _unit_call(
+    trace: Trace,
+    number: int,
+    unit: int,
+    ordinal: int,
+    cost: float,
+    reads: frozenset[Edge],
+    overwritten: set[Edge],
+    replicated: bool,
+) -> UnitCall:
+    call = trace.calls[number]
+    if call.structure is None:
+        raise TraceError(f"unit {call.name!r} did not return")
+    return UnitCall(
+        call=number,
+        name=call.name,
+        ordinal=ordinal,
+        cost=cost,
+        flops=_flops(trace, call),
+        reads=reads,
+        outputs=call.outputs,
+        origins=_origins(call),
+        structure=call.structure,
+        overwritten=frozenset(edge.leaf for edge in overwritten if edge.unit == unit),
+        replicated=replicated,
+    )
+
+
+def _ordinals(trace: Trace, numbers: Collection[int]) -> dict[int, int]:
+    """For each unit call, how many calls of the same module came before it that are not inside of a unit."""
+    units = set(numbers)
+    counts: dict[str, int] = {}
+    ordinals = {}
+
+    def below(parent: int) -> None:
+        for number in trace.calls[parent].children:
+            name = trace.calls[number].name
+            ordinals[number] = counts.get(name, 0)
+            counts[name] = ordinals[number] + 1
+            if number not in units:
+                below(number)
+
+    below(0)
+    return ordinals
+
+
+def _find_units(trace: Trace, inside: Sequence[str]) -> Iterator[int]:
+    """Descend from the denoiser to the smallest modules whose output may be reused."""
+
+    def below(parent: int) -> Iterator[int]:
+        for number in trace.calls[parent].children:
+            call = trace.calls[number]
+            if not call.has_parameters:
+                continue
+            is_cut_inside = any(name.startswith(f"{call.name}.") for name in inside)
+            is_glue = _own_flops(trace, number) <= GLUE_FLOPS_SHARE * _flops(trace, call)
+            if is_glue and not call.is_compiled and (call.owns_called_list or is_cut_inside):
+                yield from below(number)
+            else:
+                yield number
+
+    return below(0)
+
+
+def _flops(trace: Trace, call: ModuleCall) -> int:
+    return sum(operator.flops for operator in trace.operators[call.first_operator : call.end_operator])
+
+
+def _own_flops(trace: Trace, number: int) -> int:
+    call = trace.calls[number]
+    operators = trace.operators[call.first_operator : call.end_operator]
+    return sum(operator.flops for operator in operators if operator.call == number)
+
+
+def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float, times_larger: float) -> float:
+    operators = trace.operators[call.first_operator : call.end_operator]
+    return sum(
+        times_larger * (operator.flops + _OPERATIONS_PER_EXPONENTIAL * operator.exponentials)
+        + operations_per_byte * (times_larger * (operator.bytes - operator.weight_bytes) + operator.weight_bytes)
+        for operator in operators
+    )
+
+
+def _origins(call: ModuleCall) -> tuple[int, ...]:
+    first: dict[ValueId, int] = {}
+    return tuple(
+        number if leaf.value is None else first.setdefault(leaf.value, number)
+        for number, leaf in enumerate(call.outputs)
+    )
+
+
+class _Following:
+    """Which unit outputs every tensor value derives from, as the call goes on."""
+
+    def __init__(self) -> None:
+        self.sources: dict[ValueId, frozenset[Edge]] = {}
+        self.leaves: dict[ValueId, Edge] = {}
+        self.overwritten: set[Edge] = set()
+        self.side_effects: dict[ValueId, str] = {}
+
+    def read(self, values: Iterable[ValueId]) -> frozenset[Edge]:
+        edges: frozenset[Edge] = frozenset()
+        for value in values:
+            if value in self.side_effects:
+                raise TraceError(
+                    f"unit {self.side_effects[value]!r} changes a tensor that it was given in place; "
+                    "its output cannot be replaced by a stored one"
+                )
+            edges |= self.sources.get(value, frozenset())
+        return edges
+
+    def overwrite(self, pairs: Iterable[tuple[ValueId, ValueId]], added: frozenset[Edge]) -> None:
+        for old, new in pairs:
+            self.sources[new] = self.sources.get(old, frozenset()) | added
+            if old in self.leaves:
+                self.overwritten.add(self.leaves[old])
+
+
+class Flow(NamedTuple):
+    """How data flows between units.
+
+    Attributes:
+        reads: the outputs of other units that each unit needs.
+        output_reads: those that the denoiser's own output needs.
+        overwritten: the outputs that are written to after their unit has returned them.
+        sources: the outputs that every value outside of units derives from.
+    """
+
+    reads: list[frozenset[Edge]]
+    output_reads: frozenset[Edge]
+    overwritten: set[Edge]
+    sources: Mapping[ValueId, frozenset[Edge]]
+
+
+def follow(trace: Trace, numbers: Sequence[int]) -> Flow:
+    """Follow the data of a recorded call between the units, given by their numbers among the module calls."""
+    flow = _Following()
+    reads: list[frozenset[Edge]] = []
+    position = 0
+    for number, call in enumerate(trace.calls[number] for number in numbers):
+        _follow_glue(trace, flow, position, call.first_operator)
+        reads.append(_follow_unit(trace, flow, call))
+        for leaf, output in enumerate(call.outputs):
+            value = output.value
+            if value is None or output.input_index is not None or value in flow.leaves:
+                continue
+            flow.leaves[value] = Edge(number, leaf)
+            flow.sources[value] = frozenset({Edge(number, leaf)})
+            flow.side_effects.pop(value, None)
+        position = call.end_operator
+    _follow_glue(trace, flow, position, len(trace.operators))
+    outputs = [leaf.value for leaf in trace.calls[0].outputs if leaf.value is not None]
+    return Flow(reads, flow.read(outputs), flow.overwritten, flow.sources)
+
+
+def _follow_glue(trace: Trace, flow: _Following, first: int, end: int) -> None:
+    for operator in trace.operators[first:end]:
+        edges = flow.read(operator.reads)
+        flow.overwrite(operator.overwrites, edges)
+        for value in operator.makes:
+            flow.sources[value] = edges | flow.sources.get(value, frozenset())
+
+
+def _follow_unit(trace: Trace, flow: _Following, call: ModuleCall) -> frozenset[Edge]:
+    """What the unit reads from outside; marks what it writes to outside."""
+    edges: frozenset[Edge] = frozenset()
+    inside: set[ValueId] = set()
+    for operator in trace.operators[call.first_operator : call.end_operator]:
+        edges |= flow.read(value for value in operator.reads if value not in inside)
+        inside.update(value for value in operator.makes if value not in operator.reads)
+        for old, new in operator.overwrites:
+            if old in inside:
+                inside.add(new)
+            else:
+                if old in flow.leaves:
+                    flow.overwritten.add(flow.leaves[old])
+                inside.add(new)
+                flow.side_effects[new] = call.name
+    return edges

@@ -1,0 +1,396 @@
+"""Record one ordinary denoiser call as plain data: its module calls, its operators and what each reads.
+
+The call itself is not changed: its result is the ordinary one, so that a trace costs no extra call.
+"""
+
+import gc
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import TreeSpec, tree_flatten
+from torch.utils.flop_counter import flop_registry
+
+from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.hooks import is_compiled
+
+ValueId = int
+Form = tuple[tuple[int, ...], torch.dtype]
+"""Shape and number format of a tensor."""
+
+# Attention that torch has no formula of its own for; its first arguments are query and key.
+_ATTENTION = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.higher_order.flex_attention)
+_FUSED_ATTENTION = (
+    *_ATTENTION,
+    torch.ops.aten._scaled_dot_product_flash_attention,
+    torch.ops.aten._scaled_dot_product_efficient_attention,
+    torch.ops.aten._scaled_dot_product_cudnn_attention,
+)
+_SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
+# The matrix product of mixtures of experts, which torch has no formula for either.
+_GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
+
+# Operators that read a tensor's shape and kind, not its values.
+_OF_THE_SAME_FORM = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in (
+        *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
+        *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
+    )
+)
+
+# Operators whose result is what they are given (their first argument, or all) plus something else, or the same in
+# another form. A residual stream can be followed through them.
+_ADDING = frozenset(getattr(torch.ops.aten, name) for name in ("add", "add_", "cat"))
+_KEEPING = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("sub", "sub_", "addcmul", "addcmul_", "clone", "_to_copy", "clamp", "clamp_")
+)
+_SCALING = frozenset(getattr(torch.ops.aten, name) for name in ("mul", "mul_", "div", "div_"))
+
+# Operators that read a part of a table, as large as what they make of it.
+_LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "gather", "index", "index_select"))
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """One tensor operator: where it ran, what it read, made and wrote to, and what it cost.
+
+    `carries` are those of the values read that what it made still contains, with something added or taken away.
+    `weight_bytes` is the part of `bytes` that does not grow with the batch: the denoiser's own weights.
+    `exponentials` are those of attention's softmax, which take far longer than the operations of a matrix product.
+    """
+
+    call: int
+    reads: tuple[ValueId, ...]
+    carries: tuple[ValueId, ...]
+    makes: tuple[ValueId, ...]
+    overwrites: tuple[tuple[ValueId, ValueId], ...]
+    flops: int
+    bytes: int
+    weight_bytes: int = 0
+    exponentials: int = 0
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of a module's output. `value` is None for what is no tensor (kept in `constant`)."""
+
+    value: ValueId | None
+    shape: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
+    constant: Any = None
+    input_index: int | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Size of the tensor in bytes."""
+        if self.dtype is None:
+            return 0
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * self.dtype.itemsize
+
+
+@dataclass
+class ModuleCall:
+    """One call of one module: its place in the call tree and in the order of operators."""
+
+    name: str
+    parent: int
+    has_parameters: bool
+    is_compiled: bool
+    owns_called_list: bool = False
+    first_operator: int = 0
+    end_operator: int = 0
+    inputs: tuple[ValueId, ...] = ()
+    input_forms: tuple[Form, ...] = ()
+    outputs: tuple[Leaf, ...] = ()
+    structure: TreeSpec | None = None
+    children: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All of one denoiser call. `calls[0]` is the call of the denoiser itself."""
+
+    calls: tuple[ModuleCall, ...]
+    operators: tuple[Operator, ...]
+
+
+class _Values:
+    """Gives every tensor value a number: a region of a storage between two writes is one value."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, tuple[Callable[[], bool], dict[tuple[Any, ...], ValueId]]] = {}
+        self._count = 0
+
+    def of(self, tensor: Tensor) -> ValueId:
+        regions = self._regions(tensor)
+        region = _region(tensor)
+        if region not in regions:
+            regions[region] = self._new()
+        return regions[region]
+
+    def made(self, tensor: Tensor, is_alias: bool) -> ValueId:
+        if not is_alias:
+            self._storages.pop(_storage_key(tensor), None)
+        return self.of(tensor)
+
+    def written(self, tensor: Tensor) -> tuple[tuple[ValueId, ValueId], ...]:
+        """Every value that lives in the tensor's storage is another one from now on."""
+        self.of(tensor)
+        regions = self._regions(tensor)
+        pairs = []
+        for region, old in regions.items():
+            regions[region] = self._new()
+            pairs.append((old, regions[region]))
+        return tuple(pairs)
+
+    def _regions(self, tensor: Tensor) -> dict[tuple[Any, ...], ValueId]:
+        key = _storage_key(tensor)
+        entry = self._storages.get(key)
+        if entry is None or entry[0]():
+            expired = StorageWeakRef(tensor.untyped_storage()).expired  # type: ignore[no-untyped-call]
+            entry = self._storages[key] = (expired, {})
+        return entry[1]
+
+    def _new(self) -> ValueId:
+        self._count += 1
+        return self._count
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _region(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    # Flexible attention is one; it is recorded as an operator.
+    supports_higher_order_operators = True
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        weights = itertools.chain(denoiser.parameters(), denoiser.buffers())
+        self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in (Tensor, nn.Parameter)}
+        self.values = _Values()
+        self.calls: list[ModuleCall] = []
+        self.operators: list[Operator] = []
+        self.stack: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        is_operator = isinstance(func, torch._ops.OpOverload)
+        kind = func._overloadpacket if is_operator else func
+        if kind in _OF_THE_SAME_FORM:
+            inputs = []
+        elif is_operator:
+            inputs = _tensors_in(args) + _tensors_in(kwargs.values())
+        else:
+            inputs = tensors_of((args, kwargs))
+        storages = {_storage_key(tensor) for tensor in inputs}
+        reads = tuple(self.values.of(tensor) for tensor in inputs)
+        result = func(*args, **kwargs)
+        overwrites: list[tuple[ValueId, ValueId]] = []
+        is_mutable = is_operator and func._schema.is_mutable
+        if is_mutable:
+            for tensor in _mutated(func, args, kwargs):
+                overwrites += self.values.written(tensor)
+        outputs = _tensors_in(result if isinstance(result, (list, tuple)) else (result,))
+        makes = []
+        is_view = not overwrites
+        for tensor in outputs:
+            is_alias = _storage_key(tensor) in storages
+            is_view &= is_alias
+            if is_alias and is_mutable:
+                makes.append(self.values.of(tensor))
+            else:
+                makes.append(self.values.made(tensor, is_alias))
+        made = sum(tensor.nbytes for tensor in outputs)
+        read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
+        moved = 0 if is_view else read + made
+        weights = 0
+        if moved and kind not in _LOOKUPS:
+            weights = sum(tensor.nbytes for tensor in inputs if _storage_key(tensor) in self._weights)
+        flops = _flops(kind, args, kwargs, result)
+        carries = reads[: _carried(kind, is_view, args, len(reads))]
+        self.operators.append(
+            Operator(
+                call=self.stack[-1] if self.stack else 0,
+                reads=reads,
+                carries=carries,
+                makes=tuple(makes),
+                overwrites=tuple(overwrites),
+                flops=flops,
+                bytes=moved,
+                weight_bytes=weights,
+                exponentials=_exponentials(kind, args, result),
+            )
+        )
+        return result
+
+    def enter(self, name: str, module: nn.Module, arguments: Any) -> None:
+        parent = self.stack[-1] if self.stack else -1
+        index = len(self.calls)
+        given = tensors_of(arguments)
+        call = ModuleCall(
+            name=name,
+            parent=parent,
+            has_parameters=next(module.parameters(), None) is not None,
+            is_compiled=is_compiled(module),
+            first_operator=len(self.operators),
+            inputs=tuple(self.values.of(tensor) for tensor in given),
+            input_forms=tuple((tuple(tensor.shape), tensor.dtype) for tensor in given),
+        )
+        self.calls.append(call)
+        if parent >= 0:
+            self.calls[parent].children.append(index)
+        self.stack.append(index)
+
+    def leave(self, output: Any) -> None:
+        call = self.calls[self.stack.pop()]
+        call.end_operator = len(self.operators)
+        leaves, call.structure = tree_flatten(output)
+        call.outputs = tuple(self._leaf(leaf, call) for leaf in leaves)
+
+    def _leaf(self, leaf: Any, call: ModuleCall) -> Leaf:
+        if not isinstance(leaf, Tensor):
+            return Leaf(None, constant=leaf)
+        value = self.values.of(leaf)
+        index = call.inputs.index(value) if value in call.inputs else None
+        return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
+
+
+def _carried(kind: Any, is_view: bool, args: tuple[Any, ...], inputs: int) -> int:
+    """How many of an operator's inputs, from the first, its result contains."""
+    if kind in _ADDING:
+        return inputs
+    if is_view or kind in _KEEPING:
+        return 1
+    return 1 if kind in _SCALING and not isinstance(args[1], Tensor) and args[1] == 1 else 0
+
+
+def _flops(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Floating-point operations of matrix products, convolutions and attention."""
+    formula = flop_registry.get(kind)
+    if formula is not None:
+        return int(formula(*args, **kwargs, out_val=result))
+    if kind in _ATTENTION:
+        query, key = args[0], args[1]
+        return int(4 * query.numel() * key.shape[-2])
+    if kind is _GROUPED_PRODUCT:
+        first, second = args[0], args[1]
+        is_grouped_inside = first.ndim == second.ndim == 2  # the groups divide the axis that is summed over
+        return int(2 * first.numel() * second.shape[1] if is_grouped_inside else 2 * result.numel() * first.shape[-1])
+    return 0
+
+
+def _exponentials(kind: Any, args: tuple[Any, ...], result: Any) -> int:
+    """One for every query and key of an attention, or for every number of a softmax on its own."""
+    if kind in _SOFTMAX:
+        return int(result.numel())
+    if kind in _FUSED_ATTENTION:
+        query, key = args[0], args[1]
+        return int(query.numel() // max(query.shape[-1], 1) * key.shape[-2])
+    return 0
+
+
+def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operator's arguments, which may be lists of tensors too."""
+    found: list[Tensor] = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += [tensor for tensor in argument if isinstance(tensor, Tensor)]
+    return found
+
+
+def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        given = args[position] if position < len(args) else kwargs.get(argument.name)
+        yield from tensors_of(given)
+
+
+@contextmanager
+def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
+    """Tell the recorder of every module call below the denoiser while the context lasts."""
+    with ExitStack() as stack:
+        for name, module in denoiser.named_modules():
+            if not name:
+                continue
+
+            def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                recorder.enter(name, module, (args, kwargs))
+
+            def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+                recorder.leave(output)
+
+            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection: thousands of small objects that stay would set it off again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def record(
+    denoiser: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Trace]:
+    """Call `forward(*args, **kwargs)` of the denoiser once and record it.
+
+    Returns the call's own result and the trace.
+    """
+    recorder = _Recorder(denoiser)
+    # What is compiled, blocks or flexible attention, runs operator by operator, so that it can be watched.
+    uncompiled = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
+    with _uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
+        recorder.enter("", denoiser, (args, kwargs))
+        result = forward(*args, **kwargs)
+        recorder.leave(result)
+    _mark_lists(denoiser, recorder.calls)
+    return result, Trace(tuple(recorder.calls), tuple(recorder.operators))
+
+
+def _mark_lists(denoiser: nn.Module, calls: list[ModuleCall]) -> None:
+    called = {call.name for call in calls}
+    lists = {name for name, module in denoiser.named_modules() if isinstance(module, nn.ModuleList)}
+    for call in calls:
+        prefix = f"{call.name}." if call.name else ""
+        call.owns_called_list = any(
+            calls[child].has_parameters and _enclosing_list(calls[child].name, prefix, lists, called)
+            for child in call.children
+        )
+
+
+def _enclosing_list(name: str, prefix: str, lists: set[str], called: set[str]) -> bool:
+    """Whether a module list of the owner (`prefix`) holds the module `name`; a list of a called module is its own."""
+    parts = name[len(prefix) :].split(".")
+    for end in range(1, len(parts)):
+        path = prefix + ".".join(parts[:end])
+        if path in called or path in lists:
+            return path in lists
+    return False

@@ -1,0 +1,1 @@
+"""What is measured: pictures beside the ordinary ones, a look into a division."""

@@ -1,0 +1,154 @@
+"""Look into a pipeline's denoiser: its units, their cost, and what a division would send."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asyncdiff.denoiser.find import device_of, find_denoisers, operations_per_byte
+from asyncdiff.denoiser.trace import Trace, record
+from asyncdiff.errors import ConfigurationError
+from asyncdiff.hooks import Forward, intercept_call
+from asyncdiff.plan.division import plan
+from asyncdiff.plan.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """One call of a unit: its share of a denoiser call; component None means every device runs it."""
+
+    name: str
+    ordinal: int
+    share: float
+    component: int | None
+
+
+@dataclass(frozen=True)
+class LiveEdge:
+    """A tensor that a component reads from another one."""
+
+    unit: str
+    leaf: int
+    from_component: int
+    shape: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ComponentPart:
+    """One component of the division."""
+
+    units: tuple[str, ...]
+    share: float
+    reads: tuple[LiveEdge, ...]
+
+
+@dataclass(frozen=True)
+class StrideForecast:
+    """What a stride would cost and give, by the model without communication."""
+
+    stride: int
+    devices: int
+    bytes_per_round: int
+    modelled_speedup: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A denoiser's division into components."""
+
+    denoiser: str
+    kind: str
+    units: tuple[UnitCost, ...]
+    components: tuple[ComponentPart, ...]
+    forecasts: tuple[StrideForecast, ...]
+
+
+def inspect_denoisers(
+    pipe: Any,
+    prompt: str,
+    components: int,
+    warmup: int,
+    steps: int,
+    strides: Sequence[int],
+) -> tuple[Inspection, ...]:
+    """Trace one ordinary call of each denoiser of the pipeline and divide it.
+
+    Raises:
+        ConfigurationError: the pipeline has no denoiser, or numbers that cannot work.
+        SplitError: a denoiser cannot be divided into so many components.
+    """
+    schedules = [Schedule(components, stride, warmup) for stride in strides]
+    denoisers = find_denoisers(pipe)
+    traces: dict[str, Trace] = {}
+    undo = [
+        intercept_call(denoiser, functools.partial(_trace_first_call, traces, name, denoiser))
+        for name, denoiser in denoisers.items()
+    ]
+    try:
+        pipe(prompt, num_inference_steps=2)
+    finally:
+        for detach in undo:
+            detach()
+    if not traces:
+        raise ConfigurationError(f"{type(pipe).__name__} called no denoiser: no `unet` and no `transformer`")
+    return tuple(
+        _inspection(name, denoisers[name], trace, device_of(pipe, denoisers[name]), schedules, steps)
+        for name, trace in traces.items()
+    )
+
+
+def _trace_first_call(
+    traces: dict[str, Trace],
+    name: str,
+    denoiser: nn.Module,
+    forward: Forward,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    if name in traces:
+        return forward(*args, **kwargs)
+    result, traces[name] = record(denoiser, forward, args, kwargs)
+    return result
+
+
+def _inspection(
+    name: str,
+    denoiser: nn.Module,
+    trace: Trace,
+    device: torch.device,
+    schedules: Sequence[Schedule],
+    steps: int,
+) -> Inspection:
+    divisions = [plan(trace, schedule, None, operations_per_byte(device)) for schedule in schedules]
+    graph, partition = divisions[0].graph, divisions[0].partition
+    units = tuple(
+        UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))
+        for index, unit in enumerate(graph.units)
+    )
+    parts = []
+    for own, share, reads in zip(partition.components, partition.shares, partition.reads, strict=True):
+        edges = tuple(
+            LiveEdge(
+                unit=graph.units[edge.unit].name,
+                leaf=edge.leaf,
+                from_component=partition.owner(edge.unit) or 0,
+                shape=graph.units[edge.unit].outputs[edge.leaf].shape,
+                bytes=graph.bytes([edge]),
+            )
+            for edge in sorted(reads)
+        )
+        parts.append(ComponentPart(tuple(graph.units[unit].name for unit in sorted(own)), share, edges))
+    forecasts = tuple(
+        StrideForecast(
+            stride=division.schedule.stride,
+            devices=division.schedule.world_size,
+            bytes_per_round=division.bytes_per_round,
+            modelled_speedup=division.modelled_speedup(steps),
+        )
+        for division in divisions
+    )
+    return Inspection(name, type(denoiser).__name__, units, tuple(parts), forecasts)

@@ -1,0 +1,1 @@
+"""What is decided: who computes what, when, and from which version of which tensor. Pure: no devices, no processes."""

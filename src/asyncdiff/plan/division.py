@@ -1,0 +1,92 @@
+"""A denoiser divided: its graph, its components, the schedule and the messages that follow. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from asyncdiff.denoiser.graph import Edge, Graph, build_graph, coarsen
+from asyncdiff.denoiser.residual import find_bases
+from asyncdiff.denoiser.trace import Trace
+from asyncdiff.plan.method import PAPER, Method
+from asyncdiff.plan.partition import Partition, divide, divide_as_told, wire
+from asyncdiff.plan.routing import Message, messages, reads_of
+from asyncdiff.plan.schedule import Schedule, Step, cost, fast_enough, speedup
+
+
+class Goal(NamedTuple):
+    """A modelled speed-up that is wanted of a denoising loop of so many steps."""
+
+    steps: int
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Division:
+    """All that the executors, the time model and the reports need to know of a divided denoiser."""
+
+    graph: Graph
+    partition: Partition
+    schedule: Schedule
+    messages: tuple[Message, ...]
+    method: Method
+
+    @property
+    def bytes_per_round(self) -> int:
+        """What all ranks together send in one round, predictions left out."""
+        return sum(self.graph.bytes(message.edges) for message in self.messages)
+
+    def reads_of(self, rank: int) -> frozenset[Edge]:
+        """The live edges that a rank holds."""
+        return reads_of(self.schedule, self.partition, rank)
+
+    def own_reads_of(self, rank: int) -> frozenset[Edge]:
+        """Those of them that the rank makes itself."""
+        own = self.partition.components[self.schedule.component_of(rank)]
+        return frozenset(edge for edge in self.reads_of(rank) if edge.unit in own)
+
+    def modelled_speedup(self, steps: int) -> float:
+        """The modelled speed-up of a denoising loop of so many steps, without communication."""
+        return speedup(self.schedule, steps, max(self.partition.shares), self.partition.end.share)
+
+    def cost(self, step: Step) -> float:
+        """The modelled time of a step, in denoiser calls, without communication."""
+        return cost(step, max(self.partition.shares), self.partition.end.share)
+
+
+def plan(
+    trace: Trace,
+    schedule: Schedule,
+    split: Sequence[Sequence[str]] | None,
+    operations_per_byte: float,
+    method: Method = PAPER,
+    goal: Goal | None = None,
+    times_larger: float = 1.0,
+) -> Division:
+    """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
+
+    With a goal, as many steps are bridged as it takes. `times_larger` is that of `build_graph`.
+
+    Raises:
+        SplitError: the denoiser cannot be divided so.
+    """
+    named = [name for names in split or () for name in names]
+    fine = build_graph(trace, operations_per_byte, named, times_larger)
+    partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
+    graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
+    partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)
+    # Where the predictor alone makes what the last layers read, there is nothing to sum.
+    is_sum = any(partition.owner(edge.unit) != partition.predictor for edge in partition.end.reads)
+    schedule = replace(
+        schedule,
+        predictor=partition.predictor,
+        versions=method.versions,
+        fresh_sum=method.fresh_sum and is_sum,
+    )
+    if goal is not None:
+        schedule = fast_enough(schedule, goal.steps, goal.speedup, max(partition.shares), partition.end.share)
+    return Division(graph, partition, schedule, messages(schedule, partition), method)
+
+
+def read_anywhere(division: Division) -> frozenset[Edge]:
+    """The live edges that any rank holds."""
+    return frozenset[Edge]().union(*map(division.reads_of, range(division.schedule.world_size)))

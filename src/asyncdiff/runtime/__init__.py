@@ -1,0 +1,1 @@
+"""What runs: a pipeline's denoiser calls, one by one, by the plan."""

@@ -1,0 +1,308 @@
+"""The calls of one denoiser shared out among groups of devices: exact, and outside of all that the groups do inside.
+
+Two ways. Where the batch can be divided, as with both guidance branches in one batch or several pictures for a prompt,
+every group computes its part of it, in every call. Else every stream of calls, such as one branch of the guidance,
+belongs to one group. That group computes; the others go on at once, with a tensor that waits for the numbers when the
+pipeline first reads it. All ranks run the same pipeline, so all wait at the same place, whatever that place is: a
+pipeline that calls once in a step, or reads one branch before it asks for the other, comes to the same result, and
+only gains nothing. A batch whose parts must overlap is divided only if the step before had no other call.
+"""
+
+import itertools
+import warnings
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from asyncdiff.denoiser.call import CallForm, digest, own_containers
+from asyncdiff.exchange.local import Exchange, share_results
+from asyncdiff.hooks import Forward
+from asyncdiff.report import GuidanceCounts
+from asyncdiff.runtime.batch import (
+    BatchRule,
+    Parts,
+    batch_rules,
+    batch_size,
+    has_form_of_part,
+    is_same_but_for_rounding,
+    join,
+)
+from asyncdiff.runtime.clock import Clock
+from asyncdiff.runtime.deferred import Settlement, deferred
+from asyncdiff.runtime.denoiser import DenoiserRuntime
+from asyncdiff.runtime.stream import Arguments, Stream, Streams
+
+# What a denoiser may raise when it is given a batch that was divided in a wrong way.
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is known of calls of one kind.
+
+    Attributes:
+        structure, leaves: the form of the result; tensors are on torch's "meta" device, and hold nothing.
+        devices: where the result's tensors are.
+        rule: how the batch is divided, if it can be.
+        reason: why it cannot be.
+    """
+
+    structure: TreeSpec
+    leaves: tuple[Any, ...]
+    devices: tuple[torch.device | None, ...]
+    rule: BatchRule | None
+    reason: str
+
+    def placeholders(self) -> list[Any]:
+        """Leaves that are to be filled."""
+        return [
+            torch.full(leaf.shape, _unfilled(leaf.dtype), dtype=leaf.dtype, device=device) if device else leaf
+            for leaf, device in zip(self.leaves, self.devices, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Belonging:
+    """Of a stream of whole calls: what its parts are told by, and the group that computes it where it has no parts."""
+
+    stream: Stream
+    context: int
+    owner: int
+
+
+@dataclass(frozen=True)
+class _Owed:
+    """A call's result on its way: the group that has it, and the leaves that it is written to."""
+
+    owner: int
+    leaves: list[Any]
+
+
+class Guidance:
+    """Stands before a denoiser's runtime, in the place of which it is given the calls.
+
+    Attributes:
+        streams: those of whole calls.
+        counts: what was shared out in this generation.
+    """
+
+    def __init__(
+        self, runtime: DenoiserRuntime, denoiser: nn.Module, axis: Exchange, groups: int, clock: Clock
+    ) -> None:
+        """Take over a runtime's calls.
+
+        Args:
+            axis: the exchange between the groups; its ranks are those groups that this process computes for.
+        """
+        self.streams = Streams()
+        self.counts = GuidanceCounts(groups)
+        self._runtime = runtime
+        self._form = CallForm(denoiser)
+        self._axis = axis
+        self._groups = groups
+        self._clock = clock
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._belongings: list[_Belonging] = []
+        self._contexts = itertools.count()
+        self._owed: list[_Owed] = []
+        self._settlement = Settlement(self._settle)
+        self._generation = -1
+        self._step = -1
+        self._steps = 0
+        self._calls = 0
+        self._is_alone = False  # whether the step before had one call
+        self._whole_before = 0
+        self._warned_of: set[str] = set()
+        runtime.outer = self
+        clock.on_generation.append(self._begin_generation)
+
+    def detach(self) -> None:
+        """Forget all; the runtime is detached on its own."""
+        self._clock.on_generation.remove(self._begin_generation)
+        self._begin_generation()
+
+    def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], whole: Arguments) -> Any:
+        """The result of a call, shared out among the groups."""
+        if self._generation != self._clock.generation:
+            self._generation, self._step, self._steps, self._whole_before = self._clock.generation, -1, 0, 0
+            self._calls = 0
+            self.counts = GuidanceCounts(self._groups)
+            self._axis.share_random_state()
+        try:
+            if self._step != self._clock.steps:
+                self._begin_step()
+            stream, is_new = self.streams.of_call(whole, self._clock.steps, self._clock.course)
+            if is_new:
+                self._belongings.append(self._belonging(stream))
+            if is_new or self._runtime.is_checked_again(stream.index):
+                self._axis.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self._runtime.name!r}")
+            key = self._runtime.kind_of_call(whole)
+            if key not in self._kinds:
+                self._kinds[key] = self._look(forward, args, kwargs)
+            kind = self._kinds[key]
+            belonging = next(known for known in self._belongings if known.stream is stream)
+            stream.index += 1
+            self._calls += 1
+            if kind.rule is not None and (self._is_alone or Parts(kind.rule.batch, self._groups).use == 1):
+                return self._compute_in_parts(kind.rule, belonging, forward, args, kwargs)
+            self.counts.reason = self.counts.reason or kind.reason
+            return self._compute_by_owner(kind, belonging, forward, args, kwargs)
+        except BaseException:
+            self._forget()
+            raise
+
+    def _begin_generation(self) -> None:
+        self.streams.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.streams.forget()
+        self._belongings = []
+        self._owed = []
+        self._settlement.drop()
+        self._settlement = Settlement(self._settle)
+
+    def _begin_step(self) -> None:
+        """The first call of a step; what the pipeline has not read of the step before is of no use to it."""
+        self._settlement.settle()
+        if self.counts.whole - self._whole_before > 1:
+            self.counts.reason = "the pipeline reads each branch's result before it calls for the next"
+        self._step, self._whole_before = self._clock.steps, self.counts.whole
+        self._steps += 1
+        self._is_alone, self._calls = self._calls == 1, 0
+        self._belongings = [known for known in self._belongings if known.stream.last_step >= self._step - 1]
+        if self._steps == 3 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
+            self._warned_of.add(self.counts.reason)
+            warnings.warn(
+                f"guidance={self._groups}: the calls of the denoiser {self._runtime.name!r} cannot be shared out among "
+                f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}",
+                stacklevel=6,
+            )
+
+    def _belonging(self, stream: Stream) -> _Belonging:
+        """A new stream goes to the group that has the fewest."""
+        had = [known.owner for known in self._belongings]
+        return _Belonging(stream, next(self._contexts), min(range(self._groups), key=had.count))
+
+    def _look(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:
+        """Learn from one ordinary call the form of its result, and whether its batch can be divided."""
+        own_args, own_kwargs = own_containers(args, kwargs)
+        whole = forward(*own_args, **own_kwargs)
+        leaves, structure = tree_flatten(whole)
+        main = self._form.main(args, kwargs)
+        rules = batch_rules(main, (args, kwargs))
+        reason = f"a batch of {batch_size(main)} cannot be divided by {self._groups}, and a step has no other call"
+        found = None
+        for number, rule in enumerate(rules):
+            failure = self._try(rule, whole, forward, args, kwargs)
+            if failure is None:
+                found = rule
+                break
+            if number == 0:  # the most probable rule
+                reason = f"a part of the batch is not computed as in the whole batch: {failure}"
+        return _Kind(
+            structure,
+            tuple(leaf.to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves),
+            tuple(leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves),
+            found,
+            reason,
+        )
+
+    def _try(
+        self, rule: BatchRule, whole: Any, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
+        """Compare the parts' results with the whole call's; returns what is wrong. All ranks come to the same end."""
+        what = f"how the batch of the denoiser {self._runtime.name!r} is divided"
+        parts, failure = {}, ""
+        try:
+            for group in self._axis.ranks:
+                part_args, part_kwargs = rule.part((args, kwargs), group, self._groups)
+                parts[group] = forward(*part_args, **part_kwargs)
+            fits = all(has_form_of_part(part, whole, Parts(rule.batch, self._groups)) for part in parts.values())
+        except _FAILURES as error:
+            fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if not self._runtime.agree(self._axis.agree(fits, what), what):
+            return failure or "its result has another form"
+        is_same = is_same_but_for_rounding(join(self._gather(parts), rule.batch), whole)
+        return None if self._runtime.agree(self._axis.agree(is_same, what), what) else "its numbers are others"
+
+    def _compute_in_parts(
+        self, rule: BatchRule, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        given = [rule.part((args, kwargs), group, self._groups) for group in self._axis.ranks]
+        larger = rule.batch / Parts(rule.batch, self._groups).size
+        prospects = [
+            self._runtime.begin_part(lane, belonging.context, own_args, own_kwargs, larger)
+            for lane, (own_args, own_kwargs) in enumerate(given)
+        ]
+        # A group that computed less than the others would wait for them.
+        within = all(prospect.within for prospect in prospects)
+        if any(prospect.judged for prospect in prospects):
+            within = self._axis.agree(within, f"how far the forecasts of the denoiser {self._runtime.name!r} are off")
+        parts = {
+            group: self._runtime.compute_part(lane, prospect, within, forward, *part)
+            for lane, (group, prospect, part) in enumerate(zip(self._axis.ranks, prospects, given, strict=True))
+        }
+        self.counts.split += 1
+        self.counts.cost += 1 / larger
+        return join(self._gather(parts), rule.batch)
+
+    def _gather(self, parts: dict[int, Any]) -> list[Any]:
+        """The results of all groups' parts."""
+        made: dict[int, list[Any]] = {}
+        for group, part in parts.items():
+            made[group], structure = tree_flatten(part)
+        mine = next(iter(made.values()))
+        groups = range(self._groups)
+        shared = share_results(
+            self._axis, {group: made.get(group, mine) for group in groups}, {group: group for group in groups}
+        )
+        return [tree_unflatten(shared[group], structure) for group in groups]
+
+    def _compute_by_owner(
+        self, kind: _Kind, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if belonging.owner in self._axis.ranks:
+            lane = self._axis.ranks.index(belonging.owner)
+            prospect = self._runtime.begin_part(lane, belonging.context, args, kwargs)
+            made, _ = tree_flatten(self._runtime.compute_part(lane, prospect, prospect.within, forward, args, kwargs))
+            # Laid out as on the other groups: whether a pipeline's first look reads numbers must not depend on that.
+            leaves = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in made]
+        else:
+            leaves = kind.placeholders()
+        if self._settlement.is_settled:
+            self._settlement = Settlement(self._settle)
+        self._owed.append(_Owed(belonging.owner, leaves))
+        return deferred(tree_unflatten(leaves, kind.structure), self._settlement)
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Exchange the results that are on their way."""
+        owed, self._owed = self._owed, []
+        if not owed:
+            return
+        shared = share_results(
+            self._axis,
+            {number: call.leaves for number, call in enumerate(owed)},
+            {number: call.owner for number, call in enumerate(owed)},
+        )
+        for number, call in enumerate(owed):
+            if call.owner not in self._axis.ranks:
+                for into, leaf in zip(call.leaves, shared[number], strict=True):
+                    if isinstance(into, Tensor):
+                        into.copy_(leaf)
+        owners = [call.owner for call in owed]
+        if len(set(owners)) > 1:
+            self.counts.deferred += len(owed)
+        else:
+            self.counts.whole += len(owed)
+        self.counts.cost += max(owners.count(owner) for owner in owners)
+
+
+def _unfilled(dtype: torch.dtype) -> float:
+    """What shows that a number was read which was not there."""
+    return float("nan") if dtype.is_floating_point or dtype.is_complex else 0

@@ -1,0 +1,279 @@
+"""The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
+from asyncdiff.denoiser.trace import Leaf
+from asyncdiff.errors import ShapeChangedError
+from asyncdiff.exchange.local import Channel
+from asyncdiff.hooks import Forward, intercept_call, is_intercepted
+from asyncdiff.plan.division import Division, read_anywhere
+from asyncdiff.plan.forecast import forecast
+from asyncdiff.plan.partition import Partition
+from asyncdiff.plan.schedule import Task, Version
+from asyncdiff.report import Counts
+
+UnitRule = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
+"""What to do when a unit is called: given its number in the graph, its forward and its arguments."""
+
+
+@dataclass
+class _Walk:
+    graph: Graph
+    rule: UnitRule
+    calls: dict[str, int] = field(default_factory=dict)
+    is_in_unit: bool = False
+
+
+class UnitHooks:
+    """Hooks on the units of one denoiser; without a walk they change nothing."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._denoiser = denoiser
+        self._undo: dict[str, Callable[[], None]] = {}
+        self._walk: _Walk | None = None
+
+    @property
+    def is_walking(self) -> bool:
+        """Whether a walk is under way."""
+        return self._walk is not None
+
+    def add(self, graph: Graph) -> None:
+        """Hook the units of a graph that are not hooked yet."""
+        for unit in graph.units:
+            module = self._denoiser.get_submodule(unit.name)
+            if unit.name not in self._undo or not is_intercepted(module):
+                self._undo[unit.name] = intercept_call(module, _named(unit.name, self._on_call))
+
+    def remove(self) -> None:
+        """Leave all units as they were."""
+        for undo in self._undo.values():
+            undo()
+        self._undo.clear()
+
+    def walk(
+        self, graph: Graph, rule: UnitRule, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the denoiser's forward with a rule for its units."""
+        self._walk = _Walk(graph, rule)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            self._walk = None
+
+    def _on_call(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        walk = self._walk
+        if walk is None or walk.is_in_unit:
+            return forward(*args, **kwargs)
+        ordinal = walk.calls.get(name, 0)
+        walk.calls[name] = ordinal + 1
+        unit = walk.graph.index.get((name, ordinal))
+        if unit is None:
+            return forward(*args, **kwargs)
+        walk.is_in_unit = True
+        try:
+            return walk.rule(unit, forward, args, kwargs)
+        finally:
+            walk.is_in_unit = False
+
+
+def _named(name: str, on_call: Callable[..., Any]) -> Callable[..., Any]:
+    def intercept(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return on_call(name, forward, args, kwargs)
+
+    return intercept
+
+
+def keep_what_ranks_read(
+    division: Division, ranks: Iterable[int], channel: Channel, versions: Sequence[int]
+) -> UnitRule:
+    """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
+
+    It is stored as each of `versions`.
+
+    It raises ShapeChangedError where the division was made for tensors of other shapes.
+    """
+    readers: dict[Edge, list[int]] = {}
+    for rank in ranks:
+        for edge in division.reads_of(rank):
+            readers.setdefault(edge, []).append(rank)
+    residuals = _Residuals(division.partition)
+
+    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = division.graph.units[unit]
+        residuals.note(unit, args, kwargs)
+        result = forward(*args, **kwargs)
+        for number, leaf in enumerate(tree_leaves(result)):
+            _check_shape(call, number, leaf)
+            edge = Edge(unit, number)
+            if edge in readers:
+                kept = residuals.of(edge, _unshared(call, edge, leaf))
+                for rank in readers[edge]:
+                    for version in versions:
+                        channel.stores[rank].put(edge, version, kept)
+        return result
+
+    return rule
+
+
+def compute_task(
+    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
+) -> UnitRule:
+    """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
+
+    `moment` gives the place of a step's label in the scheduler's own time.
+    """
+    graph, partition = division.graph, division.partition
+    own = frozenset[int]() if task.component is None else partition.components[task.component]
+    passed_on = read_anywhere(division) if task.feeds else division.own_reads_of(task.rank)
+    residuals = _Residuals(partition)
+    received = _Received(division, task.rank, task.reads, task.label, channel, moment)
+
+    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = graph.units[unit]
+        residuals.note(unit, args, kwargs)
+        if unit in own or partition.owner(unit) is None:
+            counts.units_run += 1
+            result = forward(*args, **kwargs)
+            for number, leaf in enumerate(tree_leaves(result)):
+                edge = Edge(unit, number)
+                if edge in passed_on:
+                    _check_shape(call, number, leaf)
+                    channel.made(task.rank, edge, residuals.of(edge, _unshared(call, edge, leaf)))
+            return result
+        counts.units_skipped += 1
+        return _substitute(call, unit, residuals, received, tensors_of((args, kwargs)))
+
+    return rule
+
+
+def complete_task(
+    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
+) -> UnitRule:
+    """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
+    partition = division.partition
+    residuals = _Residuals(partition)
+    received = _Received(division, task.rank, task.completes, task.label, channel, moment, task.component)
+
+    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        residuals.note(unit, args, kwargs)
+        if unit in partition.end.units or partition.owner(unit) is None:
+            counts.units_run += 1
+            return forward(*args, **kwargs)
+        counts.units_skipped += 1
+        return _substitute(division.graph.units[unit], unit, residuals, received, tensors_of((args, kwargs)))
+
+    return rule
+
+
+class _Residuals:
+    """Turns outputs into residuals, and back, with what the units are given in this walk."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._bases = partition.bases
+        self._wanted: dict[int, set[int]] = {}
+        for base in partition.bases.values():
+            self._wanted.setdefault(base.unit, set()).add(base.input)
+        self._given: dict[tuple[int, int], Tensor] = {}
+
+    def note(self, unit: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A unit is about to be called."""
+        if unit in self._wanted:
+            tensors = tensors_of((args, kwargs))
+            for place in self._wanted[unit]:
+                self._given[unit, place] = tensors[place]
+
+    def of(self, edge: Edge, output: Tensor) -> Tensor:
+        """The form in which an output travels."""
+        base = self._bases.get(edge)
+        return output if base is None else output - self._given[base.unit, base.input]
+
+    def added(self, edge: Edge, sent: Tensor) -> Tensor:
+        """The output, from the form in which it travels."""
+        base = self._bases.get(edge)
+        return sent if base is None else sent + self._given[base.unit, base.input]
+
+
+class _Received:
+    """What a rank holds of live edges, forecast to the label of its task.
+
+    `exact`: the component, if any, whose edges the rank made itself with this very label.
+    """
+
+    def __init__(
+        self,
+        division: Division,
+        rank: int,
+        versions: Sequence[Version],
+        label: int,
+        channel: Channel,
+        moment: Callable[[int], float],
+        exact: int | None = None,
+    ) -> None:
+        self._held = division.reads_of(rank)
+        self._exact = frozenset[int]() if exact is None else division.partition.components[exact]
+        self._method = division.method
+        self._versions = versions
+        self._store = channel.stores[rank]
+        # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
+        self._times = [moment(version.label) for version in versions] if len(versions) > 1 else [0.0]
+        self._target = moment(label) if len(versions) > 1 else 0.0
+
+    def has(self, edge: Edge) -> bool:
+        return edge in self._held
+
+    def tensor(self, edge: Edge) -> Tensor:
+        if edge.unit in self._exact:
+            return self._store.get(edge, self._versions[0].step)
+        tensors = [self._store.get(edge, version.step) for version in self._versions]
+        return forecast(self._method, tensors, self._times, self._target)
+
+
+def _substitute(call: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:
+    """A unit's output, made of what was received for it."""
+    made: list[Any] = []
+    for number, leaf in enumerate(call.outputs):
+        origin = call.origins[number]
+        edge = Edge(unit, origin)
+        if leaf.value is None:
+            made.append(leaf.constant)
+        elif leaf.input_index is not None:
+            made.append(given[leaf.input_index])
+        elif origin != number:
+            made.append(made[origin])
+        elif received.has(edge):
+            made.append(_unshared(call, edge, residuals.added(edge, received.tensor(edge))))
+        else:
+            made.append(_placeholder(leaf, number in call.overwritten))
+    return tree_unflatten(made, call.structure)
+
+
+def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
+    """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
+    shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
+    recorded = call.outputs[number].shape
+    if shape != recorded:
+        raise ShapeChangedError(
+            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
+            "what a round reads must have the same shape in all rounds"
+        )
+
+
+def _unshared(call: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where the denoiser writes to it later on."""
+    return tensor.clone() if edge.leaf in call.overwritten else tensor
+
+
+def _placeholder(leaf: Leaf, is_overwritten: bool) -> Tensor:
+    """Stands for a tensor that nothing alive depends on: not a number, so that a mistake would show."""
+    floating = leaf.dtype is not None and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
+    filler = torch.full((), float("nan") if floating else 0, dtype=leaf.dtype, device=leaf.device)
+    expanded = filler.expand(leaf.shape)
+    return expanded.clone() if is_overwritten else expanded

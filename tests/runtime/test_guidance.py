@@ -1,0 +1,501 @@
+"""Calls shared out among groups of devices: the numbers of the same division on one device, however they are run."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from asyncdiff import AsyncDiff, ConfigurationError
+from asyncdiff.errors import ExchangeError
+from asyncdiff.hooks import intercept_call
+from asyncdiff.plan.mesh import Mesh
+from asyncdiff.report import GuidanceCounts
+from asyncdiff.runtime.batch import BatchRule, Parts, batch_rules, has_form_of_part, is_same_but_for_rounding, join
+from asyncdiff.runtime.deferred import DeferredTensor, Settlement, deferred, settled
+from tests.comparison import relative_error
+from tests.processes import RankError, run_ranks
+from tests.tiny import PIPELINES, run
+from tests.tiny.base import noise
+
+STEPS = 6
+ALL = 99  # a warm-up that never ends
+
+
+def shared_out(name: str, warmup: int, executor: str, components: int = 1, **extra: Any) -> tuple[Tensor, list[Any]]:
+    """The result of a call on two groups, and what was shared out."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(
+        pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60, method="paper"
+    ) as async_diff:
+        found = run(pipe, tiny, num_inference_steps=STEPS, **extra)
+        report = async_diff.report()
+    return found, [denoiser.guidance for denoiser in report.denoisers]
+
+
+def by_hand(name: str, **extra: Any) -> Tensor:
+    """The result where every batch is computed in two halves, one after the other, without asyncdiff."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+
+    def halved(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return join([forward(*own, **named) for own, named in (rule.part((args, kwargs), k, 2) for k in range(2))], 2)
+
+    rule = BatchRule(2, frozenset([1]))
+    undo = intercept_call(getattr(pipe, tiny.denoiser), halved)
+    found = run(pipe, tiny, num_inference_steps=STEPS, **extra)
+    undo()
+    return found
+
+
+def _all(rank: int, runs: list[tuple[str, int, int, dict[str, Any]]]) -> list[tuple[Tensor, list[GuidanceCounts]]]:
+    return [shared_out(name, warmup, "distributed", components, **extra) for name, warmup, components, extra in runs]
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+def test_two_processes() -> None:
+    """As in one process; there in ordinary steps bit for bit as the same halves without asyncdiff, nearly as undivided.
+
+    Between processes the last bits may differ, because kernels depend on where memory lies.
+    """
+    pictures = {"num_images_per_prompt": 2, "guidance_scale": 1.0}
+    runs: list[tuple[str, int, int, dict[str, Any]]] = [
+        ("sd15", ALL, 1, {}),
+        ("sd3", 2, 1, {}),
+        ("sd3", ALL, 1, pictures),
+        ("wan21", ALL, 1, {}),
+        ("qwen_image", 2, 1, {}),
+    ]
+    first, second = run_ranks(2, _all, runs)
+    for number, (name, warmup, components, extra) in enumerate(runs):
+        (found, counts), (other, other_counts) = first[number], second[number]
+        assert torch.equal(found, other), name
+        assert counts == other_counts, name
+        together, local_counts = shared_out(name, warmup, "local", components, **extra)
+        assert relative_error(found, together) < 1e-5, name
+        assert counts == local_counts, name
+        is_batched = name in ("sd15", "sd3")
+        assert (counts[0].split > 0, counts[0].deferred > 0, counts[0].whole) == (is_batched, not is_batched, 0), name
+        assert counts[0].speedup == 2
+        tiny = PIPELINES[name]
+        plain = run(tiny.build(), tiny, num_inference_steps=STEPS, **extra)
+        assert relative_error(found, plain) < 1e-5, name
+        assert torch.equal(together, by_hand(name, **extra) if is_batched else plain), name
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+def test_a_batch_that_the_groups_do_not_divide() -> None:
+    """Both groups compute two members of three, from the second step on; a branch each where a step has two calls."""
+    pictures = {"num_images_per_prompt": 3}
+    runs: list[tuple[str, int, int, dict[str, Any]]] = [
+        ("sd3", ALL, 1, {"guidance_scale": 1.0, **pictures}),
+        ("instruct_pix2pix", ALL, 1, {}),
+        ("qwen_image", ALL, 1, pictures),
+    ]
+    first, second = run_ranks(2, _all, runs)
+    for number, (name, warmup, components, extra) in enumerate(runs):
+        (found, counts), (other, other_counts) = first[number], second[number]
+        assert torch.equal(found, other), name
+        together, local_counts = shared_out(name, warmup, "local", components, **extra)
+        assert relative_error(found, together) < 1e-5, name
+        assert counts == other_counts == local_counts, name
+        overlaps = name != "qwen_image"
+        assert (counts[0].split, counts[0].deferred, counts[0].whole) == ((STEPS - 1, 0, 1) if overlaps else (0, 12, 0))
+        assert counts[0].speedup == pytest.approx(STEPS / (1 + (STEPS - 1) * 2 / 3) if overlaps else 2)
+        tiny = PIPELINES[name]
+        assert relative_error(found, run(tiny.build(), tiny, num_inference_steps=STEPS, **extra)) < 1e-5, name
+
+
+@pytest.mark.parametrize("name", ["sdxl_controlnet", "qwen_image"])
+def test_four_processes(name: str) -> None:
+    """Two groups of two components each, most steps in rounds."""
+    everyone = run_ranks(4, _all, [(name, 2, 2, {})])
+    together, counts = shared_out(name, 2, "local", 2)
+    for ((found, found_counts),) in everyone:
+        assert torch.equal(found, everyone[0][0][0])
+        assert relative_error(found, together) < 1e-5
+        assert found_counts == counts
+        assert counts[0].is_shared
+
+
+def test_components_and_groups_are_independent() -> None:
+    """A branch has the same rounds in a group of its own as in one that has all branches."""
+    tiny = PIPELINES["qwen_image"]
+    pipe = tiny.build()
+    for components, stride in ((2, 1), (2, 2)):
+        with AsyncDiff(pipe, components, stride, 3, executor="local", method="paper"):
+            expected = run(pipe, tiny, num_inference_steps=9)
+        with AsyncDiff(pipe, components, stride, 3, guidance=2, executor="local", method="paper") as async_diff:
+            assert torch.equal(run(pipe, tiny, num_inference_steps=9), expected)
+            assert torch.equal(run(pipe, tiny, num_inference_steps=9), expected)
+            report = async_diff.report()
+        assert report.world_size == 2 * (components + stride - 1)
+        assert report.accelerated
+        (denoiser,) = report.denoisers
+        largest = max(denoiser.shares)
+        assert denoiser.modelled_speedup == pytest.approx(2 * 9 / (3 + 6 / stride * largest))
+        assert "18 computed by a group each" in str(report)
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+@pytest.mark.parametrize(
+    ("name", "extra", "reason"),
+    [
+        ("sd15", {"guidance_scale": 1.0}, "a batch of 1 cannot be divided by 2"),
+        ("sd3", {"guidance_scale": 1.0}, "a batch of 1 cannot be divided by 2"),
+    ],
+)
+def test_what_cannot_be_divided_is_computed_whole(name: str, extra: dict[str, Any], reason: str) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plain = run(pipe, tiny, **extra)
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local", method="paper") as async_diff:
+        with pytest.warns(UserWarning, match=f"guidance=2: .* cannot be shared out .*{reason}"):
+            assert torch.equal(run(pipe, tiny, **extra), plain)
+        report = async_diff.report()
+    assert not report.accelerated
+    assert report.denoisers[0].guidance.speedup == 1
+    assert reason in str(report)
+
+
+WIDTH = 8
+
+
+class Denoiser(nn.Module):
+    """Blocks one after the other; every token is given its row of a table that all members of the batch share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(4))
+        self.head = nn.Linear(WIDTH, WIDTH)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, words: Tensor, table: Tensor | None = None
+    ) -> tuple[Tensor, list[None]]:
+        hidden = self.embed(sample) + words[:, None] + timestep.reshape(-1, 1, 1) / 1000
+        if table is not None:
+            hidden = hidden + table
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        return self.head(hidden), [None] * len(sample)
+
+
+class Pipeline:
+    """Calls the denoiser once for every branch that a step has."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.unet = Denoiser()
+        self.scheduler = DDIMScheduler(clip_sample=False)
+        self.components = {"unet": self.unet, "scheduler": self.scheduler}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        branches: Callable[[int], Sequence[int]] = lambda step: (0, 1),
+        reads_early: bool = False,
+        batch: int = 1,
+        table: Tensor | None = None,
+        fails_at: int = -1,
+    ) -> Tensor:
+        sample = noise(batch, 4, WIDTH, seed=1)
+        words = [noise(batch, WIDTH, seed=branch + 2) for branch in range(4)]
+        self.scheduler.set_timesteps(STEPS)
+        for step, timestep in enumerate(self.scheduler.timesteps):
+            results = []
+            for branch in branches(step):
+                result = self.unet(sample, timestep, words[branch], table)[0]
+                if reads_early:
+                    result = result * 1.0
+                if (step, branch) == (fails_at, 0):
+                    raise KeyError("stop")
+                results.append(result[:, : sample.shape[1]])
+            prediction = results[0] + sum(0.5 * (other - results[0]) for other in results[1:])
+            sample = self.scheduler.step(prediction, timestep, sample).prev_sample
+        assert type(sample) is Tensor
+        return sample
+
+
+def interval(step: int) -> tuple[int, ...]:
+    """The second branch ends, comes again, and a third and a fourth begin."""
+    return {0: (0, 1), 1: (0, 1), 2: (0,), 3: (1, 0), 4: (0, 1, 2)}.get(step, (0, 1, 2, 3))
+
+
+def toy(executor: str, warmup: int = ALL, components: int = 1, **arguments: Any) -> tuple[Tensor, GuidanceCounts]:
+    pipe = Pipeline()
+    with AsyncDiff(
+        pipe, components, 1, warmup, guidance=2, executor=executor, timeout=60, method="paper"
+    ) as async_diff:
+        found = pipe(**arguments)
+        return found, async_diff.report().denoisers[0].guidance
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_branches_that_come_and_go() -> None:
+    found, counts = toy("local", branches=interval)
+    assert torch.equal(found, Pipeline()(branches=interval))
+    assert (counts.split, counts.deferred, counts.whole) == (0, 6 + 3 + 4, 1)
+    assert counts.cost == 3 + 1 + 2 + 2
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_three_branches_on_two_groups() -> None:
+    found, counts = toy("local", branches=lambda step: (0, 1, 2))
+    assert torch.equal(found, Pipeline()(branches=lambda step: (0, 1, 2)))
+    assert (counts.deferred, counts.whole, counts.speedup) == (3 * STEPS, 0, 1.5)
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_a_branch_that_is_read_before_the_next_call() -> None:
+    with pytest.warns(UserWarning, match="guidance=2: .* reads each branch's result before it calls for the next"):
+        found, counts = toy("local", reads_early=True)
+    assert torch.equal(found, Pipeline()(reads_early=True))
+    assert (counts.deferred, counts.whole, counts.speedup) == (0, 2 * STEPS, 1)
+    assert counts.reason.startswith("the pipeline reads each branch's result")
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_a_table_that_happens_to_be_as_long_as_the_batch() -> None:
+    """Four tokens: four members, or two, might each have a part of the table; a comparison shows that they have not."""
+    for batch, is_split in ((2, True), (4, False)):
+        table = noise(4, WIDTH, seed=9)
+        found, counts = toy("local", batch=batch, table=table)
+        assert (counts.split, counts.deferred) == ((2 * STEPS, 0) if is_split else (0, 2 * STEPS))
+        assert relative_error(found, Pipeline()(batch=batch, table=table)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+@pytest.mark.parametrize("name", ["animatediff", "x4_upscaler", "hidream", "z_image"])
+def test_arguments_of_many_forms_are_divided(name: str) -> None:
+    """Frames one after the other, class labels, a text's states in every layer, lists of pictures."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    plain = run(pipe, tiny, num_inference_steps=4)
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local", method="paper") as async_diff:
+        assert relative_error(run(pipe, tiny, num_inference_steps=4), plain) < 1e-5
+        counts = async_diff.report().denoisers[0].guidance
+    assert (counts.split, counts.deferred, counts.whole) == (4, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
+def test_in_inference_mode() -> None:
+    with torch.inference_mode():
+        found, counts = toy("local", warmup=2)
+    assert torch.equal(found, toy("local", warmup=2)[0])
+    assert counts.deferred == 2 * STEPS
+
+
+def _toys(rank: int) -> list[tuple[Tensor, GuidanceCounts]]:
+    del rank
+    table = noise(4, WIDTH, seed=9)
+    return [
+        toy("distributed", branches=interval),
+        toy("distributed", reads_early=True),
+        toy("distributed", batch=4, table=table),
+        toy("distributed", batch=2, table=table),
+        toy("distributed", warmup=1),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_so_on_two_processes() -> None:
+    table = noise(4, WIDTH, seed=9)
+    expected = [
+        toy("local", branches=interval),
+        toy("local", reads_early=True),
+        toy("local", batch=4, table=table),
+        toy("local", batch=2, table=table),
+        toy("local", warmup=1),
+    ]
+    for everything in run_ranks(2, _toys):
+        for (found, counts), (other, other_counts) in zip(everything, expected, strict=True):
+            assert torch.equal(found, other)
+            assert counts == other_counts
+
+
+def _broken_off(rank: int) -> Tensor:
+    del rank
+    pipe = Pipeline()
+    with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="distributed", timeout=60, method="paper"):
+        for step in (0, 3):
+            with pytest.raises(KeyError, match="stop"):
+                pipe(fails_at=step)
+        return pipe()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_broken_off_between_two_branches() -> None:
+    for found in run_ranks(2, _broken_off):
+        assert torch.equal(found, Pipeline()())
+
+
+def _attach(rank: int, guidance: int) -> None:
+    AsyncDiff(Pipeline(), 1, guidance=guidance, executor="distributed", method="paper")
+
+
+def test_a_world_size_that_does_not_fit() -> None:
+    message = r"guidance × \(components \+ stride - 1\) = 3 ranks, but there are 2; .* use guidance=2"
+    with pytest.raises(RankError, match=message):
+        run_ranks(2, _attach, 3)
+    with pytest.raises(ConfigurationError, match="guidance must be a whole number of at least 1, not 0"):
+        AsyncDiff(Pipeline(), guidance=0, components=2, method="paper")
+
+
+def _different_inputs(rank: int) -> None:
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    AsyncDiff(pipe, 1, guidance=2, executor="distributed", timeout=20, method="paper")
+    run(pipe, tiny, generator=torch.Generator().manual_seed(rank))
+
+
+def test_groups_with_different_inputs() -> None:
+    with pytest.raises(RankError, match=r"RankMismatchError.*inputs of the denoiser 'transformer' of rank 1"):
+        run_ranks(2, _different_inputs)
+
+
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_mesh(guidance: int, component: int) -> None:
+    mesh = Mesh(guidance, component)
+    assert sorted(rank for group in mesh.groups() for rank in group) == list(range(mesh.world_size))
+    for rank in range(mesh.world_size):
+        group, place = mesh.coordinates(rank)
+        assert mesh.groups()[group][place] == mesh.counterparts()[place][group] == rank
+
+
+@given(st.integers(1, 5), st.integers(2, 12), st.integers(1, 3))
+def test_parts_of_a_batch_put_together_are_the_whole(parts: int, batch: int, frames: int) -> None:
+    arguments = {
+        "sample": torch.randn(batch, 3),
+        "timestep": torch.tensor([5.0]),
+        "frames": (torch.randn(batch * frames, 2), None, 7),
+        "sizes": [[("a", number)] for number in range(batch)],
+        "shared": torch.randn(batch * 4 + 1, 2),
+        "scale": 0.5,
+    }
+    rules = batch_rules(arguments["sample"], arguments)
+    assert rules
+    for rule in rules:
+        divided = [rule.part(arguments, number, parts) for number in range(parts)]
+        assert {len(part["sample"]) for part in divided} == {math.ceil(batch / parts)}
+        for name in ("timestep", "shared", "scale"):
+            assert all(part[name] is arguments[name] for part in divided)
+        together = join([{name: part[name] for name in ("sample", "sizes")} for part in divided], batch)
+        assert torch.equal(together["sample"], arguments["sample"])
+        assert together["sizes"] == arguments["sizes"]
+        if frames in rule.ratios:
+            assert torch.equal(join([part["frames"][0] for part in divided], batch), arguments["frames"][0])
+
+
+def test_no_batch() -> None:
+    for main in (None, torch.zeros(()), torch.zeros(1, 2), [torch.zeros(2)]):
+        assert not batch_rules(main, [main])
+
+
+def test_a_list_with_a_tensor_for_each_member() -> None:
+    latents, words = [torch.randn(2, 3) for _ in range(4)], [torch.randn(length, 2) for length in (1, 2, 4, 4)]
+    (rule, *_) = batch_rules(latents, (latents, words))
+    divided = [rule.part((latents, words, torch.arange(4)), number, 2) for number in range(2)]
+    assert [len(part) for part in divided[1][:2]] == [2, 2]
+    assert divided[1][0][0] is latents[2] and divided[1][1][1] is words[3]
+    assert divided[1][2].tolist() == [2, 3]
+
+
+def test_results_that_cannot_be_of_a_part() -> None:
+    whole = (torch.zeros(4, 2), [torch.zeros(3)] * 4, None)
+    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 2))
+    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 3))
+    for part in (
+        (torch.zeros(4, 2), [torch.zeros(3)] * 2, None),
+        (torch.zeros(2, 2), [torch.zeros(3)] * 3, None),
+        (torch.zeros(2, 2), [torch.zeros(2)] * 2, None),
+        (torch.zeros(2, 2).double(), [torch.zeros(3)] * 2, None),
+        (torch.zeros(2, 2), [torch.zeros(3)] * 2),
+    ):
+        assert not has_form_of_part(part, whole, Parts(4, 2))
+
+
+def test_one_wrong_member_is_not_lost_among_the_others() -> None:
+    expected = torch.cat([1e6 * torch.ones(1, 3), torch.ones(1, 3)])
+    assert is_same_but_for_rounding((expected * (1 + 1e-6),), (expected,))
+    assert not is_same_but_for_rounding((expected + 1e-2,), (expected,))
+    assert not is_same_but_for_rounding((expected * float("nan"),), (expected,))
+
+
+def waiting(values: Tensor) -> tuple[Tensor, list[str], Settlement]:
+    """A deferred tensor, and what was done to it."""
+    memory, done = torch.full_like(values, float("nan")), []
+
+    def settle() -> None:
+        done.append("settled")
+        memory.copy_(values)
+
+    settlement = Settlement(settle)
+    return deferred(memory, settlement), done, settlement
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[0],
+        lambda x: x[:, 1:],
+        lambda x: x.chunk(2)[1],
+        lambda x: x.unsqueeze(0).transpose(1, 2),
+        lambda x: x.to(torch.float32).float(),
+        lambda x: x.reshape(-1),
+        lambda x: x.T,
+    ],
+)
+def test_a_view_does_not_wait(view: Callable[[Tensor], Tensor]) -> None:
+    values = torch.arange(6.0).view(2, 3)
+    tensor, done, _ = waiting(values)
+    seen = view(tensor)
+    assert seen.shape == view(values).shape and seen.dtype == values.dtype and not done
+    result = seen + 0
+    assert done == ["settled"]
+    assert type(result) is Tensor and torch.equal(result, view(values))
+    assert torch.equal(tensor * 2, values * 2) and done == ["settled"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x + 1,
+        lambda x: 1 - x,
+        lambda x: torch.cat([x, x]),
+        lambda x: x[[0, 1]],
+        lambda x: x.double(),
+        lambda x: x.T.reshape(-1),
+        lambda x: x.clone(),
+        lambda x: torch.from_numpy(x.numpy()),
+        lambda x: torch.tensor(x.tolist()),
+        lambda x: torch.stack(list(x)),
+        lambda x: torch.zeros(2, 3).copy_(x),
+        lambda x: x.mul_(2),
+        lambda x: settled({"a": [x]})["a"][0],
+    ],
+)
+def test_whatever_reads_waits(read: Callable[[Tensor], Tensor]) -> None:
+    values = torch.arange(6.0).view(2, 3)
+    tensor, done, _ = waiting(values)
+    found = read(tensor)
+    assert done == ["settled"]
+    assert torch.equal(found, read(values.clone()))
+    assert not isinstance(found, DeferredTensor)
+
+
+def test_what_will_never_come() -> None:
+    tensor, _, settlement = waiting(torch.ones(2))
+    settlement.drop()
+    with pytest.raises(ExchangeError, match="broken off"):
+        tensor.sum()
+    tensor, _, settlement = waiting(torch.ones(2))
+    settlement.settle()
+    settlement.drop()
+    assert tensor.sum() == 2

@@ -1,0 +1,164 @@
+"""One attachment, many calls: whatever changes between them, each is as if it were the first."""
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler
+from peft import LoraConfig
+from torch import Tensor
+
+from asyncdiff import AsyncDiff
+from asyncdiff.denoiser.trace import record
+from asyncdiff.runtime import denoiser as runtime
+from tests.processes import run_ranks
+from tests.tiny import PIPELINES, run
+
+NAMES = ["sd15", "sd3"]
+STEPS = 6
+
+
+def calls(name: str) -> list[dict[str, Any]]:
+    """Arguments of calls that have little in common."""
+    tiny = PIPELINES[name]
+    given = tiny.inputs(tiny.build())
+    two_prompts = {key: torch.cat([value, value.flip(-1)]) for key, value in given.items() if "embeds" in key}
+    return [
+        {"num_inference_steps": STEPS},
+        {"num_inference_steps": STEPS + 3},
+        {"num_inference_steps": STEPS, **two_prompts},
+        {"num_inference_steps": STEPS, "height": 48, "width": 32},
+        {"num_inference_steps": STEPS, "guidance_scale": 1.0},
+        {"num_inference_steps": 2},
+        {"num_inference_steps": STEPS},
+    ]
+
+
+def alone(name: str, arguments: dict[str, Any]) -> Tensor:
+    """The result of a call on a pipeline that was attached for it."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
+        return run(pipe, tiny, **arguments)
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
+        for arguments in calls(name):
+            found, expected = run(pipe, tiny, **arguments), alone(name, arguments)
+            assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def _all_calls(rank: int, name: str) -> list[Tensor]:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=3, executor="distributed", timeout=60, components=2, method="paper"):
+        return [run(pipe, tiny, **arguments) for arguments in calls(name)]
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+def test_so_on_several_ranks() -> None:
+    first, second = run_ranks(2, _all_calls, "sd3")
+    for found, other, arguments in zip(first, second, calls("sd3"), strict=True):
+        assert torch.equal(found, other)
+        expected = alone("sd3", arguments)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_disable_leaves_nothing_behind(name: str) -> None:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+
+    def state() -> list[Any]:
+        modules = getattr(pipe, tiny.denoiser).named_modules()
+        return [(own, sorted(vars(module)), module.forward) for own, module in modules]
+
+    before, plain, scheduler = state(), run(pipe, tiny), set(vars(pipe.scheduler))
+    async_diff = AsyncDiff(pipe, executor="local", components=2, method="paper")
+    run(pipe, tiny)
+    assert state() != before
+    async_diff.disable()
+    assert state() == before
+    assert set(vars(pipe.scheduler)) == scheduler
+    assert torch.equal(run(pipe, tiny), plain)
+    async_diff.disable()
+
+
+def test_another_scheduler_between_two_calls() -> None:
+    tiny = PIPELINES["sd15"]
+    pipe, other = tiny.build(), tiny.build()
+    other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
+    with AsyncDiff(other, warmup=3, executor="local", components=2, method="paper"):
+        expected = run(other, tiny, num_inference_steps=STEPS)
+    with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper") as async_diff:
+        run(pipe, tiny, num_inference_steps=STEPS)
+        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+        assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), expected)
+        assert async_diff.report().accelerated
+
+
+def test_a_copied_scheduler_drives_itself() -> None:
+    pipe = PIPELINES["sd15"].build()
+    with AsyncDiff(pipe, executor="local", components=2, method="paper"):
+        assert list(inspect.signature(pipe.scheduler.step).parameters)[:3] == ["model_output", "timestep", "sample"]
+        pipe.scheduler.set_timesteps(4)
+        copied = copy.deepcopy(pipe.scheduler)
+        copied.set_timesteps(7)
+        assert (len(pipe.scheduler.timesteps), len(copied.timesteps)) == (5, 8)  # PNDM: one more
+
+
+def test_two_pipelines_share_nothing() -> None:
+    tiny = PIPELINES["sd3"]
+    one, other = tiny.build(), tiny.build()
+    with AsyncDiff(one, warmup=2, executor="local", components=2, method="paper"):
+        expected = run(one, tiny)
+        with AsyncDiff(other, components=3, warmup=1, executor="local", method="paper"):
+            run(other, tiny)
+            assert torch.equal(run(one, tiny), expected)
+
+
+def test_report_counts_what_ran() -> None:
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, components=2, stride=2, warmup=3, executor="local", method="paper") as async_diff:
+        run(pipe, tiny, num_inference_steps=9)
+        report = async_diff.report()
+    (denoiser,) = report.denoisers
+    assert (denoiser.counts.full, denoiser.counts.rounds, denoiser.counts.stored) == ({"warm-up": 3}, 3, 3)
+    assert report.world_size == 3
+    assert 0.45 < max(denoiser.shares) < 0.6
+    assert denoiser.modelled_speedup == pytest.approx(9 / (3 + 3 * max(denoiser.shares)))
+    assert "3 parallel rounds" in str(report)
+
+
+def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def counting(*args: Any) -> Any:
+        recorded.append(args)
+        return record(*args)
+
+    monkeypatch.setattr(runtime, "record", counting)
+    tiny = PIPELINES["sd15"]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
+        plain = run(pipe, tiny)
+        run(pipe, tiny, num_inference_steps=STEPS + 2)
+        assert len(recorded) == 1
+        run(pipe, tiny, height=48, width=32)
+        assert len(recorded) == 2
+        pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+        assert not torch.equal(run(pipe, tiny), plain)
+        assert len(recorded) == 3
+        pipe.unload_lora_weights()
+        for arguments in ({}, {"height": 48, "width": 32}):
+            run(pipe, tiny, **arguments)
+        assert torch.equal(run(pipe, tiny), plain)
+        assert len(recorded) == 3
