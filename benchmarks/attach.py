@@ -27,8 +27,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff
+from asyncdiff.call import Call
 from asyncdiff.denoiser.trace import record
-from asyncdiff.plan.division import plan
+from asyncdiff.plan.division import divide_denoiser
 from asyncdiff.plan.schedule import Schedule
 from benchmarks.machine import machine
 
@@ -183,9 +184,9 @@ def find(name: str, repeats: int) -> Finding:
         begin = time.process_time()
         model(**inputs)
         called = time.process_time()
-        _, trace = record(model, model.forward, (), inputs)
+        _, trace = record(model, Call(model.forward, (), inputs))
         seen = time.process_time()
-        division = plan(trace, Schedule(COMPONENTS, 1, 1), None, operations_per_byte=100.0)
+        division = divide_denoiser(trace, Schedule(COMPONENTS, 1, 1), None, operations_per_byte=100.0)
         ordinary.append(called - begin)
         recorded.append(seen - called)
         dividing.append(time.process_time() - seen)

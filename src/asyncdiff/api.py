@@ -3,31 +3,29 @@
 import functools
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
-from asyncdiff.denoiser.call import CallForm
+from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers
+from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
-from asyncdiff.exchange import distributed
-from asyncdiff.hooks import Forward, intercept_call, is_intercepted
+from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched
+from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.plan.choice import choose_groups
 from asyncdiff.plan.mesh import Mesh
-from asyncdiff.plan.method import Method, method_of
-from asyncdiff.plan.schedule import Schedule
+from asyncdiff.plan.method import Method
 from asyncdiff.report import GUARD, RESYNC, WARM_UP, Report
-from asyncdiff.runtime.attachment import Attachment, Settings
+from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.batch import batch_size
 from asyncdiff.runtime.clock import Clock, find_schedulers
+from asyncdiff.settings import Executor, MethodName, Settings, Split
 
 logger = logging.getLogger(__name__)
-
-Split = Sequence[Sequence[str]]
 
 _DEVICES_OF_PREVIEW = 2  # that one process computes for, where nothing is said
 
@@ -42,33 +40,33 @@ class AsyncDiff:
     With neither `components` nor `guidance`, the devices are shared out at the first call of a generation: among
     as many groups as the batch, or the guidance, can be shared out among exactly, and inside a group by components.
 
+    In several processes the ranks take over rank 0's random state here.
+
     Args:
-        pipe: any diffusers pipeline with a `unet` or `transformer`.
-        components: N ≥ 1, how many parts the denoiser is divided into; by default as many as there are devices for.
-        stride: S ≥ 1, how many noise predictions one round yields (section 3.3). N + S − 1 devices.
-        warmup: w ≥ 1, how many steps are computed as usual at first. Choose (w − 1) divisible by S.
-        guidance: G ≥ 1, how many groups of N + S − 1 devices share out every step, in the warm-up too: each computes
-            a part of the batch, or a guidance branch that has a call of its own. Exact. G · (N + S − 1) devices.
-            By default 1 if `components` is given.
-        time_shift: after the warm-up give every component the timestep before, to match its inputs' age.
-        split: N lists of module names of the denoiser, one per component; by default the division is
-            found by counting the cost of every unit. Units that no list names run on every device.
-        bridge: k ≥ 1: of k steps after the warm-up one is computed, the others are forecast from the steps before.
-            By default 1, or what `target_speedup` takes.
-        cooldown: how many steps are computed as usual at the end, where the last step can be told in advance: by
-            default two if `method` forecasts, since they take back most of the error, else none.
-        resync_every: after the warm-up, compute every so manieth step in full; None for never.
-        target_speedup: a modelled speed-up, without communication: as many steps are bridged as it takes, at most
-            seven of eight.
-        max_error: when what arrives is further than this from what was forecast of it, relative to its size, the next
-            step is computed in full; if it would have been bridged, it is a round instead, and so are all that would
-            have been after it (docs/quality.md says what comes of which bound). The warm-up goes on until forecasts
-            are good enough. One comparison between the ranks in every round.
-        method: what stands in for what the other devices are still computing. "forecast": what docs/quality.md has
-            found best; "paper": what they made last, as in the paper; or a `Method` of your own.
-        executor: "distributed": one process per device, on `torch.distributed`; "local": all ranks
-            in this process, the same numbers; "auto": distributed where torchrun or a process group is.
-        timeout: seconds after which waiting for another rank is an error.
+        pipe: Any diffusers pipeline that has a denoiser.
+        components: N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.
+    stride: S, noise predictions that one parallel round yields: 2 is faster, less exact.
+    warmup: w, ordinary steps at first: more is slower and closer to the ordinary picture.
+    guidance: G, groups of devices that share out every step: parts of the batch, or a guidance branch each.
+        Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
+    time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
+    split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
+        device. By default found by counting costs.
+    bridge: k: of k steps after the warm-up one is computed, the others are forecast; on one device too. By
+        default 1.
+    target_speedup: A modelled speed-up: as many steps are bridged as it takes. In place of bridge.
+    max_error: The guard: where forecasts are off by more than this, relative to their size, more is computed;
+        0.05 for instance.
+    cooldown: Ordinary steps at the end. By default 2 with a method that forecasts, else 0.
+    resync_every: After the warm-up, every so manieth step is an ordinary one. By default none is.
+    method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
+        or paper, what they made last, much farther from the ordinary picture.
+    executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
+        distributed under torchrun, or where a process group is.
+    timeout: Seconds after which waiting for another rank is an error.
+
+    Attributes:
+        settings: the arguments, as one record.
 
     Raises:
         ConfigurationError: numbers that cannot work, or a pipeline without a denoiser.
@@ -87,36 +85,30 @@ class AsyncDiff:
         time_shift: bool = False,
         split: Split | None = None,
         bridge: int | None = None,
-        cooldown: int | None = None,
-        resync_every: int | None = None,
         target_speedup: float | None = None,
         max_error: float | None = None,
-        method: Literal["paper", "forecast"] | Method = "forecast",
-        executor: Literal["auto", "local", "distributed"] = "auto",
+        cooldown: int | None = None,
+        resync_every: int | None = None,
+        method: MethodName | Method = "forecast",
+        executor: Executor = "auto",
         timeout: float = 300.0,
     ) -> None:
-        chosen = method_of(method)
-        if executor not in ("auto", "local", "distributed"):
-            raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {executor!r}")
-        for name, bound in (("timeout", timeout), ("max_error", max_error), ("target_speedup", target_speedup)):
-            if bound is not None and not bound > 0:
-                raise ConfigurationError(f"{name} must be a number above 0, not {bound!r}")
-        if bridge is not None and target_speedup is not None:
-            raise ConfigurationError("bridge and target_speedup both say how many steps are bridged; give one of them")
-        if components is None and split is not None:
-            components = len(split)
-        self._schedule = Schedule(
-            1 if components is None else components,
+        settings = self.settings = Settings(
+            components,
             stride,
             warmup,
+            guidance,
             time_shift,
-            1 if bridge is None else bridge,
-            chosen.cooldown if cooldown is None else cooldown,
+            split,
+            bridge,
+            target_speedup,
+            max_error,
+            cooldown,
             resync_every,
-            guarded=max_error is not None,
+            method,
+            executor,
+            timeout,
         )
-        if guidance is not None:
-            Mesh(guidance, self._schedule.world_size)  # refuses what is no number of groups
         if (warmup - 1) % stride:
             logger.warning(
                 "warmup=%d: with stride=%d the steps before the first round reuse a prediction; "
@@ -129,10 +121,7 @@ class AsyncDiff:
             raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
         for name, denoiser in denoisers.items():
             check_callable_in_parts(name, denoiser)
-            _check_split(name, denoiser, self._schedule.components, split)
-        launched = executor == "distributed" or (executor == "auto" and distributed.is_launched())
-        device = device_of(pipe, next(iter(denoisers.values())))
-        self._settings = Settings(split, chosen, max_error, target_speedup, device, timeout, launched)
+            _check_split(name, denoiser, split)
         self._pipe = pipe
         self._denoisers = denoisers
         self._warned_of_generation = -1
@@ -141,10 +130,10 @@ class AsyncDiff:
         self._kind: tuple[int, bool] | None = None
         self._attachment: Attachment | None = None
         self._undo: list[Callable[[], None]] = []
-        self._started = launched and distributed.join(device, timeout)
+        self._world = _join_world(settings, pipe, denoisers)
         self._clock = Clock(pipe)
         try:
-            mesh = self._told_mesh(components, guidance)
+            mesh = self._told_mesh()
             self._is_free = mesh is None
             if mesh is not None:
                 self._attach(mesh)
@@ -157,15 +146,15 @@ class AsyncDiff:
 
     def report(self) -> Report:
         """What the last generation really did, on this rank; warns where nothing was accelerated."""
-        attached = self._attachment
-        mesh = Mesh(1, self._world_size) if attached is None else attached.mesh
+        attached, settings, world = self._attachment, self.settings, self._world
+        mesh = Mesh(1, world.size) if attached is None else attached.mesh
         report = Report(
-            executor="distributed" if self._settings.is_distributed else "local",
-            ranks=(distributed.place()[0],) if self._settings.is_distributed else tuple(range(mesh.world_size)),
+            executor="local" if world.rank is None else "distributed",
+            ranks=tuple(range(mesh.world_size)) if world.rank is None else (world.rank,),
             world_size=mesh.world_size,
-            components=mesh.component - self._schedule.stride + 1,
-            stride=self._schedule.stride,
-            warmup=self._schedule.warmup,
+            components=mesh.component - settings.stride + 1,
+            stride=settings.stride,
+            warmup=settings.warmup,
             bytes_sent=0 if attached is None else attached.bytes_sent,
             seconds_waited=0.0 if attached is None else attached.seconds_waited,
             denoisers=() if attached is None else attached.reports(),
@@ -184,9 +173,7 @@ class AsyncDiff:
         self._undo = []
         self._detach()
         self._clock.close()
-        if self._started:
-            self._started = False
-            distributed.leave()
+        self._world.close()
 
     def __enter__(self) -> "AsyncDiff":
         return self
@@ -196,64 +183,56 @@ class AsyncDiff:
     ) -> None:
         self.disable()
 
-    @property
-    def _world_size(self) -> int:
-        if self._settings.is_distributed:
-            return distributed.place()[1]
-        return _DEVICES_OF_PREVIEW + self._schedule.stride - 1
-
-    def _told_mesh(self, components: int | None, guidance: int | None) -> Mesh | None:
+    def _told_mesh(self) -> Mesh | None:
         """The mesh that the user asked for; None where the first call of a generation decides."""
-        stride, world_size = self._schedule.stride, self._world_size
-        is_distributed = self._settings.is_distributed
+        settings, world = self.settings, self._world
+        components, stride = settings.told_components, settings.stride
         if components is not None:
-            mesh = Mesh(guidance or 1, components + stride - 1)
-        elif guidance is None:
-            return Mesh(1, world_size) if world_size <= stride else None
-        elif is_distributed:
-            mesh = Mesh(guidance, max(world_size // guidance, stride))
+            mesh = settings.mesh(components)
+        elif settings.guidance is None:
+            return Mesh(1, world.size) if world.size <= stride else None
+        elif world.rank is not None:
+            mesh = settings.mesh(max(world.size // settings.guidance - stride + 1, 1))
         else:
-            mesh = Mesh(guidance, _DEVICES_OF_PREVIEW + stride - 1)
-        if is_distributed:
-            _check_world_size(mesh, stride, distributed.place()[0], world_size)
+            mesh = settings.mesh(_DEVICES_OF_PREVIEW)
+        if world.rank is not None:
+            _check_world_size(mesh, stride, world.rank, world.size)
         return mesh
 
     def _attach(self, mesh: Mesh) -> None:
         self._detach()
-        schedule = replace(self._schedule, components=mesh.component - self._schedule.stride + 1)
-        self._attachment = Attachment(self._denoisers, self._settings, schedule, mesh, self._clock)
+        self._attachment = Attachment(self._denoisers, self.settings, mesh, self._world, self._clock)
 
     def _detach(self) -> None:
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
 
-    def _denoise(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Stands in for a denoiser's forward."""
+    def _denoise(self, name: str, call: Call) -> Any:
+        """Stands in for a call of a denoiser."""
         if self._is_free:
             self._clock.check_schedulers()
             if self._chosen_in_generation != self._clock.generation:
-                self._choose(name, args, kwargs)
+                self._choose(name, call)
         attached = self._attachment
         if attached is None:
             raise RuntimeError("nothing is attached")
-        result = attached.denoise(name, forward, args, kwargs)
+        result = attached.denoise(name, call)
         # A generation may begin unannounced; that shows in its first call, which then has been computed already.
         self._chosen_in_generation = self._clock.generation
         return result
 
-    def _choose(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _choose(self, name: str, call: Call) -> None:
         """Share the devices out among groups and components, by the first call of a generation."""
         if self._kind is not None and self._attachment is not None and not self._attachment.is_shared:
             self._not_shared.add(self._kind)
-        main = CallForm(self._denoisers[name]).main(args, kwargs)
+        main = CallForm(self._denoisers[name]).main(call)
         self._kind = batch_size(main), _has_branches(self._pipe)
         groups = 1
         if self._kind not in self._not_shared:
-            groups = choose_groups(self._world_size, self._schedule.stride, *self._kind)
-        if self._settings.is_distributed:
-            distributed.check_same(groups, self._settings.device, "the number of groups that share out every step")
-        mesh = Mesh(groups, self._world_size // groups)
+            groups = choose_groups(self._world.size, self.settings.stride, *self._kind)
+        self._world.check_same(groups, "the number of groups that share out every step")
+        mesh = Mesh(groups, self._world.size // groups)
         if self._attachment is None or self._attachment.mesh != mesh:
             logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
             self._attach(mesh)
@@ -265,17 +244,16 @@ class AsyncDiff:
         if self._attachment is None:
             return
         self._attachment.begin_generation()
-        if (
-            self._attachment.mesh.guidance == 1
-            and 0 < len(self._clock.course.timesteps) <= self._schedule.warmup + self._schedule.cooldown
-        ):
+        steps, schedule = len(self._clock.timetable.timesteps), self.settings.schedule()
+        if self._attachment.mesh.guidance == 1 and 0 < steps <= schedule.warmup + schedule.cooldown:
             self._warn_not_accelerated()
 
     def _warn_not_accelerated(self) -> None:
+        schedule = self.settings.schedule()
         self._warn(
             self._clock.generation,
-            f"asyncdiff accelerates nothing in this generation of {len(self._clock.course.timesteps)} steps: "
-            f"no step is a parallel round (warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); "
+            f"asyncdiff accelerates nothing in this generation of {len(self._clock.timetable.timesteps)} steps: "
+            f"no step is a parallel round (warmup={schedule.warmup}, cooldown={schedule.cooldown}); "
             "see report()",
         )
 
@@ -300,19 +278,20 @@ class AsyncDiff:
             warnings.warn(message, stacklevel=4)
 
 
-def _check_split(name: str, denoiser: nn.Module, components: int, split: Split | None) -> None:
-    """What can be said of a split before the first call."""
-    if split is None:
-        return
-    if len(split) != components:
-        raise SplitError(f"the split has {len(split)} lists of module names, but components={components}")
+def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) -> World:
+    """All ranks of the run; with the local executor as many as are told, or a preview is for."""
+    device = device_of(pipe, next(iter(denoisers.values())))
+    if settings.executor == "distributed" or (settings.executor == "auto" and is_launched()):
+        return DistributedWorld(device, settings.timeout)
+    return LocalWorld(_DEVICES_OF_PREVIEW + settings.stride - 1, device)
+
+
+def _check_split(name: str, denoiser: nn.Module, split: Split | None) -> None:
+    """Whether all that a split names is there."""
     modules = {own for own, _ in denoiser.named_modules() if own}
-    for names in split:
-        if isinstance(names, str) or not names:
-            raise SplitError("every component of a split is a list of at least one module name")
-        for own in names:
-            if own not in modules:
-                raise SplitError(f"{own!r} in the split is no module of the pipeline's {name!r}")
+    for own in (own for names in split or () for own in names):
+        if own not in modules:
+            raise SplitError(f"{own!r} in the split is no module of the pipeline's {name!r}")
 
 
 def _check_world_size(mesh: Mesh, stride: int, rank: int, world_size: int) -> None:

@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from asyncdiff.call import Call, Forward
 from asyncdiff.errors import ConfigurationError
-
-Forward = Callable[..., Any]
 
 # The attribute through which `torch.nn.Module.compile` puts a compiled call in place of a module's own. What stands
 # there surrounds everything else that is done to a call: forward hooks, other libraries' wrappers of `forward`, the
@@ -19,9 +18,9 @@ _CALL = "_compiled_call_impl"
 
 
 class Intercept(Protocol):
-    """Stands in for the call of a module; is given the original call and the arguments."""
+    """Stands in for a call of a module."""
 
-    def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any: ...
+    def __call__(self, call: Call) -> Any: ...
 
 
 class _InterceptedCall:
@@ -31,7 +30,7 @@ class _InterceptedCall:
         self._intercept = intercept
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._intercept(self._forward, args, kwargs)
+        return self._intercept(Call(self._forward, args, kwargs))
 
 
 def intercept_call(module: nn.Module, intercept: Intercept) -> Callable[[], None]:

@@ -38,6 +38,20 @@ class Counts:
     seconds_rounds: float = 0.0
     seconds_bridged: float = 0.0
 
+    def add(self, kind: StepKind, seconds: float, reason: str = "") -> None:
+        """Count a call, how long it took, and, if it was an ordinary one, why."""
+        if kind is StepKind.FULL:
+            self.full[reason] += 1
+            self.seconds_full += seconds
+        elif kind is StepKind.ROUND:
+            self.rounds += 1
+            self.seconds_rounds += seconds
+        elif kind is StepKind.BRIDGED:
+            self.bridged += 1
+            self.seconds_bridged += seconds
+        else:
+            self.stored += 1
+
     @property
     def steps(self) -> int:
         """Denoiser calls in all."""

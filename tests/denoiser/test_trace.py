@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
+from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, build_graph
 from asyncdiff.denoiser.trace import Operator, Trace, record
 
@@ -14,12 +15,12 @@ from asyncdiff.denoiser.trace import Operator, Trace, record
 def recorded(module: nn.Module, *args: Any) -> Trace:
     with torch.no_grad():
         plain = module(*args)
-        result, trace = record(module, module.forward, args, {})
+        result, trace = record(module, Call(module.forward, args, {}))
     assert torch.equal(result, plain)
     return trace
 
 
-class Call(nn.Module):
+class Function(nn.Module):
     """A function as a module."""
 
     def __init__(self, function: Any) -> None:
@@ -37,7 +38,7 @@ def only(trace: Trace) -> Operator:
 
 def test_flexible_attention_is_recorded_as_one_operator() -> None:
     query = torch.randn(1, 2, 128, 16)
-    trace = recorded(Call(flex_attention), query, query, query)
+    trace = recorded(Function(flex_attention), query, query, query)
     assert [operator.flops for operator in trace.operators if operator.flops] == [2 * 2 * 2 * 128 * 128 * 16]
 
 
@@ -45,13 +46,13 @@ def test_flexible_attention_is_recorded_as_one_operator() -> None:
 def test_grouped_products_are_counted() -> None:
     rows, experts = torch.randn(8, 16).bfloat16(), torch.randn(2, 16, 32).bfloat16()
     ends = torch.tensor([4, 8], dtype=torch.int32)
-    trace = recorded(Call(lambda a, b: torch._grouped_mm(a, b, offs=ends)), rows, experts)
+    trace = recorded(Function(lambda a, b: torch._grouped_mm(a, b, offs=ends)), rows, experts)
     assert sum(operator.flops for operator in trace.operators) == 2 * 8 * 16 * 32
 
 
 def test_a_lookup_moves_what_it_finds_not_the_whole_table() -> None:
     table, places = torch.randn(10_000, 4), torch.tensor([3, 5])
-    operator = only(recorded(Call(lambda: table[places])))
+    operator = only(recorded(Function(lambda: table[places])))
     assert operator.bytes == 2 * (2 * 4 * 4)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_structure
 
 from asyncdiff import SplitError
+from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import REPLICATED_BUDGET, REPLICATED_COST_SHARE, Edge, Graph, UnitCall, build_graph
 from asyncdiff.denoiser.trace import Leaf, Trace, record
-from asyncdiff.plan.division import plan
+from asyncdiff.plan.division import divide_denoiser
 from asyncdiff.plan.partition import BALANCE_TOLERANCE, divide
 from asyncdiff.plan.schedule import Schedule
 from tests.golden import golden_pipeline, golden_split
@@ -33,13 +34,13 @@ def traced(pipe: DiffusionPipeline, denoiser: str, call: Any) -> tuple[Trace, tu
     args, kwargs = seen[0]
     with torch.no_grad():
         plain = module(*args, **kwargs)
-        result, trace = record(module, module.forward, args, kwargs)
+        result, trace = record(module, Call(module.forward, args, kwargs))
     assert torch.equal(result[0], plain[0]), "tracing changes nothing"
     return trace, args, kwargs
 
 
 def reads(trace: Trace, components: int, split: Any) -> list[set[tuple[str, int]]]:
-    division = plan(trace, Schedule(components, 1, 1), split, WEIGHT)
+    division = divide_denoiser(trace, Schedule(components, 1, 1), split, WEIGHT)
     graph, partition = division.graph, division.partition
     return [{(graph.units[edge.unit].name, edge.leaf) for edge in needed} for needed in partition.reads]
 
@@ -83,7 +84,7 @@ def test_every_part_of_the_split_runs_everywhere_if_unnamed() -> None:
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
     trace, _, _ = traced(pipe, "transformer", lambda: run(pipe, tiny, num_inference_steps=1))
-    division = plan(trace, Schedule(2, 1, 1), [["transformer_blocks.0"], ["transformer_blocks.1"]], WEIGHT)
+    division = divide_denoiser(trace, Schedule(2, 1, 1), [["transformer_blocks.0"], ["transformer_blocks.1"]], WEIGHT)
     graph, partition = division.graph, division.partition
     owned = {graph.units[unit].name for units in partition.components for unit in units}
     assert owned == {"transformer_blocks.0", "transformer_blocks.1"}
@@ -99,7 +100,7 @@ def test_a_part_of_a_batch_is_divided_like_the_whole() -> None:
     twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, args)
     with torch.no_grad():
         named = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, kwargs)
-        _, trace_of_whole = record(pipe.unet, pipe.unet.forward, twice, named)
+        _, trace_of_whole = record(pipe.unet, Call(pipe.unet.forward, twice, named))
     whole, part = build_graph(trace_of_whole, WEIGHT), build_graph(trace, WEIGHT, times_larger=2.0)
     assert [unit.cost for unit in part.units] == pytest.approx([unit.cost for unit in whole.units])
     alone = build_graph(trace, WEIGHT)
@@ -127,7 +128,7 @@ def test_what_most_units_read_is_computed_everywhere_if_that_is_cheaper(everywhe
     """The modulation costs about 1 % of a call; to send it would cost more."""
     model = Modulated(everywhere)
     with torch.no_grad():
-        _, trace = record(model, model.forward, (torch.randn(1, 256, 64), torch.rand(1, 256, 1)), {})
+        _, trace = record(model, Call(model.forward, (torch.randn(1, 256, 64), torch.rand(1, 256, 1)), {}))
     graph = build_graph(trace, WEIGHT)
     modulation = graph.units[0]
     assert modulation.name == "modulation"
@@ -217,4 +218,4 @@ def test_bad_splits(split: list[list[str]], message: str) -> None:
     pipe, inputs = golden_pipeline()
     trace, _, _ = traced(pipe, "unet", lambda: pipe(**{**inputs, "num_inference_steps": 1}))
     with pytest.raises(SplitError, match=message):
-        plan(trace, Schedule(2, 1, 1), split, WEIGHT)
+        divide_denoiser(trace, Schedule(2, 1, 1), split, WEIGHT)

@@ -5,7 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff import ConfigurationError
-from asyncdiff.plan.schedule import Schedule, StepKind, speedup
+from asyncdiff.plan.cost import speedup
+from asyncdiff.plan.course import Course
+from asyncdiff.plan.schedule import Schedule, StepKind
 
 schedules = st.builds(Schedule, st.integers(1, 8), st.integers(1, 4), st.integers(1, 9), time_shift=st.booleans())
 
@@ -13,7 +15,7 @@ schedules = st.builds(Schedule, st.integers(1, 8), st.integers(1, 4), st.integer
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 30))
 def test_stride_one_is_the_papers_recurrence(components: int, warmup: int, count: int) -> None:
     """Section 3.2: h_n(i) = ε_n(h_{n-1}(i-1), t_i) for every component at every step after the warm-up."""
-    for step in Schedule(components, 1, warmup).steps(count):
+    for step in Course(Schedule(components, 1, warmup), count - 1).steps():
         if step.index < warmup:
             assert step.kind is StepKind.FULL
             continue
@@ -32,7 +34,7 @@ def test_stride_two_by_hand() -> None:
             step.kind.value,
             [(t.rank, t.component, t.label, t.reads[0].step, t.predicts, t.feeds) for t in step.tasks],
         )
-        for step in Schedule(2, 2, 3).steps(8)
+        for step in Course(Schedule(2, 2, 3), 7).steps()
     ]
     assert rows == [
         (0, "full", []),
@@ -50,7 +52,7 @@ def test_stride_two_by_hand() -> None:
 def test_everything_used_was_made(schedule: Schedule, count: int) -> None:
     predictions: set[int] = set()
     versions: set[int] = set()
-    for step in schedule.steps(count):
+    for step in Course(schedule, count - 1).steps():
         if step.kind is StepKind.FULL:
             predictions.add(step.index)
             if step.keeps:
@@ -70,7 +72,8 @@ def test_everything_used_was_made(schedule: Schedule, count: int) -> None:
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 9))
 def test_time_shift_takes_every_label_one_step_earlier(components: int, stride: int, warmup: int) -> None:
-    plain, shifted = (Schedule(components, stride, warmup, time_shift=shift).steps(30) for shift in (False, True))
+    schedules = (Schedule(components, stride, warmup, time_shift=shift) for shift in (False, True))
+    plain, shifted = (Course(schedule, 29).steps() for schedule in schedules)
     for one, other in zip(plain, shifted, strict=True):
         assert [task.label - 1 for task in one.tasks] == [task.label for task in other.tasks]
 
@@ -89,7 +92,7 @@ def test_bad_numbers(name: str, bad: object) -> None:
 
 
 def _kinds(schedule: Schedule, count: int, inserted: dict[int, StepKind] | None = None) -> str:
-    return "".join(schedule.step(index, count - 1, inserted or {}).kind.value[0] for index in range(count))
+    return "".join(step.kind.value[0] for step in Course(schedule, count - 1, inserted or {}).steps())
 
 
 def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
@@ -104,12 +107,13 @@ def test_the_last_steps_before_the_cool_down_are_not_bridged() -> None:
 def test_a_bridged_step_becomes_a_round_and_a_round_a_full_step() -> None:
     schedule = Schedule(2, 1, 3, bridge=3, versions=2)
     assert _kinds(schedule, 14) == "fffrbbrbbrbrrr"
-    assert schedule.remedy(4, 13) is StepKind.ROUND
+    assert Course(schedule, 13).remedied(4).inserted == {4: StepKind.ROUND}
     assert _kinds(schedule, 14, {4: StepKind.ROUND}) == "fffrrrrrrrrrrr", "from then on no step is bridged"
-    assert [version.step for version in schedule.step(6, 13, {4: StepKind.ROUND}).tasks[0].reads] == [5, 4]
-    assert schedule.remedy(6, 13) is StepKind.FULL
+    assert [version.step for version in Course(schedule, 13).remedied(4).step(6).tasks[0].reads] == [5, 4]
+    assert Course(schedule, 13).remedied(6).inserted == {6: StepKind.FULL}
     assert _kinds(schedule, 14, {6: StepKind.FULL}) == "fffrbbfrbbrrrr"
     strides = Schedule(2, 2, 3, bridge=2)
     assert _kinds(strides, 14) == "fffrsbbrsbbrsr"
-    assert strides.remedy(5, 13) is StepKind.ROUND and strides.remedy(6, 13) is StepKind.FULL
+    course = Course(strides, 13)
+    assert course.remedied(5).inserted == {5: StepKind.ROUND} and course.remedied(6).inserted == {6: StepKind.FULL}
     assert _kinds(strides, 14, {5: StepKind.ROUND}) == "fffrsrsrsrsrsr"

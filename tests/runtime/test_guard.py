@@ -13,8 +13,10 @@ from torch import Tensor
 from asyncdiff import AsyncDiff, ConfigurationError, Method
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.store import EdgeStore
+from asyncdiff.plan.cost import fast_enough, speedup
+from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
-from asyncdiff.plan.schedule import Schedule, StepKind, Version, fast_enough, speedup
+from asyncdiff.plan.schedule import Schedule, StepKind, Version
 from asyncdiff.report import GUARD, RESYNC, WARM_UP, Counts
 from asyncdiff.runtime.guard import forecast_error
 from tests.comparison import relative_error
@@ -40,20 +42,20 @@ guarded = st.builds(
 @given(guarded, st.integers(1, 30), st.sets(st.integers(0, 29), max_size=8))
 def test_what_is_judged_is_there(schedule: Schedule, count: int, bad: set[int]) -> None:
     """Versions that were made and are kept, the newest first, only before a step that something can be done about."""
-    last = count - 1
+    course = Course(schedule, count - 1)
     kept: list[int] = []
-    inserted: dict[int, StepKind] = {}
     for index in range(count):
-        versions = schedule.judged(index, last, inserted)
+        versions = course.judged(index)
         if versions and index in bad:
-            before = schedule.step(index, last, inserted)
-            inserted[index] = remedy = schedule.remedy(index, last, inserted)
-            assert schedule.step(index, last, inserted).kind is remedy
+            before = course.step(index)
+            course = course.remedied(index)
+            remedy = course.inserted[index]
+            assert course.step(index).kind is remedy
             assert before.kind is StepKind.BRIDGED or remedy is StepKind.FULL
-            afterwards = schedule.judged(index, last, inserted)
+            afterwards = course.judged(index)
             assert afterwards == (versions if remedy is StepKind.ROUND else ())
             versions = afterwards
-        step = schedule.step(index, last, inserted)
+        step = course.step(index)
         if step.kind in (StepKind.FULL, StepKind.STORED):
             assert versions == ()
         else:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ConfigurationError
+from asyncdiff.call import Call
 from asyncdiff.errors import ExchangeError
 from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.mesh import Mesh
+from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
-from asyncdiff.runtime.batch import BatchRule, Parts, batch_rules, has_form_of_part, is_same_but_for_rounding, join
+from asyncdiff.runtime.batch import BatchRule, batch_rules, has_form_of_part, is_same_but_for_rounding, join
 from asyncdiff.runtime.deferred import DeferredTensor, Settlement, deferred, settled
 from tests.comparison import relative_error
 from tests.processes import RankError, run_ranks
@@ -44,8 +46,8 @@ def by_hand(name: str, **extra: Any) -> Tensor:
     tiny = PIPELINES[name]
     pipe = tiny.build()
 
-    def halved(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return join([forward(*own, **named) for own, named in (rule.part((args, kwargs), k, 2) for k in range(2))], 2)
+    def halved(call: Call) -> Any:
+        return join([call.giving(rule.part(call.given, k, 2))() for k in range(2)], 2)
 
     rule = BatchRule(2, frozenset([1]))
     undo = intercept_call(getattr(pipe, tiny.denoiser), halved)

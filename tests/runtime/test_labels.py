@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff import LabelError
-from asyncdiff.runtime.labels import Course, Labels
+from asyncdiff.runtime.labels import Labels, Timetable
 
 TIMESTEPS = [999.0, 800.0, 650.0, 300.0, 50.0]
 
 
 def learnt(transform, start: int = 0, seen: int = 2, timesteps=TIMESTEPS, sigmas=()) -> Labels:
-    labels = Labels(Course(tuple(timesteps), tuple(sigmas)))
+    labels = Labels(Timetable(tuple(timesteps), tuple(sigmas)))
     for index in range(seen):
         timestep = timesteps[start + index]
         labels.given(index, transform(timestep))
@@ -132,7 +132,7 @@ def test_what_cannot_be_derived() -> None:
     growing = learnt(lambda timestep: torch.full((int(timestep),), timestep))
     with pytest.raises(LabelError, match="the shape of the denoiser's timestep argument changes"):
         growing.argument(4, 2)
-    foreign = Labels(Course(tuple(TIMESTEPS)))
+    foreign = Labels(Timetable(tuple(TIMESTEPS)))
     foreign.given(0, torch.tensor(1.0))
     foreign.learn(0, 7.0)
     with pytest.raises(LabelError, match=r"none of scheduler\.timesteps"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.denoiser.trace import record
-from asyncdiff.runtime import denoiser as runtime
+from asyncdiff.runtime import dividing
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 
@@ -145,7 +145,7 @@ def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: p
         recorded.append(args)
         return record(*args)
 
-    monkeypatch.setattr(runtime, "record", counting)
+    monkeypatch.setattr(dividing, "record", counting)
     tiny = PIPELINES["sd15"]
     pipe = tiny.build()
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from asyncdiff.runtime.labels import Course
+from asyncdiff.runtime.labels import Timetable
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
 SIGNATURE = ("one shape",)
@@ -23,7 +23,7 @@ def walk(steps: list[list[Callable[[], Arguments]]]) -> list[list[Stream]]:
     streams = Streams()
     found = []
     for now, calls in enumerate(steps):
-        found.append([streams.of_call(make(), now, Course())[0] for make in calls])
+        found.append([streams.of_call(make(), now, Timetable())[0] for make in calls])
     return found
 
 
@@ -101,11 +101,11 @@ def test_a_skipped_step_ends_a_stream() -> None:
 def test_a_step_that_nothing_has_announced() -> None:
     streams = Streams()
     assert not streams.begins_step(call(torch.randn(3), WORDS, timestep=9.0), 0)
-    streams.of_call(call(torch.randn(3), WORDS, timestep=9.0), 0, Course())
+    streams.of_call(call(torch.randn(3), WORDS, timestep=9.0), 0, Timetable())
     assert not streams.begins_step(call(torch.randn(3), NOTHING, timestep=9.0), 0)
-    streams.of_call(call(torch.randn(3), NOTHING, timestep=9.0), 0, Course())
+    streams.of_call(call(torch.randn(3), NOTHING, timestep=9.0), 0, Timetable())
     assert streams.begins_step(call(torch.randn(3), WORDS, timestep=8.0), 0)
-    streams.of_call(call(torch.randn(3), WORDS, timestep=8.0), 1, Course())
+    streams.of_call(call(torch.randn(3), WORDS, timestep=8.0), 1, Timetable())
     assert not streams.begins_step(call(torch.randn(3), NOTHING, timestep=8.0), 1)
 
 
@@ -114,5 +114,5 @@ def test_a_piece_that_begins_anew() -> None:
     for now, timestep in enumerate([9.0, 8.0, 7.0]):
         arguments = call(torch.randn(3), WORDS, timestep=timestep)
         assert not streams.begins_again(arguments)
-        streams.of_call(arguments, now, Course())
+        streams.of_call(arguments, now, Timetable())
     assert streams.begins_again(call(torch.randn(3), WORDS, timestep=9.0))

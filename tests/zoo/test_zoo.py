@@ -18,8 +18,9 @@ from asyncdiff.commands.terminal import BAD_USAGE
 from asyncdiff.denoiser.graph import Edge, Graph
 from asyncdiff.exchange.local import LocalChannel
 from asyncdiff.plan import division, partition
+from asyncdiff.plan.course import Course
 from asyncdiff.plan.partition import Partition
-from asyncdiff.plan.schedule import Schedule, Step
+from asyncdiff.plan.schedule import Step
 from asyncdiff.runtime.units import UnitHooks
 from asyncdiff.zoo import matrix, specimens
 from asyncdiff.zoo.catalogue import denoiser_classes
@@ -230,13 +231,13 @@ def test_older_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrong_label_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Schedule.step
+    plain = Course.step
 
-    def step(self: Schedule, index: int, *given: Any) -> Step:
-        found = plain(self, index, *given)
+    def step(self: Course, index: int) -> Step:
+        found = plain(self, index)
         return dataclasses.replace(found, tasks=tuple(dataclasses.replace(task, label=index) for task in found.tasks))
 
-    monkeypatch.setattr(Schedule, "step", step)
+    monkeypatch.setattr(Course, "step", step)
     with pytest.raises(CheckFailedError, match=r"N=2 S=2 w=1: step [23] is not what the recurrence"):
         check(BY_NAME[SUBJECT])
 

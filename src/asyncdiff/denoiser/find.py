@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff.denoiser.call import has_timestep
+from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.errors import ConfigurationError
 
 # Floating-point operations that a device does in the time in which it moves one byte, roughly.

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.flop_counter import flop_registry
 
-from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.call import Call, tensors_of
 from asyncdiff.hooks import is_compiled
 
 ValueId = int
@@ -357,10 +357,8 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def record(
-    denoiser: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, Trace]:
-    """Call `forward(*args, **kwargs)` of the denoiser once and record it.
+def record(denoiser: nn.Module, call: Call) -> tuple[Any, Trace]:
+    """Make a call of the denoiser and record it.
 
     Returns the call's own result and the trace.
     """
@@ -368,8 +366,8 @@ def record(
     # What is compiled, blocks or flexible attention, runs operator by operator, so that it can be watched.
     uncompiled = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
     with _uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
-        recorder.enter("", denoiser, (args, kwargs))
-        result = forward(*args, **kwargs)
+        recorder.enter("", denoiser, call.given)
+        result = call()
         recorder.leave(result)
     _mark_lists(denoiser, recorder.calls)
     return result, Trace(tuple(recorder.calls), tuple(recorder.operators))

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers, operations_per_byte
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.hooks import Forward, intercept_call
-from asyncdiff.plan.division import plan
+from asyncdiff.hooks import intercept_call
+from asyncdiff.plan.division import divide_denoiser
 from asyncdiff.plan.schedule import Schedule
 
 
@@ -105,13 +106,11 @@ def _trace_first_call(
     traces: dict[str, Trace],
     name: str,
     denoiser: nn.Module,
-    forward: Forward,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    call: Call,
 ) -> Any:
     if name in traces:
-        return forward(*args, **kwargs)
-    result, traces[name] = record(denoiser, forward, args, kwargs)
+        return call()
+    result, traces[name] = record(denoiser, call)
     return result
 
 
@@ -123,7 +122,7 @@ def _inspection(
     schedules: Sequence[Schedule],
     steps: int,
 ) -> Inspection:
-    divisions = [plan(trace, schedule, None, operations_per_byte(device)) for schedule in schedules]
+    divisions = [divide_denoiser(trace, schedule, None, operations_per_byte(device)) for schedule in schedules]
     graph, partition = divisions[0].graph, divisions[0].partition
     units = tuple(
         UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))

@@ -1,6 +1,6 @@
 """How many groups the ranks of a run are shared out among, where the user has not said it. Pure."""
 
-from asyncdiff.runtime.batch import Parts
+from asyncdiff.plan.parts import Parts
 
 # Of the groups' time so much must be spent on members of the batch that no other group computes.
 _LEAST_USE = 0.75

@@ -7,10 +7,11 @@ from typing import NamedTuple
 from asyncdiff.denoiser.graph import Edge, Graph, build_graph, coarsen
 from asyncdiff.denoiser.residual import find_bases
 from asyncdiff.denoiser.trace import Trace
+from asyncdiff.plan.cost import cost, fast_enough, speedup
 from asyncdiff.plan.method import PAPER, Method
 from asyncdiff.plan.partition import Partition, divide, divide_as_told, wire
 from asyncdiff.plan.routing import Message, messages, reads_of
-from asyncdiff.plan.schedule import Schedule, Step, cost, fast_enough, speedup
+from asyncdiff.plan.schedule import Schedule, Step
 
 
 class Goal(NamedTuple):
@@ -53,7 +54,7 @@ class Division:
         return cost(step, max(self.partition.shares), self.partition.end.share)
 
 
-def plan(
+def divide_denoiser(
     trace: Trace,
     schedule: Schedule,
     split: Sequence[Sequence[str]] | None,

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.call import tensors_of
+from asyncdiff.plan.parts import Parts
 
 # How far the results of two batch sizes may lie apart, relative to their norm: other sizes may be computed by other
 # kernels, which round elsewhere, layer after layer.
@@ -16,32 +17,6 @@ _ROUNDING = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torc
 _ROUNDING_OF_TENSOR_FLOAT_32 = 1e-2
 
 _MOST_RULES = 5
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A batch of B in parts of one size. Where B is no multiple of it, the last parts overlap those before them."""
-
-    batch: int
-    count: int
-
-    @property
-    def size(self) -> int:
-        """How many members each part has."""
-        return -(-self.batch // self.count)
-
-    @property
-    def use(self) -> float:
-        """How much of the work on all parts is not done twice."""
-        return self.batch / (self.count * self.size)
-
-    def start(self, number: int) -> int:
-        """The first member of a part."""
-        return min(number * self.size, self.batch - self.size)
-
-    def repeated(self, number: int) -> int:
-        """How many of its members the parts before it have too."""
-        return min(number * self.size - self.start(number), self.size)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from asyncdiff.denoiser.call import is_equal
+from asyncdiff.call import is_equal
 from asyncdiff.hooks import listen
-from asyncdiff.runtime.labels import Course
+from asyncdiff.runtime.labels import Timetable
 
 # In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
 _WATCHED_STEPS = 2
@@ -23,13 +23,13 @@ class Clock:
     Attributes:
         generation: how many generations have begun.
         steps: how many steps of this generation are over.
-        course: the timesteps of this generation, as the scheduler has set them.
+        timetable: the timesteps of this generation, as the scheduler has set them.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.generation = 0
         self.steps = 0
-        self.course = Course()
+        self.timetable = Timetable()
         self.on_generation: list[Callable[[], None]] = []
         self.on_step: list[Callable[[Any], None]] = []
         self._pipeline = pipeline
@@ -51,7 +51,7 @@ class Clock:
     @property
     def is_over(self) -> bool:
         """Whether all steps of the generation are over."""
-        return 0 < len(self.course.timesteps) <= self.steps + len(self._pending)
+        return 0 < len(self.timetable.timesteps) <= self.steps + len(self._pending)
 
     def call(self, times: dict[str, Any]) -> None:
         """A denoiser is about to be called with these time arguments."""
@@ -74,7 +74,7 @@ class Clock:
             notify(timestep)
 
     def begin_again(self) -> None:
-        """The pipeline goes through the timesteps of the course from the first."""
+        """The pipeline goes through the timesteps from the first."""
         self.generation += 1
         self.steps = 0
         self._times = {}
@@ -106,7 +106,7 @@ class Clock:
 
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
         timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
-        self.course = Course(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
+        self.timetable = Timetable(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
         self.begin_again()
 
     def _end_step(self, timestep: Any) -> None:
@@ -120,7 +120,7 @@ class Clock:
         if times.keys() != self._times.keys() or not all(is_equal(times[name], self._times[name]) for name in times):
             return False
         timestep = _numbers(self._pending[-1])
-        return len(timestep) != 1 or self.course.timesteps.count(timestep[0]) <= 1
+        return len(timestep) != 1 or self.timetable.timesteps.count(timestep[0]) <= 1
 
 
 def find_schedulers(pipeline: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.call import tensors_of
 from asyncdiff.errors import ExchangeError
 
 # Functions that may give a view, or tell of a tensor's form. Whether one gave a view, or has read the numbers after all

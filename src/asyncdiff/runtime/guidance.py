@@ -15,25 +15,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from asyncdiff.denoiser.call import CallForm, digest, own_containers
-from asyncdiff.exchange.local import Exchange, share_results
-from asyncdiff.hooks import Forward
+from asyncdiff.call import Call
+from asyncdiff.exchange.protocol import Exchange, share_results
+from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
 from asyncdiff.runtime.batch import (
     BatchRule,
-    Parts,
     batch_rules,
     batch_size,
     has_form_of_part,
     is_same_but_for_rounding,
     join,
 )
-from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.deferred import Settlement, deferred
 from asyncdiff.runtime.denoiser import DenoiserRuntime
+from asyncdiff.runtime.lane import is_checked_again
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
 # What a denoiser may raise when it is given a batch that was divided in a wrong way.
@@ -90,9 +89,7 @@ class Guidance:
         counts: what was shared out in this generation.
     """
 
-    def __init__(
-        self, runtime: DenoiserRuntime, denoiser: nn.Module, axis: Exchange, groups: int, clock: Clock
-    ) -> None:
+    def __init__(self, runtime: DenoiserRuntime, axis: Exchange, groups: int) -> None:
         """Take over a runtime's calls.
 
         Args:
@@ -101,10 +98,10 @@ class Guidance:
         self.streams = Streams()
         self.counts = GuidanceCounts(groups)
         self._runtime = runtime
-        self._form = CallForm(denoiser)
+        self._context = runtime.context
+        self._clock = runtime.context.clock
         self._axis = axis
         self._groups = groups
-        self._clock = clock
         self._kinds: dict[Hashable, _Kind] = {}
         self._belongings: list[_Belonging] = []
         self._contexts = itertools.count()
@@ -118,14 +115,14 @@ class Guidance:
         self._whole_before = 0
         self._warned_of: set[str] = set()
         runtime.outer = self
-        clock.on_generation.append(self._begin_generation)
+        self._clock.on_generation.append(self._begin_generation)
 
     def detach(self) -> None:
         """Forget all; the runtime is detached on its own."""
         self._clock.on_generation.remove(self._begin_generation)
         self._begin_generation()
 
-    def __call__(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], whole: Arguments) -> Any:
+    def __call__(self, call: Call, whole: Arguments) -> Any:
         """The result of a call, shared out among the groups."""
         if self._generation != self._clock.generation:
             self._generation, self._step, self._steps, self._whole_before = self._clock.generation, -1, 0, 0
@@ -135,22 +132,22 @@ class Guidance:
         try:
             if self._step != self._clock.steps:
                 self._begin_step()
-            stream, is_new = self.streams.of_call(whole, self._clock.steps, self._clock.course)
+            stream, is_new = self.streams.of_call(whole, self._clock.steps, self._clock.timetable)
             if is_new:
                 self._belongings.append(self._belonging(stream))
-            if is_new or self._runtime.is_checked_again(stream.index):
-                self._axis.check_agreement(*digest(args, kwargs), f"the inputs of the denoiser {self._runtime.name!r}")
+            if is_new or is_checked_again(self._context, stream.index):
+                self._axis.check_agreement(*call.digest(), f"the inputs of the denoiser {self._context.name!r}")
             key = self._runtime.kind_of_call(whole)
             if key not in self._kinds:
-                self._kinds[key] = self._look(forward, args, kwargs)
+                self._kinds[key] = self._look(call)
             kind = self._kinds[key]
             belonging = next(known for known in self._belongings if known.stream is stream)
             stream.index += 1
             self._calls += 1
             if kind.rule is not None and (self._is_alone or Parts(kind.rule.batch, self._groups).use == 1):
-                return self._compute_in_parts(kind.rule, belonging, forward, args, kwargs)
+                return self._compute_in_parts(kind.rule, belonging, call)
             self.counts.reason = self.counts.reason or kind.reason
-            return self._compute_by_owner(kind, belonging, forward, args, kwargs)
+            return self._compute_by_owner(kind, belonging, call)
         except BaseException:
             self._forget()
             raise
@@ -178,7 +175,7 @@ class Guidance:
         if self._steps == 3 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
             self._warned_of.add(self.counts.reason)
             warnings.warn(
-                f"guidance={self._groups}: the calls of the denoiser {self._runtime.name!r} cannot be shared out among "
+                f"guidance={self._groups}: the calls of the denoiser {self._context.name!r} cannot be shared out among "
                 f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}",
                 stacklevel=6,
             )
@@ -188,17 +185,16 @@ class Guidance:
         had = [known.owner for known in self._belongings]
         return _Belonging(stream, next(self._contexts), min(range(self._groups), key=had.count))
 
-    def _look(self, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Kind:
+    def _look(self, call: Call) -> _Kind:
         """Learn from one ordinary call the form of its result, and whether its batch can be divided."""
-        own_args, own_kwargs = own_containers(args, kwargs)
-        whole = forward(*own_args, **own_kwargs)
+        whole = call.with_own_containers()()
         leaves, structure = tree_flatten(whole)
-        main = self._form.main(args, kwargs)
-        rules = batch_rules(main, (args, kwargs))
+        main = self._context.form.main(call)
+        rules = batch_rules(main, call.given)
         reason = f"a batch of {batch_size(main)} cannot be divided by {self._groups}, and a step has no other call"
         found = None
         for number, rule in enumerate(rules):
-            failure = self._try(rule, whole, forward, args, kwargs)
+            failure = self._try(rule, whole, call)
             if failure is None:
                 found = rule
                 break
@@ -212,40 +208,42 @@ class Guidance:
             reason,
         )
 
-    def _try(
-        self, rule: BatchRule, whole: Any, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> str | None:
+    def _try(self, rule: BatchRule, whole: Any, call: Call) -> str | None:
         """Compare the parts' results with the whole call's; returns what is wrong. All ranks come to the same end."""
-        what = f"how the batch of the denoiser {self._runtime.name!r} is divided"
+        what = f"how the batch of the denoiser {self._context.name!r} is divided"
         parts, failure = {}, ""
         try:
             for group in self._axis.ranks:
-                part_args, part_kwargs = rule.part((args, kwargs), group, self._groups)
-                parts[group] = forward(*part_args, **part_kwargs)
+                parts[group] = self._part(rule, call, group)()
             fits = all(has_form_of_part(part, whole, Parts(rule.batch, self._groups)) for part in parts.values())
         except _FAILURES as error:
             fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        if not self._runtime.agree(self._axis.agree(fits, what), what):
+        if not self._all_agree(fits, what):
             return failure or "its result has another form"
         is_same = is_same_but_for_rounding(join(self._gather(parts), rule.batch), whole)
-        return None if self._runtime.agree(self._axis.agree(is_same, what), what) else "its numbers are others"
+        return None if self._all_agree(is_same, what) else "its numbers are others"
 
-    def _compute_in_parts(
-        self, rule: BatchRule, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        given = [rule.part((args, kwargs), group, self._groups) for group in self._axis.ranks]
+    def _all_agree(self, mine: bool, what: str) -> bool:
+        """Whether all ranks of all groups say so."""
+        return self._context.exchange.agree(self._axis.agree(mine, what), what)
+
+    def _part(self, rule: BatchRule, call: Call, group: int) -> Call:
+        """A group's part of a call."""
+        return call.giving(rule.part(call.given, group, self._groups))
+
+    def _compute_in_parts(self, rule: BatchRule, belonging: _Belonging, call: Call) -> Any:
         larger = rule.batch / Parts(rule.batch, self._groups).size
         prospects = [
-            self._runtime.begin_part(lane, belonging.context, own_args, own_kwargs, larger)
-            for lane, (own_args, own_kwargs) in enumerate(given)
+            self._runtime.begin_part(lane, belonging.context, self._part(rule, call, group), larger)
+            for lane, group in enumerate(self._axis.ranks)
         ]
         # A group that computed less than the others would wait for them.
         within = all(prospect.within for prospect in prospects)
         if any(prospect.judged for prospect in prospects):
-            within = self._axis.agree(within, f"how far the forecasts of the denoiser {self._runtime.name!r} are off")
+            within = self._axis.agree(within, f"how far the forecasts of the denoiser {self._context.name!r} are off")
         parts = {
-            group: self._runtime.compute_part(lane, prospect, within, forward, *part)
-            for lane, (group, prospect, part) in enumerate(zip(self._axis.ranks, prospects, given, strict=True))
+            group: self._runtime.compute_part(lane, prospect, within)
+            for lane, (group, prospect) in enumerate(zip(self._axis.ranks, prospects, strict=True))
         }
         self.counts.split += 1
         self.counts.cost += 1 / larger
@@ -263,13 +261,11 @@ class Guidance:
         )
         return [tree_unflatten(shared[group], structure) for group in groups]
 
-    def _compute_by_owner(
-        self, kind: _Kind, belonging: _Belonging, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _compute_by_owner(self, kind: _Kind, belonging: _Belonging, call: Call) -> Any:
         if belonging.owner in self._axis.ranks:
             lane = self._axis.ranks.index(belonging.owner)
-            prospect = self._runtime.begin_part(lane, belonging.context, args, kwargs)
-            made, _ = tree_flatten(self._runtime.compute_part(lane, prospect, prospect.within, forward, args, kwargs))
+            prospect = self._runtime.begin_part(lane, belonging.context, call)
+            made, _ = tree_flatten(self._runtime.compute_part(lane, prospect, prospect.within))
             # Laid out as on the other groups: whether a pipeline's first look reads numbers must not depend on that.
             leaves = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in made]
         else:

@@ -14,7 +14,7 @@ _EXACT = 1e-6  # of Python numbers and of integers
 
 
 @dataclass(frozen=True)
-class Course:
+class Timetable:
     """A generation as the scheduler has set it up: for every noise prediction its timestep and, if known, its sigma."""
 
     timesteps: tuple[float, ...] = ()
@@ -40,8 +40,8 @@ class Labels:
     transformation with which later labels are made, number by number where they differ.
     """
 
-    def __init__(self, course: Course) -> None:
-        self._course = course
+    def __init__(self, timetable: Timetable) -> None:
+        self._timetable = timetable
         self._arguments: dict[int, Any] = {}
         self._learnt: dict[int, tuple[float, Any]] = {}
 
@@ -59,12 +59,12 @@ class Labels:
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
         first = self._first_position()
-        return None if first is None else len(self._course.timesteps) - 1 - first
+        return None if first is None else len(self._timetable.timesteps) - 1 - first
 
     def moment(self, step: int) -> float:
         """The place of a step in the scheduler's own time: its timestep; its number, where that cannot be told."""
         first = self._first_position()
-        timesteps = self._course.timesteps
+        timesteps = self._timetable.timesteps
         return float(step) if first is None else timesteps[min(first + step, len(timesteps) - 1)]
 
     def argument(self, step: int, current: int) -> Any:
@@ -100,18 +100,18 @@ class Labels:
         return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like)
 
     def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, like: Any) -> float:
-        """One number of a later label, from what it was at some positions of the course."""
+        """One number of a later label, from what it was at some positions of the timetable."""
         exact = self._derive_quotient(positions, labels, position, like)
         if exact is not None:
             return exact
         for fit in (_identity, _proportion, _constant, _affine):
-            for series in self._course.series():
+            for series in self._timetable.series():
                 seen = [series[at] for at in positions]
                 slope, offset = fit(seen, labels)
                 limit = _tolerance(like) * max(abs(label) for label in labels)
                 if all(abs(slope * value + offset - label) <= limit for value, label in zip(seen, labels, strict=True)):
                     return slope * series[position] + offset
-        pairs = zip((self._course.timesteps[at] for at in positions), labels, strict=True)
+        pairs = zip((self._timetable.timesteps[at] for at in positions), labels, strict=True)
         raise LabelError(
             "the labels of later steps cannot be derived: the pipeline gives the denoiser "
             + ", ".join(f"{label:g} for {timestep:g}" for timestep, label in pairs)
@@ -123,16 +123,16 @@ class Labels:
         self, positions: Sequence[int], labels: Sequence[float], position: int, like: Any
     ) -> float | None:
         """The timestep, or a whole part of it, rounded as the pipeline rounds it: first to the type, then once more."""
-        divisor = round(self._course.timesteps[positions[0]] / labels[0]) if labels[0] else 0
+        divisor = round(self._timetable.timesteps[positions[0]] / labels[0]) if labels[0] else 0
         if divisor < 1 or not isinstance(like, Tensor) or not like.is_floating_point():
             return None
-        timesteps = torch.tensor(self._course.timesteps, dtype=torch.float64).to(like.dtype) / divisor
+        timesteps = torch.tensor(self._timetable.timesteps, dtype=torch.float64).to(like.dtype) / divisor
         seen = torch.tensor(labels, dtype=torch.float64).to(like.dtype)
         return float(timesteps[position]) if torch.equal(timesteps[list(positions)].cpu(), seen) else None
 
     def _first_position(self) -> int | None:
         """Where in the scheduler's timesteps the pipeline began: image-to-image leaves the first ones out."""
-        timesteps = self._course.timesteps
+        timesteps = self._timetable.timesteps
         for first in range(len(timesteps) - max(self._learnt, default=len(timesteps))):
             if all(
                 math.isclose(timesteps[first + step], timestep, rel_tol=1e-6)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from asyncdiff.denoiser.call import Signature, is_equal
-from asyncdiff.exchange.local import Channel
+from asyncdiff.call import is_equal
+from asyncdiff.denoiser.form import Signature
+from asyncdiff.exchange.protocol import Channel
+from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
-from asyncdiff.plan.schedule import StepKind
+from asyncdiff.plan.schedule import Schedule
 from asyncdiff.report import WARM_UP
-from asyncdiff.runtime.labels import Course, Labels
+from asyncdiff.runtime.labels import Labels, Timetable
 
 # Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
 _SMALL = 2**22
@@ -67,7 +69,7 @@ class Stream:
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
         structure: how the leaves make up the denoiser's result.
-        inserted: steps that are of another kind because forecasts were too far off.
+        course: what the schedule makes of its generation; None before its first call.
         judged: the newest step of which it was judged how far its forecasts were off.
     """
 
@@ -84,7 +86,7 @@ class Stream:
     channel: Channel | None = None
     predictions: dict[int, list[Any]] = field(default_factory=dict)
     structure: TreeSpec | None = None
-    inserted: dict[int, StepKind] = field(default_factory=dict)
+    course: Course | None = None
     judged: int = -1
 
     def goes_on_with(self, arguments: Arguments) -> bool:
@@ -113,6 +115,23 @@ class Stream:
         if self.division is None or self.channel is None:
             raise RuntimeError("a round came before the warm-up")
         return self.division, self.channel
+
+    def follow(self, schedule: Schedule) -> Course:
+        """What a schedule makes of its generation, as far as that is known by now."""
+        if self.course is None or self.course.schedule is not schedule:
+            self.course = Course(schedule, inserted={} if self.course is None else self.course.inserted)
+        self.course = self.course.ending_at(self.last())
+        return self.course
+
+    def on_course(self) -> Course:
+        """The course that it follows.
+
+        Raises:
+            RuntimeError: it follows none yet.
+        """
+        if self.course is None:
+            raise RuntimeError("a call is run that was not begun")
+        return self.course
 
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
@@ -163,12 +182,12 @@ class Streams:
             for name, time in arguments.times.items()
         )
 
-    def of_call(self, arguments: Arguments, now: int, course: Course) -> tuple[Stream, bool]:
+    def of_call(self, arguments: Arguments, now: int, timetable: Timetable) -> tuple[Stream, bool]:
         """The stream of a call at the pipeline's step `now`, and whether it begins with it."""
         expected = [stream for stream in self._streams if stream.last_step == now - 1]
         stream = _most_alike(expected, arguments)
         if stream is None:
-            labels = {name: Labels(course) for name in arguments.times}
+            labels = {name: Labels(timetable) for name in arguments.times}
             stream = Stream(arguments, labels, self._why_new(arguments, now), arguments.times)
             self._streams = [old for old in self._streams if not _is_over(old, now)]
             stream.place = len(self._streams)

@@ -1,5 +1,6 @@
 """The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,20 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
-from asyncdiff.denoiser.call import tensors_of
+from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
 from asyncdiff.denoiser.trace import Leaf
 from asyncdiff.errors import ShapeChangedError
-from asyncdiff.exchange.local import Channel
-from asyncdiff.hooks import Forward, intercept_call, is_intercepted
+from asyncdiff.exchange.protocol import Channel
+from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.plan.division import Division, read_anywhere
 from asyncdiff.plan.forecast import forecast
 from asyncdiff.plan.partition import Partition
 from asyncdiff.plan.schedule import Task, Version
 from asyncdiff.report import Counts
 
-UnitRule = Callable[[int, Forward, tuple[Any, ...], dict[str, Any]], Any]
-"""What to do when a unit is called: given its number in the graph, its forward and its arguments."""
+UnitRule = Callable[[int, Call], Any]
+"""What to do when a unit is called: given its number in the graph, and the call."""
 
 
 @dataclass
@@ -50,7 +51,7 @@ class UnitHooks:
         for unit in graph.units:
             module = self._denoiser.get_submodule(unit.name)
             if unit.name not in self._undo or not is_intercepted(module):
-                self._undo[unit.name] = intercept_call(module, _named(unit.name, self._on_call))
+                self._undo[unit.name] = intercept_call(module, functools.partial(self._on_call, unit.name))
 
     def remove(self) -> None:
         """Leave all units as they were."""
@@ -58,37 +59,28 @@ class UnitHooks:
             undo()
         self._undo.clear()
 
-    def walk(
-        self, graph: Graph, rule: UnitRule, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Call the denoiser's forward with a rule for its units."""
+    def walk(self, graph: Graph, rule: UnitRule, call: Call) -> Any:
+        """Make a call of the denoiser with a rule for its units."""
         self._walk = _Walk(graph, rule)
         try:
-            return forward(*args, **kwargs)
+            return call.with_own_containers()()
         finally:
             self._walk = None
 
-    def _on_call(self, name: str, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _on_call(self, name: str, call: Call) -> Any:
         walk = self._walk
         if walk is None or walk.is_in_unit:
-            return forward(*args, **kwargs)
+            return call()
         ordinal = walk.calls.get(name, 0)
         walk.calls[name] = ordinal + 1
         unit = walk.graph.index.get((name, ordinal))
         if unit is None:
-            return forward(*args, **kwargs)
+            return call()
         walk.is_in_unit = True
         try:
-            return walk.rule(unit, forward, args, kwargs)
+            return walk.rule(unit, call)
         finally:
             walk.is_in_unit = False
-
-
-def _named(name: str, on_call: Callable[..., Any]) -> Callable[..., Any]:
-    def intercept(forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return on_call(name, forward, args, kwargs)
-
-    return intercept
 
 
 def keep_what_ranks_read(
@@ -106,15 +98,15 @@ def keep_what_ranks_read(
             readers.setdefault(edge, []).append(rank)
     residuals = _Residuals(division.partition)
 
-    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = division.graph.units[unit]
-        residuals.note(unit, args, kwargs)
-        result = forward(*args, **kwargs)
+    def rule(unit: int, call: Call) -> Any:
+        known = division.graph.units[unit]
+        residuals.note(unit, call)
+        result = call()
         for number, leaf in enumerate(tree_leaves(result)):
-            _check_shape(call, number, leaf)
+            _check_shape(known, number, leaf)
             edge = Edge(unit, number)
             if edge in readers:
-                kept = residuals.of(edge, _unshared(call, edge, leaf))
+                kept = residuals.of(edge, _unshared(known, edge, leaf))
                 for rank in readers[edge]:
                     for version in versions:
                         channel.stores[rank].put(edge, version, kept)
@@ -136,20 +128,20 @@ def compute_task(
     residuals = _Residuals(partition)
     received = _Received(division, task.rank, task.reads, task.label, channel, moment)
 
-    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = graph.units[unit]
-        residuals.note(unit, args, kwargs)
+    def rule(unit: int, call: Call) -> Any:
+        known = graph.units[unit]
+        residuals.note(unit, call)
         if unit in own or partition.owner(unit) is None:
             counts.units_run += 1
-            result = forward(*args, **kwargs)
+            result = call()
             for number, leaf in enumerate(tree_leaves(result)):
                 edge = Edge(unit, number)
                 if edge in passed_on:
-                    _check_shape(call, number, leaf)
-                    channel.made(task.rank, edge, residuals.of(edge, _unshared(call, edge, leaf)))
+                    _check_shape(known, number, leaf)
+                    channel.made(task.rank, edge, residuals.of(edge, _unshared(known, edge, leaf)))
             return result
         counts.units_skipped += 1
-        return _substitute(call, unit, residuals, received, tensors_of((args, kwargs)))
+        return _substitute(known, unit, residuals, received, call.tensors)
 
     return rule
 
@@ -162,13 +154,13 @@ def complete_task(
     residuals = _Residuals(partition)
     received = _Received(division, task.rank, task.completes, task.label, channel, moment, task.component)
 
-    def rule(unit: int, forward: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        residuals.note(unit, args, kwargs)
+    def rule(unit: int, call: Call) -> Any:
+        residuals.note(unit, call)
         if unit in partition.end.units or partition.owner(unit) is None:
             counts.units_run += 1
-            return forward(*args, **kwargs)
+            return call()
         counts.units_skipped += 1
-        return _substitute(division.graph.units[unit], unit, residuals, received, tensors_of((args, kwargs)))
+        return _substitute(division.graph.units[unit], unit, residuals, received, call.tensors)
 
     return rule
 
@@ -183,10 +175,10 @@ class _Residuals:
             self._wanted.setdefault(base.unit, set()).add(base.input)
         self._given: dict[tuple[int, int], Tensor] = {}
 
-    def note(self, unit: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(self, unit: int, call: Call) -> None:
         """A unit is about to be called."""
         if unit in self._wanted:
-            tensors = tensors_of((args, kwargs))
+            tensors = call.tensors
             for place in self._wanted[unit]:
                 self._given[unit, place] = tensors[place]
 
@@ -236,11 +228,11 @@ class _Received:
         return forecast(self._method, tensors, self._times, self._target)
 
 
-def _substitute(call: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:
+def _substitute(known: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:
     """A unit's output, made of what was received for it."""
     made: list[Any] = []
-    for number, leaf in enumerate(call.outputs):
-        origin = call.origins[number]
+    for number, leaf in enumerate(known.outputs):
+        origin = known.origins[number]
         edge = Edge(unit, origin)
         if leaf.value is None:
             made.append(leaf.constant)
@@ -249,26 +241,26 @@ def _substitute(call: UnitCall, unit: int, residuals: _Residuals, received: _Rec
         elif origin != number:
             made.append(made[origin])
         elif received.has(edge):
-            made.append(_unshared(call, edge, residuals.added(edge, received.tensor(edge))))
+            made.append(_unshared(known, edge, residuals.added(edge, received.tensor(edge))))
         else:
-            made.append(_placeholder(leaf, number in call.overwritten))
-    return tree_unflatten(made, call.structure)
+            made.append(_placeholder(leaf, number in known.overwritten))
+    return tree_unflatten(made, known.structure)
 
 
-def _check_shape(call: UnitCall, number: int, leaf: Any) -> None:
+def _check_shape(known: UnitCall, number: int, leaf: Any) -> None:
     """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
     shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
-    recorded = call.outputs[number].shape
+    recorded = known.outputs[number].shape
     if shape != recorded:
         raise ShapeChangedError(
-            f"unit {call.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
+            f"unit {known.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
             "what a round reads must have the same shape in all rounds"
         )
 
 
-def _unshared(call: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
+def _unshared(known: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
     """The tensor, or a copy where the denoiser writes to it later on."""
-    return tensor.clone() if edge.leaf in call.overwritten else tensor
+    return tensor.clone() if edge.leaf in known.overwritten else tensor
 
 
 def _placeholder(leaf: Leaf, is_overwritten: bool) -> Tensor:

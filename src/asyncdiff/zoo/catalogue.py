@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import diffusers
 from torch import nn
 
-from asyncdiff.denoiser.call import has_timestep
+from asyncdiff.denoiser.form import has_timestep
 
 # Where diffusers keeps its denoisers. Others are found by the timestep that their forward takes.
 _HOMES = ("diffusers.models.unets.", "diffusers.models.transformers.")

@@ -1,13 +1,13 @@
-"""A denoiser's arguments: where its timestep is, what decides how it runs, and how to compare them."""
+"""How a denoiser is called: which of its arguments are times, which is denoised, what decides how it runs."""
 
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten
 
+from asyncdiff.call import Call, tensors_of
 from asyncdiff.errors import ConfigurationError
 
 Signature = tuple[Any, ...]
@@ -58,61 +58,30 @@ class CallForm:
         if not self._times:
             raise ConfigurationError(f"{type(denoiser).__name__} takes no timestep: it is no denoiser")
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallParts:
+    def read(self, call: Call) -> CallParts:
         """The parts of a call's arguments."""
-        arguments = dict(self._signature.bind(*args, **kwargs).arguments)
+        arguments = dict(self._signature.bind(*call.args, **call.kwargs).arguments)
         times = {name: arguments.pop(name) for name in self._times if _is_number(arguments.get(name))}
         leaves, structure = tree_flatten(arguments)
         signature = (structure, *(_trait(leaf) for leaf in leaves))
         return CallParts(times, signature, tensors_of(leaves))
 
-    def main(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def main(self, call: Call) -> Any:
         """The argument that is denoised: the first tensor, or list of tensors, that is no time; None without one."""
-        arguments = self._signature.bind(*args, **kwargs).arguments
+        arguments = self._signature.bind(*call.args, **call.kwargs).arguments
         candidates = (value for name, value in arguments.items() if name not in self._times)
         return next((value for value in candidates if isinstance(value, Tensor) or _is_list_of_tensors(value)), None)
 
-    def with_times(
-        self, times: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with other times, each in the place where it was: decorators look into keyword arguments."""
+    def with_times(self, call: Call, times: dict[str, Any]) -> Call:
+        """The call with other times, each in the place where it was: decorators look into keyword arguments."""
         positions = list(self._signature.parameters)
-        moved = list(args)
+        moved, kwargs = list(call.args), call.kwargs
         for name, time in times.items():
             if name in kwargs:
                 kwargs = {**kwargs, name: time}
             else:
                 moved[positions.index(name)] = time
-        return tuple(moved), kwargs
-
-
-def own_containers(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
-    return tree_map(lambda leaf: leaf, (args, kwargs))  # type: ignore[no-any-return]
-
-
-def tensors_of(arguments: Any) -> list[Tensor]:
-    """All tensors in arguments or results of any form, in a fixed order."""
-    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-
-
-def is_equal(one: Any, other: Any) -> bool:
-    """Whether two arguments have the same values; reading them off a device costs time."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
-    return bool(one == other)
-
-
-def digest(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Mean and root mean square of every tensor, and for each number the scale of its rounding."""
-    floats = [
-        leaf.detach().double() for leaf in tensors_of((args, kwargs)) if leaf.is_floating_point() and leaf.numel()
-    ]
-    means = [leaf.mean() for leaf in floats]
-    sizes = [leaf.square().mean().sqrt() for leaf in floats]
-    if not floats:
-        return torch.zeros(0), torch.zeros(0)
-    return torch.stack([*means, *sizes]), torch.stack([*sizes, *sizes])
+        return call.giving((tuple(moved), kwargs))
 
 
 def _is_list_of_tensors(argument: Any) -> bool:

@@ -1,0 +1,69 @@
+"""A call of a module as one thing: what is called, and what it is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Forward = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that is to be made, or to be answered otherwise.
+
+    Attributes:
+        forward: what is called.
+        args, kwargs: what it is given.
+    """
+
+    forward: Forward
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Make the call; returns its result."""
+        return self.forward(*self.args, **self.kwargs)
+
+    @property
+    def given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments, positional and named."""
+        return self.args, self.kwargs
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments, however deep, in a fixed order."""
+        return tensors_of(self.given)
+
+    def giving(self, given: tuple[tuple[Any, ...], dict[str, Any]]) -> "Call":
+        """The same call with other arguments."""
+        args, kwargs = given
+        return replace(self, args=args, kwargs=kwargs)
+
+    def with_own_containers(self) -> "Call":
+        """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
+        return self.giving(tree_map(lambda leaf: leaf, self.given))
+
+    def digest(self) -> tuple[Tensor, Tensor]:
+        """Mean and root mean square of every tensor given, and for each number the scale of its rounding."""
+        floats = [leaf.detach().double() for leaf in self.tensors if leaf.is_floating_point() and leaf.numel()]
+        means = [leaf.mean() for leaf in floats]
+        sizes = [leaf.square().mean().sqrt() for leaf in floats]
+        if not floats:
+            return torch.zeros(0), torch.zeros(0)
+        return torch.stack([*means, *sizes]), torch.stack([*sizes, *sizes])
+
+
+def tensors_of(arguments: Any) -> list[Tensor]:
+    """All tensors in arguments or results of any form, in a fixed order."""
+    return [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+
+
+def is_equal(one: Any, other: Any) -> bool:
+    """Whether two arguments have the same values; reading them off a device costs time."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    return bool(one == other)

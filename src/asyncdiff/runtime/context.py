@@ -1,0 +1,40 @@
+"""One denoiser of one pipeline, with all that its calls are run with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from asyncdiff.denoiser.form import CallForm
+from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.plan.schedule import Schedule
+from asyncdiff.runtime.clock import Clock
+from asyncdiff.runtime.units import UnitHooks
+from asyncdiff.settings import Settings
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every room of the runtime needs to know of a denoiser.
+
+    Attributes:
+        name: the pipeline's name for it.
+        denoiser: the module.
+        form: how it is called.
+        units: the hooks on its units.
+        settings: the user's; `target_speedup` is what each group of ranks is to reach.
+        schedule: before the denoiser is divided.
+        exchange: among the ranks of a group.
+        clock: where the pipeline stands.
+        device: where this process computes.
+    """
+
+    name: str
+    denoiser: nn.Module
+    form: CallForm
+    units: UnitHooks
+    settings: Settings
+    schedule: Schedule
+    exchange: Exchange
+    clock: Clock
+    device: torch.device

@@ -1,0 +1,106 @@
+"""How a denoiser is divided for its calls: found in one of them, for every structure and shape, and kept."""
+
+import logging
+
+import torch
+from torch import nn
+
+from asyncdiff.call import Call
+from asyncdiff.denoiser.find import operations_per_byte
+from asyncdiff.denoiser.form import Signature
+from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
+from asyncdiff.denoiser.trace import record
+from asyncdiff.plan.division import Division, Goal, divide_denoiser
+from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.stream import Stream
+
+logger = logging.getLogger(__name__)
+
+
+class Divisions:
+    """The divisions of one denoiser.
+
+    Attributes:
+        structure: what of the denoiser, apart from a call's arguments, decides how data flows in it.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.structure: Structure = None
+        self._context = context
+        self._modules: list[nn.Module] = []
+        self._known: dict[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = {}
+
+    def look_again(self) -> None:
+        """Once a generation: adapters and fusions change the module tree, and with it what the units are.
+
+        Raises:
+            ConfigurationError: the denoiser cannot be taken apart any more.
+        """
+        denoiser, units = self._context.denoiser, self._context.units
+        check_callable_in_parts(self._context.name, denoiser)
+        structure = structure_of(denoiser)
+        if structure != self.structure:
+            self.structure = structure
+            self._modules = [module for module in denoiser.modules() if next(module.children(), None) is not None]
+            units.remove()
+        for (made_for, *_), divisions in self._known.items():
+            if made_for == structure:
+                for division in divisions.values():
+                    units.add(division.graph)
+
+    def surroundings(self) -> Structure:
+        """What of the structure may change from call to call."""
+        return surroundings_of(self._modules, self._context.device.type)
+
+    def known(self, stream: Stream, lane: int) -> Division | None:
+        """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
+        made = self._made_for(stream)
+        return made.get((lane, stream.place), next(iter(made.values()), None))
+
+    def divide(self, stream: Stream, lane: int, call: Call) -> tuple[object, Division]:
+        """Record a call and divide the denoiser for its stream; returns the call's result and the division.
+
+        Raises:
+            SplitError: the denoiser cannot be divided so.
+            RankMismatchError: the ranks would divide it differently.
+        """
+        context, goal = self._context, self._goal()
+        result, trace = record(context.denoiser, call.with_own_containers())
+        division = divide_denoiser(
+            trace,
+            context.schedule,
+            context.settings.split,
+            operations_per_byte(context.device),
+            context.settings.chosen_method,
+            goal,
+            stream.times_larger,
+        )
+        stream.division = division
+        self._made_for(stream)[lane, stream.place] = division
+        if goal is not None:
+            self._say_if_out_of_reach(division, goal)
+        context.units.add(division.graph)
+        owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
+        context.exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {context.name!r}")
+        return result, division
+
+    def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
+        """Those made for calls like a stream's, by lane and place."""
+        key = (self.structure, stream.arguments.signature, stream.times_larger, self._goal())
+        return self._known.setdefault(key, {})
+
+    def _goal(self) -> Goal | None:
+        steps, target = len(self._context.clock.timetable.timesteps), self._context.settings.target_speedup
+        return Goal(steps, target) if target is not None and steps else None
+
+    def _say_if_out_of_reach(self, division: Division, goal: Goal) -> None:
+        reached = division.modelled_speedup(goal.steps)
+        if reached < goal.speedup:
+            logger.warning(
+                "the denoiser %r cannot be made %.2f times as fast in %d steps; bridge=%d makes it %.2f times as fast",
+                self._context.name,
+                goal.speedup,
+                goal.steps,
+                division.schedule.bridge,
+                reached,
+            )

@@ -1,0 +1,150 @@
+"""The calls of one group of ranks: each is found its stream, judged, run by the schedule, and counted."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from asyncdiff.call import Call
+from asyncdiff.plan.course import Course
+from asyncdiff.plan.division import Division
+from asyncdiff.plan.schedule import Step, StepKind
+from asyncdiff.report import GUARD, RESYNC, Counts
+from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.dividing import Divisions
+from asyncdiff.runtime.guard import forecast_error
+from asyncdiff.runtime.steps import StepRunner
+from asyncdiff.runtime.stream import Arguments, Stream, Streams
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A call that is about to be computed.
+
+    Attributes:
+        call: the call.
+        stream: the one that it belongs to.
+        judged: whether it was judged how far the forecasts are off.
+        within: whether they are within the bound, on all ranks of the group.
+    """
+
+    call: Call
+    stream: Stream
+    judged: bool = False
+    within: bool = True
+
+
+class Lane:
+    """What one group does with its calls. A process computes for one group, or in one process for all of them.
+
+    Attributes:
+        streams: which calls belong together.
+        counts: what was done in this generation.
+        division: that of the last call.
+    """
+
+    def __init__(self, context: Context, divisions: Divisions, number: int) -> None:
+        self.streams = Streams()
+        self.counts = Counts()
+        self.division: Division | None = None
+        self._context = context
+        self._divisions = divisions
+        self._number = number
+        self._runner = StepRunner(context, divisions, number)
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a round was not brought to its end, so that messages may be outstanding."""
+        return self._runner.is_interrupted
+
+    def count_anew(self) -> None:
+        """A generation begins."""
+        self.counts = Counts()
+
+    def compute(self, call: Call, arguments: Arguments) -> Any:
+        """The prediction of a call by the schedule."""
+        prospect = self.begin(call, arguments)
+        return self.finish(prospect, prospect.within)
+
+    def begin(self, call: Call, arguments: Arguments, times_larger: float = 1.0) -> Prospect:
+        """Find a call's stream; compare with the other ranks what has to be the same on all; judge the forecasts.
+
+        Args:
+            times_larger: how large the batch is of which the call is a part, in batches of the part.
+        """
+        context, clock = self._context, self._context.clock
+        stream, is_new = self.streams.of_call(arguments, clock.steps, clock.timetable)
+        try:
+            if is_new or is_checked_again(context, stream.index):
+                context.exchange.check_agreement(*call.digest(), f"the inputs of the denoiser {context.name!r}")
+            if is_new:
+                stream.times_larger = times_larger
+                stream.division = self._divisions.known(stream, self._number)
+            course = stream.follow(context.schedule if stream.division is None else stream.division.schedule)
+            return self._judge(call, stream, course)
+        except BaseException:
+            self.streams.forget()
+            raise
+
+    def finish(self, prospect: Prospect, within: bool) -> Any:
+        """The prediction of a call that was begun.
+
+        Args:
+            within: whether forecasts are within the bound, in all parts that are computed at the same time.
+        """
+        stream, course, counts = prospect.stream, prospect.stream.on_course(), self.counts
+        if not within:
+            stream.course = course = course.remedied(stream.index)
+            counts.inserted[stream.index] = course.inserted[stream.index]
+        step = course.step(stream.index)
+        begin = time.perf_counter()
+        try:
+            self._runner.run(stream, step, prospect.call, counts)
+        except BaseException:
+            self.streams.forget()
+            raise
+        counts.add(step.kind, time.perf_counter() - begin, _reason(stream, step, course))
+        self.division = stream.division
+        counts.cost += 1.0 if stream.division is None else stream.division.cost(step)
+        stream.index += 1
+        return stream.result(step.prediction)
+
+    def end_step(self, timestep: Any) -> None:
+        """The pipeline's step is over; the scheduler was told that its timestep was `timestep`."""
+        schedule, method = self._context.schedule, self._context.settings.chosen_method
+        # Reading a label off a device costs time: only where later labels are needed.
+        is_timed = schedule.stride > 1 or schedule.cooldown > 0 or method.versions > 1
+        self.streams.end_step(timestep, self._context.clock.steps, schedule.warmup if is_timed else 0)
+
+    def _judge(self, call: Call, stream: Stream, course: Course) -> Prospect:
+        """Whether the forecasts are good enough to go on with; one decision for all ranks of the group."""
+        versions, bound = course.judged(stream.index), self._context.settings.max_error
+        if bound is None or len(versions) < 2 or versions[0].step <= stream.judged:
+            return Prospect(call, stream)
+        stream.judged = versions[0].step
+        exchange = self._context.exchange
+        division, channel = stream.ready()
+        errors = [
+            forecast_error(division, rank, versions, channel.stores[rank], stream.moment) for rank in exchange.ranks
+        ]
+        self.counts.largest_error = max(self.counts.largest_error, *errors)
+        within = all(error <= bound for error in errors)
+        what = f"how far the forecasts of the denoiser {self._context.name!r} are off"
+        return Prospect(call, stream, True, exchange.agree(within, what))
+
+
+def is_checked_again(context: Context, index: int) -> bool:
+    """Whether the inputs of a stream's step are compared with the other ranks', as those of its first are.
+
+    They are after the first round: by then, ranks would have drifted apart that read what a round does not give to
+    all, like a unit's inner state.
+    """
+    return index == context.schedule.warmup + context.schedule.stride
+
+
+def _reason(stream: Stream, step: Step, course: Course) -> str:
+    """Why a step is computed in full, if it is."""
+    if step.kind is not StepKind.FULL:
+        return ""
+    if step.index < course.schedule.warmup:
+        return stream.reason
+    return GUARD if step.index in course.inserted else RESYNC

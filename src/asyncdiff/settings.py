@@ -1,0 +1,176 @@
+"""What a user can set: every setting's name, default, check and help text, in one place.
+
+`AsyncDiff` takes these by name, the commands as options, a study as "name=value"; all of them pass the record on whole.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.plan.mesh import Mesh
+from asyncdiff.plan.method import Method, method_of
+from asyncdiff.plan.schedule import Schedule
+
+Split = Sequence[Sequence[str]]
+Executor = Literal["auto", "local", "distributed"]
+MethodName = Literal["paper", "forecast"]
+
+
+def _setting(default: Any, text: str, least: int | None = None, above: float | None = None, option: str = "") -> Any:
+    """A setting with its help text and bounds; `option` is its name on the command line, where that is another."""
+    return field(default=default, metadata={"help": text, "least": least, "above": above, "option": option})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a pipeline's denoiser is to be run. Checked when it is made.
+
+    Raises:
+        ConfigurationError: a value that cannot work, or two that contradict each other.
+        SplitError: a split that is none.
+    """
+
+    components: int | None = _setting(
+        None, "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.", least=1
+    )
+    stride: int = _setting(1, "S, noise predictions that one parallel round yields: 2 is faster, less exact.", least=1)
+    warmup: int = _setting(3, "w, ordinary steps at first: more is slower and closer to the ordinary picture.", least=1)
+    guidance: int | None = _setting(
+        None,
+        "G, groups of devices that share out every step: parts of the batch, or a guidance branch each. Exact. "
+        "G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.",
+        least=1,
+        option="guidance-devices",
+    )
+    time_shift: bool = _setting(
+        False, "After the warm-up give every component the timestep before, to match its inputs' age."
+    )
+    split: Split | None = _setting(
+        None,
+        "N lists of module names of the denoiser, to divide it by hand; units that no list names run on every device. "
+        "By default found by counting costs.",
+    )
+    bridge: int | None = _setting(
+        None,
+        "k: of k steps after the warm-up one is computed, the others are forecast; on one device too. By default 1.",
+        least=1,
+    )
+    target_speedup: float | None = _setting(
+        None, "A modelled speed-up: as many steps are bridged as it takes. In place of bridge.", above=0
+    )
+    max_error: float | None = _setting(
+        None,
+        "The guard: where forecasts are off by more than this, relative to their size, more is computed; "
+        "0.05 for instance.",
+        above=0,
+    )
+    cooldown: int | None = _setting(
+        None, "Ordinary steps at the end. By default 2 with a method that forecasts, else 0.", least=0
+    )
+    resync_every: int | None = _setting(
+        None, "After the warm-up, every so manieth step is an ordinary one. By default none is.", least=1
+    )
+    method: MethodName | Method = _setting(
+        "forecast",
+        "What stands in for what other devices are still computing: forecast, what the steps before let expect; or "
+        "paper, what they made last, much farther from the ordinary picture.",
+    )
+    executor: Executor = _setting(
+        "auto",
+        "distributed: a process for each device; local: all in this process, the same numbers; auto: distributed "
+        "under torchrun, or where a process group is.",
+    )
+    timeout: float = _setting(300.0, "Seconds after which waiting for another rank is an error.", above=0)
+
+    def __post_init__(self) -> None:
+        for own in dataclasses.fields(self):
+            _check_bounds(own, getattr(self, own.name))
+        if self.executor not in get_args(Executor):
+            raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {self.executor!r}")
+        if not isinstance(self.time_shift, bool):
+            raise ConfigurationError(f"time_shift must be True or False, not {self.time_shift!r}")
+        if self.bridge is not None and self.target_speedup is not None:
+            raise ConfigurationError("bridge and target_speedup both say how many steps are bridged; give one of them")
+        method_of(self.method)
+        for names in self.split or ():
+            if isinstance(names, str) or not names:
+                raise SplitError("every component of a split is a list of at least one module name")
+        if self.split is not None and self.components not in (None, len(self.split)):
+            raise SplitError(f"the split has {len(self.split)} lists of module names, but components={self.components}")
+
+    @property
+    def told_components(self) -> int | None:
+        """N, where it is said in so many words or by the split."""
+        return self.components if self.split is None else len(self.split)
+
+    @property
+    def chosen_method(self) -> Method:
+        """The method itself, where its name is given."""
+        return method_of(self.method)
+
+    def schedule(self, components: int | None = None) -> Schedule:
+        """The schedule of so many components; by default of those that are told, or of one."""
+        return Schedule(
+            components or self.told_components or 1,
+            self.stride,
+            self.warmup,
+            self.time_shift,
+            self.bridge or 1,
+            self.chosen_method.cooldown if self.cooldown is None else self.cooldown,
+            self.resync_every,
+            guarded=self.max_error is not None,
+        )
+
+    def mesh(self, components: int) -> Mesh:
+        """The ranks that so many components, and the groups that are told, take."""
+        return Mesh(self.guidance or 1, components + self.stride - 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """Every setting by name, as `AsyncDiff` takes them."""
+        return {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting, as those who show or read settings see it.
+
+    Attributes:
+        name: that of the attribute, and of `AsyncDiff`'s argument.
+        option: that on the command line.
+        default: what it is where nothing is said.
+        help: what it means.
+        kinds: the types that it may have, None left out.
+        least: the smallest whole number that it can be, if it is one.
+    """
+
+    name: str
+    option: str
+    default: Any
+    help: str
+    kinds: tuple[Any, ...]
+    least: int | None
+
+
+def knobs() -> Iterator[Knob]:
+    """All settings, in the order in which `AsyncDiff` takes them."""
+    for own in dataclasses.fields(Settings):
+        is_union = get_origin(own.type) in (Union, UnionType)
+        kinds = tuple(kind for kind in (get_args(own.type) if is_union else (own.type,)) if kind is not type(None))
+        option = own.metadata["option"] or own.name.replace("_", "-")
+        yield Knob(own.name, option, own.default, own.metadata["help"], kinds, own.metadata["least"])
+
+
+def _check_bounds(own: "dataclasses.Field[Any]", value: Any) -> None:
+    if value is None and own.default is None:
+        return
+    least, above = own.metadata["least"], own.metadata["above"]
+    if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+        raise ConfigurationError(f"{own.name} must be a whole number of at least {least}, not {value!r}")
+    if above is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > above):
+        raise ConfigurationError(f"{own.name} must be a number above {above}, not {value!r}")
+    if above is not None and math.isinf(value):
+        raise ConfigurationError(f"{own.name} must be a finite number, not {value!r}")
