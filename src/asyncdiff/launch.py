@@ -9,9 +9,9 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from diffusers import DiffusionPipeline
@@ -26,8 +26,8 @@ from transformers.utils import logging as transformers_logging
 from asyncdiff.api import AsyncDiff
 from asyncdiff.demo import load_demo
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.plan.method import method_of
 from asyncdiff.report import Report
+from asyncdiff.settings import Settings
 
 DEMO_MODELS = ("demo-unet", "demo-dit")
 
@@ -42,7 +42,12 @@ _SECONDS_TO_SHUT_DOWN = 5
 class Job:
     """One picture to make. On one device, and without bridged steps, it is made by the ordinary pipeline.
 
-    Where neither `components` nor `guidance_devices` is said, `AsyncDiff` shares the devices out.
+    Attributes:
+        model: a demo model, a hub id, or a folder.
+        dtype: number format of the weights; None for the usual one of the device.
+        guidance: guidance scale; None for the pipeline's own.
+        settings: how the denoiser is run.
+        title: of the progress bar.
     """
 
     model: str
@@ -52,32 +57,24 @@ class Job:
     seed: int
     guidance: float | None
     devices: int
-    guidance_devices: int | None
-    components: int | None
-    stride: int
-    warmup: int
-    bridge: int | None
-    target_speedup: float | None
-    max_error: float | None
-    cooldown: int | None
-    resync_every: int | None
-    method: Literal["paper", "forecast"]
-    time_shift: bool
-    timeout: float
+    settings: Settings
     title: str
 
     @property
     def is_ordinary(self) -> bool:
         """Whether the ordinary pipeline makes it."""
-        return self.devices == 1 and self.bridge in (None, 1) and self.target_speedup is None
+        settings = self.settings
+        return self.devices == 1 and settings.bridge in (None, 1) and settings.target_speedup is None
 
     @property
     def rehearsal_steps(self) -> int:
         """Steps of a picture that is not timed, in which everything happens once that is slower the first time."""
-        # A division is made for a number of steps where a speed-up is aimed at.
-        if self.is_ordinary or self.target_speedup is not None:
-            return self.steps
-        return min(self.steps, rehearsal_steps(self.method, self.warmup, self.stride, self.bridge or 1, self.cooldown))
+        return self.steps if self.is_ordinary else min(self.steps, rehearsal_steps(self.settings) or self.steps)
+
+    def sequential(self) -> "Job":
+        """The same picture, made by the ordinary pipeline on one device."""
+        settings = replace(self.settings, bridge=1, target_speedup=None)
+        return replace(self, devices=1, settings=settings, title="sequential")
 
 
 @dataclass(frozen=True)
@@ -97,9 +94,16 @@ class WorkerFailedError(Exception):
         self.was_interrupted = exit_code == -signal.SIGINT
 
 
-def rehearsal_steps(method: str, warmup: int, stride: int, bridge: int, cooldown: int | None) -> int:
-    """So many that there are two rounds of every kind between the steps at the beginning and those at the end."""
-    return warmup + 2 * stride * bridge + (method_of(method).cooldown if cooldown is None else cooldown)
+def rehearsal_steps(settings: Settings) -> int | None:
+    """So many that there are two rounds of every kind between the steps at the beginning and those at the end.
+
+    None where it must be as many as of a picture that counts: a division is made for a number of steps where a speed-up
+    is aimed at.
+    """
+    if settings.target_speedup is not None:
+        return None
+    schedule = settings.schedule()
+    return schedule.warmup + 2 * schedule.stride * schedule.bridge + schedule.cooldown
 
 
 def launch(job: Job) -> Outcome:
@@ -190,22 +194,10 @@ def work(job: Job) -> Outcome | None:
     pipe.set_progress_bar_config(disable=True)
     if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)
-    with AsyncDiff(
-        pipe,
-        components=1 if job.devices == 1 else job.components,
-        stride=job.stride,
-        warmup=job.warmup,
-        guidance=job.guidance_devices,
-        bridge=job.bridge,
-        target_speedup=job.target_speedup,
-        max_error=job.max_error,
-        cooldown=job.cooldown,
-        resync_every=job.resync_every,
-        method=job.method,
-        time_shift=job.time_shift,
-        executor="distributed" if job.devices > 1 else "local",
-        timeout=job.timeout,
-    ) as attached:
+    settings = replace(job.settings, executor="distributed" if job.devices > 1 else "local")
+    if job.devices == 1:
+        settings = replace(settings, components=1)
+    with AsyncDiff(pipe, **settings.arguments()) as attached:
         return _generate(pipe, job, attached, device, rank)
 
 

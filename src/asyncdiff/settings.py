@@ -5,6 +5,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import UnionType
@@ -174,3 +175,10 @@ def _check_bounds(own: "dataclasses.Field[Any]", value: Any) -> None:
         raise ConfigurationError(f"{own.name} must be a number above {above}, not {value!r}")
     if above is not None and math.isinf(value):
         raise ConfigurationError(f"{own.name} must be a finite number, not {value!r}")
+
+
+def in_options(text: str, prefix: str = "") -> str:
+    """A sentence in which settings are called as on the command line."""
+    for knob in knobs():
+        text = re.sub(rf"(?<![\w-]){knob.name}(?![\w-])", f"{prefix}{knob.option}", text)
+    return text

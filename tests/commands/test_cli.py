@@ -88,15 +88,15 @@ def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:
             "2 guidance-devices * (components + stride - 1) = 4 devices: use --devices 4, or --components 3",
         ),
         (["--out", "picture.nonsense"], "is no picture format"),
-        (["--max-error", "0"], "--max-error must be above 0"),
+        (["--max-error", "0"], "--max-error must be a number above 0"),
         (["--bridge", "2", "--target-speedup", "3"], "give one of them"),
-        (["--timeout", "0"], "--timeout must be above 0"),
+        (["--timeout", "0"], "--timeout must be a number above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(
     arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncdiff.commands.app.launch", lambda job: pytest.fail("a process was started"))
+    monkeypatch.setattr("asyncdiff.commands.generate.launch", lambda job: pytest.fail("a process was started"))
     result = CliRunner().invoke(app, ["generate", "rocket", *arguments])
     assert result.exit_code == BAD_USAGE
     assert sentence in result.stderr

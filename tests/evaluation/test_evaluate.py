@@ -1,7 +1,6 @@
 """The evaluation: its settings and metrics, the command in one process, a series on two, the page."""
 
 import base64
-import dataclasses
 import inspect
 import io
 import math
@@ -27,26 +26,28 @@ from asyncdiff.evaluation.compare import pixels, psnr, ssim
 from asyncdiff.evaluation.metrics import ClipFeatures, Metric, mean_and_half_interval
 from asyncdiff.evaluation.page import difference, render, summary
 from asyncdiff.evaluation.study import (
-    METHODS,
     Account,
     Evaluation,
     Picture,
     Series,
-    Setting,
     Study,
+    compared,
+    devices_of,
     draw_locally,
     draw_setting_on_processes,
-    evaluate,
-    parse_setting,
+    judge,
+    parse_settings,
 )
 from asyncdiff.launch import load_pipeline
+from asyncdiff.settings import Settings
 from tests.processes import run_ranks
 
 CPU = torch.device("cpu")
+TWO = Settings(components=2, warmup=2, cooldown=0, timeout=60)
 QUICK = ["--steps", "4", "--warmup", "2", "--cooldown", "0"]
 
 settings = st.builds(
-    Setting,
+    Settings,
     components=st.integers(1, 9),
     stride=st.integers(1, 9),
     warmup=st.integers(1, 99),
@@ -54,8 +55,8 @@ settings = st.builds(
     max_error=st.none() | st.floats(0.001, 9),
     cooldown=st.none() | st.integers(0, 9),
     resync_every=st.none() | st.integers(1, 9),
-    guidance_devices=st.integers(1, 9),
-    method=st.sampled_from(METHODS),
+    guidance=st.none() | st.integers(1, 9),
+    method=st.sampled_from(["paper", "forecast"]),
     time_shift=st.booleans(),
 )
 
@@ -72,16 +73,14 @@ def pictures_in(page: str) -> list[Image.Image]:
 
 
 @given(settings, settings)
-def test_a_setting_written_out_is_read_again(setting: Setting, base: Setting) -> None:
-    text = ", ".join(
-        f"{name.replace('_', '-')}={str(value).lower()}" for name, value in dataclasses.asdict(setting).items()
-    )
-    assert parse_setting(text, base) == setting
+def test_a_setting_written_out_is_read_again(setting: Settings, base: Settings) -> None:
+    text = ", ".join(f"{option}={str(getattr(setting, knob.name)).lower()}" for option, knob in compared().items())
+    assert parse_settings(text, base) == setting
 
 
 def test_what_is_not_named_is_as_in_the_chosen_setting() -> None:
-    base = Setting(components=3, warmup=7, time_shift=True)
-    assert parse_setting("method=paper,stride=2", base) == Setting(3, 2, 7, method="paper", time_shift=True)
+    base = Settings(components=3, warmup=7, time_shift=True)
+    assert parse_settings("method=paper,stride=2", base) == Settings(3, 2, 7, method="paper", time_shift=True)
 
 
 @pytest.mark.parametrize(
@@ -89,29 +88,29 @@ def test_what_is_not_named_is_as_in_the_chosen_setting() -> None:
     [
         ("", "is no NAME=VALUE"),
         ("components", "'components' is no NAME=VALUE"),
-        ("parts=2", "among components, stride, warmup, bridge, target-speedup, max-error, cooldown, "),
+        ("parts=2", "among components, stride, warmup, guidance-devices, time-shift, bridge, "),
         ("components=two", "must be a whole number, not 'two'"),
         ("components=-1", "must be a whole number, not '-1'"),
-        ("guidance-devices=0", "guidance-devices must be at least 1, not 0"),
+        ("guidance-devices=0", "guidance-devices must be a whole number of at least 1, not 0"),
         ("max-error=little", "max-error must be a number, not 'little'"),
-        ("max-error=0", "max-error must be above 0, not 0"),
+        ("max-error=0", "max-error must be a number above 0, not 0"),
         ("bridge=2,target-speedup=3", "give one of them"),
-        ("method=magic", "method must be paper or forecast, not 'magic'"),
+        ("method=magic", "method must be 'paper' or 'forecast' or a Method, not 'magic'"),
         ("time-shift=1", "must be true or false, not '1'"),
         ("stride=2,stride=3", "stride is given twice"),
     ],
 )
 def test_settings_that_cannot_be_read(text: str, sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(sentence)):
-        parse_setting(text, Setting())
+        parse_settings(text, TWO)
 
 
 def test_arguments_are_those_of_asyncdiff() -> None:
     taken = inspect.signature(AsyncDiff).parameters
-    asked = Setting(bridge=2, guidance_devices=2, max_error=0.2).arguments()
-    assert asked.keys() <= taken.keys()
+    asked = Settings(bridge=2, guidance=2, max_error=0.2).arguments()
+    assert asked.keys() == taken.keys() - {"pipe"}
     assert asked["bridge"] == 2 and asked["guidance"] == 2 and asked["method"] == "forecast"
-    assert Setting(components=3, stride=2, guidance_devices=2).devices == 8
+    assert devices_of(Settings(components=3, stride=2, guidance=2)) == 8
 
 
 def test_the_interval_is_students() -> None:
@@ -195,7 +194,7 @@ def test_a_report_is_written_in_one_process(tmp_path: Path) -> None:
         (["--devices", "2", "--compare-with", "components=3"], "takes 3 devices, but --devices is 2"),
         (["--devices", "2", "--stride", "3"], "use --devices 4 or more"),
         (["--devices", "2", "--executor", "local"], "leave out --devices 2"),
-        (["--timeout", "0"], "--timeout must be above 0"),
+        (["--timeout", "0"], "--timeout must be a number above 0"),
     ],
 )
 def test_bad_usage_is_refused_before_anything_is_drawn(
@@ -259,9 +258,7 @@ def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> No
         "asyncdiff.evaluation.study.run_processes",
         lambda count, function, task: run_ranks(count, on_rank, function, task, joined=False),
     )
-    study = Study(
-        "demo-unet", None, ("rocket", "red apple"), (0,), 4, None, (Setting(warmup=2, cooldown=0),), timeout=60
-    )
+    study = Study("demo-unet", None, ("rocket", "red apple"), (0,), 4, None, (TWO,))
     series = draw_setting_on_processes(study, study.settings[0])
     sequential, local = draw_locally(load_pipeline(study.model, None, CPU), study, CPU)
     assert len(series.pictures) == len(local.pictures) == 2
@@ -272,7 +269,7 @@ def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> No
         assert (here.account.calls["full"], here.account.calls["rounds"]) == (2, 2)
         assert there.account.bytes_sent >= here.account.bytes_sent > 0
         assert plain.account is None
-    (_, row) = summary(evaluate(study, False, CPU, [sequential, series], []))
+    (_, row) = summary(judge(study, False, CPU, [sequential, series], []))
     assert row.speedup.endswith("×")
 
 
@@ -280,11 +277,11 @@ def made_up(prompt: str, size: int) -> Evaluation:
     grey = Image.new("RGB", (size, size), (100, 100, 100))
     light = Image.new("RGB", (size, size), (104, 100, 100))
     account = Account({"full": 3, "rounds": 1, "stored": 0}, {"unet": 1.5}, 3 * 2**20)
-    study = Study("some/model", "float16", (prompt,), (0, 1), 4, 7.5, (Setting(),))
+    study = Study("some/model", "float16", (prompt,), (0, 1), 4, 7.5, (TWO,))
     metric = Metric("size", "Size", "bigger is bigger", True, lambda originals, pictures, prompts: len(prompts))
     sequential = Series(None, (Picture(grey, 2.0, None), Picture(grey, 2.0, None)))
-    series = Series(Setting(), (Picture(light, 1.0, account), Picture(grey, 1.0, account)), ("asyncdiff warns",))
-    return evaluate(study, False, CPU, [sequential, series], [metric])
+    series = Series(TWO, (Picture(light, 1.0, account), Picture(grey, 1.0, account)), ("asyncdiff warns",))
+    return judge(study, False, CPU, [sequential, series], [metric])
 
 
 def test_the_page_says_what_was_measured() -> None:

@@ -1,32 +1,17 @@
 """The command `asyncdiff evaluate`."""
 
 import os
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.table import Column, Table
 
-from asyncdiff.commands.terminal import (
-    Bridge,
-    Cooldown,
-    MaxError,
-    Method,
-    MethodName,
-    Model,
-    ResyncEvery,
-    Steps,
-    TargetSpeedup,
-    Warmup,
-    Weights,
-    exit_codes,
-    fail,
-    refuse,
-    stderr,
-    stdout,
-)
+from asyncdiff.commands.options import Model, Steps, Weights, with_settings
+from asyncdiff.commands.terminal import exit_codes, fail, refuse, stderr, stdout
 from asyncdiff.demo import demo_prompts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.evaluation.metrics import METRICS, Metric, load_metrics
@@ -34,15 +19,18 @@ from asyncdiff.evaluation.page import render, summary
 from asyncdiff.evaluation.study import (
     Evaluation,
     Series,
-    Setting,
     Study,
     check_settings,
+    compared,
+    devices_of,
     draw_locally,
     draw_on_processes,
-    evaluate,
-    parse_setting,
+    judge,
+    parse_settings,
+    title_of,
 )
 from asyncdiff.launch import DEMO_MODELS, load_pipeline
+from asyncdiff.settings import Settings
 
 _PROMPTS_OF_DEMO = 8
 
@@ -54,7 +42,8 @@ class Executor(str, Enum):
     DISTRIBUTED = "distributed"
 
 
-def evaluate_(
+@with_settings
+def evaluate(
     model: Model = "demo-unet",
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with a prompt per line. [default: 8 prompts of a demo model]")
@@ -64,35 +53,13 @@ def evaluate_(
     ] = "0",
     steps: Steps = 50,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
-    components: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="N: parts that the denoiser is divided into. [default: what --devices allow; or 2, and 1 with "
-            "--guidance-devices]",
-        ),
-    ] = None,
-    stride: Annotated[int, typer.Option(min=1, help="S: steps that one round of the components serves.")] = 1,
-    warmup: Warmup = 3,
-    bridge: Bridge = None,
-    target_speedup: TargetSpeedup = None,
-    max_error: MaxError = None,
-    cooldown: Cooldown = None,
-    resync_every: ResyncEvery = None,
-    guidance_devices: Annotated[
-        int, typer.Option(min=1, help="Groups of devices that share the branches of the guidance.")
-    ] = 1,
-    method: Method = MethodName.FORECAST,
-    time_shift: Annotated[
-        bool, typer.Option("--time-shift", help="After the warm-up give every component the timestep before.")
-    ] = False,
+    settings: Settings = Settings(),
     compare_with: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE,...",
-            help="A further setting, by what it changes in the chosen one: components, stride, warmup, bridge, "
-            "target-speedup, max-error, cooldown, resync-every, guidance-devices, method, time-shift. Can be given "
-            "again.",
+            help="A further setting, by what it changes in the chosen one; can be given again. Names: "
+            f"{', '.join(compared())}.",
         ),
     ] = None,
     metrics: Annotated[
@@ -119,7 +86,6 @@ def evaluate_(
         ),
     ] = None,
     dtype: Weights = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a process waits for another before it fails.")] = 300.0,
 ) -> None:
     """Draw the same pictures sequentially and with asyncdiff, and write a report on how alike they are.
 
@@ -138,22 +104,8 @@ def evaluate_(
     Exit codes: 0 fine, 1 a process or a setting failed (the others are in the report), 2 bad usage, or a metric
     that cannot be had here, 130 interrupted (Ctrl-C).
     """
-    if timeout <= 0:
-        refuse(f"--timeout must be above 0 seconds, not {timeout:g}.")
     _check_out(out)
-    chosen = _setting(
-        components=_components(components, stride, guidance_devices, devices),
-        stride=stride,
-        warmup=warmup,
-        bridge=bridge,
-        target_speedup=target_speedup,
-        max_error=max_error,
-        cooldown=cooldown,
-        resync_every=resync_every,
-        guidance_devices=guidance_devices,
-        method=method.value,
-        time_shift=time_shift,
-    )
+    chosen = replace(settings, components=_components(settings, devices))
     study = Study(
         model=model,
         dtype=dtype.value if dtype else None,
@@ -162,21 +114,20 @@ def evaluate_(
         steps=steps,
         guidance=guidance,
         settings=_settings(chosen, compare_with or []),
-        timeout=timeout,
     )
     local = _is_local(study.settings, devices, executor)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with exit_codes():
         loaded = _metrics(metrics, study, device)
         drawn = _draw_locally(study, device) if local else draw_on_processes(study)
-        evaluation = evaluate(study, local, device, drawn, loaded)
+        evaluation = judge(study, local, device, drawn, loaded)
         out.write_text(render(evaluation), encoding="utf-8")
     stdout.print(_table(evaluation))
     stdout.print(f"{out}: {len(study.pairs)} pictures at every setting", markup=False, soft_wrap=True)
     failed = [series for series in evaluation.series if series.failure is not None]
     for series in failed:
         stderr.print(
-            f"{series.setting.title if series.setting else ''}: {series.failure}", markup=False, soft_wrap=True
+            f"{title_of(series.setting) if series.setting else ''}: {series.failure}", markup=False, soft_wrap=True
         )
     if failed:
         fail(f"{len(failed)} of {len(study.settings)} settings failed; the report has the others.")
@@ -191,25 +142,20 @@ def _check_out(out: Path) -> None:
         refuse(f"--out {out} cannot be written.")
 
 
-def _components(components: int | None, stride: int, guidance_devices: int, devices: int | None) -> int:
-    if components is not None:
-        return components
+def _components(settings: Settings, devices: int | None) -> int:
+    """N, where it is not told: what the devices allow; or 2, and 1 with groups."""
+    groups = settings.guidance or 1
+    if settings.components is not None:
+        return settings.components
     if devices is None or devices == 1:
-        return 2 if guidance_devices == 1 else 1
-    fitting = devices // guidance_devices - stride + 1
+        return 2 if groups == 1 else 1
+    fitting = devices // groups - settings.stride + 1
     if fitting < 1:
         refuse(
-            f"--devices {devices} is too few for --stride {stride} and --guidance-devices {guidance_devices}: "
-            f"use --devices {guidance_devices * (stride + 1)} or more."
+            f"--devices {devices} is too few for --stride {settings.stride} and --guidance-devices {groups}: "
+            f"use --devices {groups * (settings.stride + 1)} or more."
         )
     return fitting
-
-
-def _setting(**chosen: Any) -> Setting:
-    try:
-        return Setting(**chosen)
-    except ConfigurationError as error:
-        refuse(f"{error}.")
 
 
 def _prompts(file: Path | None, model: str) -> tuple[str, ...]:
@@ -235,34 +181,35 @@ def _seeds(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _settings(chosen: Setting, further: list[str]) -> tuple[Setting, ...]:
+def _settings(chosen: Settings, further: list[str]) -> tuple[Settings, ...]:
     found = [chosen]
     for text in further:
         try:
-            setting = parse_setting(text, chosen)
+            setting = parse_settings(text, chosen)
         except ConfigurationError as error:
             refuse(f"--compare-with {text!r}: {error}.")
         if setting in found:
-            refuse(f"--compare-with {text!r}: this is {setting.title}, which is among the settings already.")
+            refuse(f"--compare-with {text!r}: this is {title_of(setting)}, which is among the settings already.")
         found.append(setting)
     return tuple(found)
 
 
-def _is_local(settings: tuple[Setting, ...], devices: int | None, executor: Executor | None) -> bool:
+def _is_local(settings: tuple[Settings, ...], devices: int | None, executor: Executor | None) -> bool:
     """Whether one process computes everything; refuses what there are not enough devices for."""
-    largest = max(settings, key=lambda setting: setting.devices)
+    largest = max(settings, key=devices_of)
+    needed, title = devices_of(largest), title_of(largest)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
     if executor is Executor.LOCAL:
         if devices is not None and devices > 1:
             refuse(f"--executor local computes in one process: leave out --devices {devices}.")
         return True
-    if executor is None and (devices == 1 or (devices is None and (gpus or 0) < max(largest.devices, 2))):
+    if executor is None and (devices == 1 or (devices is None and (gpus or 0) < max(needed, 2))):
         return True
-    available = devices if devices is not None else largest.devices
-    if largest.devices > available:
-        refuse(f"{largest.title} takes {largest.devices} devices, but --devices is {available}; or use --devices 1.")
-    if gpus is not None and gpus < largest.devices:
-        refuse(f"{largest.title} takes {largest.devices} devices, but there are {gpus} GPUs; use --executor local.")
+    available = devices if devices is not None else needed
+    if needed > available:
+        refuse(f"{title} takes {needed} devices, but --devices is {available}; or use --devices 1.")
+    if gpus is not None and gpus < needed:
+        refuse(f"{title} takes {needed} devices, but there are {gpus} GPUs; use --executor local.")
     return False
 
 

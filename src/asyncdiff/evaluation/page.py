@@ -13,7 +13,8 @@ from PIL import Image
 
 from asyncdiff.evaluation.compare import pixels
 from asyncdiff.evaluation.metrics import mean_and_half_interval
-from asyncdiff.evaluation.study import Evaluation, Picture, Scores, Series, Setting
+from asyncdiff.evaluation.study import Evaluation, Picture, Scores, Series, devices_of, title_of
+from asyncdiff.settings import Settings
 
 _LARGEST_PNG = 256 * 256  # pixels; larger pictures are embedded as JPEG, or the page would be too heavy
 _JPEG_QUALITY = 92
@@ -68,7 +69,7 @@ def render(evaluation: Evaluation) -> str:
     study = evaluation.study
     return environment.get_template("evaluation.html").render(
         study=study,
-        chosen=study.settings[0],
+        title=title_of(study.settings[0]),
         described=describe(study.settings[0]),
         local=evaluation.local,
         on_cpu=evaluation.on_cpu,
@@ -77,7 +78,10 @@ def render(evaluation: Evaluation) -> str:
         metrics=evaluation.metrics,
         rows=summary(evaluation),
         notes=[
-            (series.setting.title, said) for series in evaluation.series if series.setting for said in series.warnings
+            (title_of(series.setting), said)
+            for series in evaluation.series
+            if series.setting
+            for said in series.warnings
         ],
         factor=factor,
         width=min(max(evaluation.sequential.pictures[0].image.width, _SMALLEST_WIDTH), _LARGEST_WIDTH),
@@ -85,11 +89,12 @@ def render(evaluation: Evaluation) -> str:
     )
 
 
-def describe(setting: Setting) -> str:
+def describe(setting: Settings) -> str:
     """A setting in words."""
+    components, devices, groups = setting.told_components or 1, devices_of(setting), setting.guidance or 1
     words = [
         f"method {setting.method}",
-        f"{setting.components} component{'s' * (setting.components > 1)}",
+        f"{components} component{'s' * (components > 1)}",
         f"stride {setting.stride}",
         f"{setting.warmup} warm-up step{'s' * (setting.warmup > 1)}",
     ]
@@ -103,11 +108,11 @@ def describe(setting: Setting) -> str:
         words.append(f"{setting.cooldown} cool-down step{'s' * (setting.cooldown != 1)}")
     if setting.resync_every is not None:
         words.append(f"in full every {setting.resync_every} steps")
-    if setting.guidance_devices > 1:
-        words.append(f"guidance over {setting.guidance_devices} groups of devices")
+    if groups > 1:
+        words.append(f"guidance over {groups} groups of devices")
     if setting.time_shift:
         words.append("timesteps shifted")
-    return ", ".join(words) + f"; {setting.devices} device{'s' * (setting.devices > 1)}"
+    return ", ".join(words) + f"; {devices} device{'s' * (devices > 1)}"
 
 
 def summary(evaluation: Evaluation) -> list[Row]:
@@ -164,9 +169,9 @@ def _row(evaluation: Evaluation, series: Series, scores: Scores | None, sequenti
     worst = 0 if scores is None else min(range(len(scores.psnr)), key=scores.psnr.__getitem__)
     seconds = statistics.fmean(picture.seconds for picture in series.pictures) if series.pictures else math.nan
     return Row(
-        title=setting.title,
+        title=title_of(setting),
         is_chosen=setting == evaluation.study.settings[0],
-        devices=str(setting.devices),
+        devices=str(devices_of(setting)),
         psnr=_psnr(scores.psnr) if scores else "",
         worst=decibels(scores.psnr[worst]) if scores else "",
         worst_pair=worst,
@@ -227,7 +232,7 @@ def _comparisons(evaluation: Evaluation, factor: int) -> list[Comparison]:
             picture = series.pictures[number].image
             caption = f"{decibels(scores.psnr[number])}, SSIM {scores.ssim[number]:.4f}"
             changed = data_uri(difference(picture, original, factor))
-            shown.append(Shown(series.setting.title, data_uri(picture), changed, caption))
+            shown.append(Shown(title_of(series.setting), data_uri(picture), changed, caption))
         found.append(Comparison(prompt, seed, tuple(shown)))
     return found
 

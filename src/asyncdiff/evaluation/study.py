@@ -8,8 +8,8 @@ import platform
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -25,130 +25,87 @@ from asyncdiff.evaluation.compare import pixels, psnr, ssim
 from asyncdiff.evaluation.machine import cpu_model, gpu_models
 from asyncdiff.evaluation.metrics import Metric
 from asyncdiff.launch import WorkerFailedError, draw, enter_process, load_pipeline, rehearsal_steps, run_processes
-from asyncdiff.plan.schedule import Schedule
 from asyncdiff.report import Report
-
-METHODS = ("paper", "forecast")
+from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
 
 _BOOLEANS = {"true": True, "false": False}
 
+# Settings that say where a study is drawn, and not what of.
+_NOT_COMPARED = {"split", "executor", "timeout"}
 
-@dataclass(frozen=True)
-class Setting:
-    """One way to run the pipeline: the arguments of `AsyncDiff` that can be compared.
 
-    Attributes:
-        components: N, parts of the denoiser.
-        stride: S, steps that one round serves.
-        warmup: w, ordinary steps at first.
-        bridge: of so many steps after the warm-up one is a round.
-        target_speedup: the modelled speed-up for which steps are bridged.
-        max_error: how far forecasts may be off before more is computed.
-        cooldown: ordinary steps at the end.
-        resync_every: of so many steps after the warm-up one is an ordinary one.
-        guidance_devices: groups of devices that share the guidance branches.
-        method: one of `METHODS`.
-        time_shift: whether every component gets the timestep before.
+def compared() -> dict[str, Knob]:
+    """The settings that a study can compare, by the names under which they are written."""
+    return {knob.option: knob for knob in knobs() if knob.name not in _NOT_COMPARED}
+
+
+def devices_of(settings: Settings) -> int:
+    """How many devices it takes.
 
     Raises:
-        ConfigurationError: a number that cannot be, or no such method.
+        ConfigurationError: the number of components is not told.
     """
-
-    components: int = 2
-    stride: int = 1
-    warmup: int = 3
-    bridge: int | None = None
-    target_speedup: float | None = None
-    max_error: float | None = None
-    cooldown: int | None = None
-    resync_every: int | None = None
-    guidance_devices: int = 1
-    method: str = "forecast"
-    time_shift: bool = False
-
-    def __post_init__(self) -> None:
-        for own in fields(self):
-            value = getattr(self, own.name)
-            least = 0 if own.name == "cooldown" else 1
-            if isinstance(value, int) and not isinstance(value, bool) and value < least:
-                raise ConfigurationError(f"{_shown(own.name)} must be at least {least}, not {value}")
-            if isinstance(value, float) and not value > 0:
-                raise ConfigurationError(f"{_shown(own.name)} must be above 0, not {value:g}")
-        if self.bridge is not None and self.target_speedup is not None:
-            raise ConfigurationError("bridge and target-speedup both say how many steps are bridged; give one of them")
-        if self.method not in METHODS:
-            raise ConfigurationError(f"method must be {' or '.join(METHODS)}, not {self.method!r}")
-
-    @property
-    def devices(self) -> int:
-        """How many devices it takes."""
-        return self.guidance_devices * Schedule(self.components, self.stride, self.warmup).world_size
-
-    @property
-    def title(self) -> str:
-        """What tells it from others, in a few letters."""
-        parts = [self.method, f"N={self.components} S={self.stride} w={self.warmup}"]
-        if self.bridge is not None and self.bridge > 1:
-            parts.append(f"bridge {self.bridge}")
-        for name in ("target_speedup", "max_error", "cooldown", "resync_every"):
-            value = getattr(self, name)
-            parts += [] if value is None else [f"{_shown(name)} {value:g}"]
-        if self.guidance_devices > 1:
-            parts.append(f"guidance {self.guidance_devices}")
-        if self.time_shift:
-            parts.append("time-shift")
-        return " ".join(parts)
-
-    def arguments(self) -> dict[str, Any]:
-        """The arguments for `AsyncDiff`."""
-        given = asdict(self)
-        given["guidance"] = given.pop("guidance_devices")
-        return given
-
-    @property
-    def rehearsal_steps(self) -> int | None:
-        """Steps of a picture that is drawn before any is timed; None for as many as the others."""
-        if self.target_speedup is not None:
-            return None
-        return rehearsal_steps(self.method, self.warmup, self.stride, self.bridge or 1, self.cooldown)
+    if settings.told_components is None:
+        raise ConfigurationError("a study has to be told how many components it compares")
+    return settings.mesh(settings.told_components).world_size
 
 
-def parse_setting(text: str, base: Setting) -> Setting:
-    """A setting written as "components=3,method=paper": what it does not name is as in `base`.
+def title_of(settings: Settings) -> str:
+    """What tells settings from others, in a few letters."""
+    method = settings.method if isinstance(settings.method, str) else settings.method.forecast
+    parts = [method, f"N={settings.told_components} S={settings.stride} w={settings.warmup}"]
+    if settings.bridge is not None and settings.bridge > 1:
+        parts.append(f"bridge {settings.bridge}")
+    for name in ("target_speedup", "max_error", "cooldown", "resync_every"):
+        value = getattr(settings, name)
+        parts += [] if value is None else [f"{name.replace('_', '-')} {value:g}"]
+    if settings.guidance is not None and settings.guidance > 1:
+        parts.append(f"guidance {settings.guidance}")
+    if settings.time_shift:
+        parts.append("time-shift")
+    return " ".join(parts)
 
-    The names are those of the options, and of the attributes of `Setting`.
+
+def parse_settings(text: str, base: Settings) -> Settings:
+    """Settings written as "components=3,method=paper": what is not named is as in `base`.
 
     Raises:
         ConfigurationError: no such name, a name given twice, or a value that cannot be.
     """
-    kinds = {own.name: own.type for own in fields(Setting)}
+    known = compared()
     changes: dict[str, Any] = {}
     for part in text.split(","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
-        name = key.replace("-", "_")
-        if not equals or name not in kinds:
-            known = ", ".join(map(_shown, kinds))
-            raise ConfigurationError(f"{part.strip()!r} is no NAME=VALUE with a NAME among {known}")
-        if name in changes:
+        knob = known.get(key.replace("_", "-"))
+        if not equals or knob is None:
+            raise ConfigurationError(f"{part.strip()!r} is no NAME=VALUE with a NAME among {', '.join(known)}")
+        if knob.name in changes:
             raise ConfigurationError(f"{key} is given twice")
-        if kinds[name] is bool:
-            if value.lower() not in _BOOLEANS:
-                raise ConfigurationError(f"{key} must be true or false, not {value!r}")
-            changes[name] = _BOOLEANS[value.lower()]
-        elif value.lower() == "none" and type(None) in _types(kinds[name]):
-            changes[name] = None
-        elif int in _types(kinds[name]):
-            if not value.isdecimal():
-                raise ConfigurationError(f"{key} must be a whole number, not {value!r}")
-            changes[name] = int(value)
-        elif float in _types(kinds[name]):
-            try:
-                changes[name] = float(value)
-            except ValueError as error:
-                raise ConfigurationError(f"{key} must be a number, not {value!r}") from error
-        else:
-            changes[name] = value
-    return replace(base, **changes)
+        changes[knob.name] = _value_of(knob, key, value)
+    try:
+        return replace(base, **changes)
+    except ConfigurationError as error:
+        raise ConfigurationError(in_options(str(error))) from error
+
+
+def _value_of(knob: Knob, key: str, value: str) -> Any:
+    """The value of one setting, from how it is written."""
+    if knob.default is None and value.lower() == "none":
+        return None
+    if bool in knob.kinds:
+        if value.lower() not in _BOOLEANS:
+            raise ConfigurationError(f"{key} must be true or false, not {value!r}")
+        return _BOOLEANS[value.lower()]
+    if int in knob.kinds:
+        if not value.isdecimal():
+            raise ConfigurationError(f"{key} must be a whole number, not {value!r}")
+        return int(value)
+    if float in knob.kinds:
+        try:
+            return float(value)
+        except ValueError as error:
+            raise ConfigurationError(f"{key} must be a number, not {value!r}") from error
+    return value
 
 
 @dataclass(frozen=True)
@@ -160,8 +117,7 @@ class Study:
         dtype: number format of the weights; None for the usual one of the device.
         steps: denoising steps of every picture.
         guidance: guidance scale; None for the pipeline's own.
-        settings: the chosen one first.
-        timeout: seconds that a process waits for another.
+        settings: the chosen ones first; the executor is the study's own choice.
     """
 
     model: str
@@ -170,8 +126,7 @@ class Study:
     seeds: tuple[int, ...]
     steps: int
     guidance: float | None
-    settings: tuple[Setting, ...]
-    timeout: float = 300.0
+    settings: tuple[Settings, ...]
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
@@ -212,7 +167,7 @@ class Series:
         failure: why there are no pictures.
     """
 
-    setting: Setting | None
+    setting: Settings | None
     pictures: tuple[Picture, ...]
     warnings: tuple[str, ...] = ()
     failure: str | None = None
@@ -258,7 +213,7 @@ def check_settings(pipe: DiffusionPipeline, study: Study) -> None:
         AsyncDiffError: a setting cannot be attached.
     """
     for setting in study.settings:
-        with AsyncDiff(pipe, **setting.arguments(), executor="local"):
+        with AsyncDiff(pipe, **replace(setting, executor="local").arguments()):
             pass
 
 
@@ -287,13 +242,13 @@ def draw_on_processes(study: Study) -> tuple[Series, ...]:
     return tuple(found)
 
 
-def draw_setting_on_processes(study: Study, setting: Setting | None) -> Series:
+def draw_setting_on_processes(study: Study, setting: Settings | None) -> Series:
     """One series, on as many processes as it takes.
 
     Raises:
         WorkerFailedError: one of the processes failed; all have been ended.
     """
-    shares = cast(list[_Share], run_processes(setting.devices if setting else 1, _work, _Task(study, setting)))
+    shares = cast(list[_Share], run_processes(devices_of(setting) if setting else 1, _work, _Task(study, setting)))
     pictures = tuple(
         replace(picture, account=replace(picture.account, bytes_sent=sum(share.bytes_sent[number] for share in shares)))
         if picture.account
@@ -303,7 +258,7 @@ def draw_setting_on_processes(study: Study, setting: Setting | None) -> Series:
     return Series(setting, pictures, shares[0].warnings)
 
 
-def evaluate(
+def judge(
     study: Study, local: bool, device: torch.device, drawn: Sequence[Series], metrics: Sequence[Metric]
 ) -> Evaluation:
     """Compare what was drawn, the sequential series first."""
@@ -330,7 +285,7 @@ class _Task:
     """What every process of a series is given."""
 
     study: Study
-    setting: Setting | None
+    setting: Settings | None
 
 
 @dataclass(frozen=True)
@@ -347,9 +302,7 @@ def _work(task: _Task) -> _Share:
     rank, device = enter_process()
     pipe = load_pipeline(task.study.model, task.study.dtype, device)
     pipe.set_progress_bar_config(disable=True)
-    executor: Literal["local", "distributed"] = "local"
-    if task.setting and task.setting.devices > 1:
-        executor = "distributed"
+    executor: Executor = "distributed" if task.setting and devices_of(task.setting) > 1 else "local"
     share = _draw_share(pipe, task.study, task.setting, device, executor, is_shown=rank == 0)
     return _Share(share.bytes_sent) if rank else share
 
@@ -357,16 +310,16 @@ def _work(task: _Task) -> _Share:
 def _draw_share(
     pipe: DiffusionPipeline,
     study: Study,
-    setting: Setting | None,
+    setting: Settings | None,
     device: torch.device,
-    executor: Literal["local", "distributed"],
+    executor: Executor,
     is_shown: bool,
 ) -> _Share:
     if setting is None:
         return _draw_pairs(pipe, study, None, 2, device, "sequential", is_shown)
-    rehearsal = setting.rehearsal_steps or study.steps
-    with AsyncDiff(pipe, **setting.arguments(), executor=executor, timeout=study.timeout) as attached:
-        return _draw_pairs(pipe, study, attached, rehearsal, device, setting.title, is_shown)
+    rehearsal = rehearsal_steps(setting) or study.steps
+    with AsyncDiff(pipe, **replace(setting, executor=executor).arguments()) as attached:
+        return _draw_pairs(pipe, study, attached, rehearsal, device, title_of(setting), is_shown)
 
 
 def _draw_pairs(
@@ -435,7 +388,7 @@ def _machine(device: torch.device) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _kept(setting: Setting | None, kinds: tuple[type[Exception], ...], found: list[Series]) -> Iterator[None]:
+def _kept(setting: Settings | None, kinds: tuple[type[Exception], ...], found: list[Series]) -> Iterator[None]:
     """Note a setting's failure instead of losing the others' pictures; without the sequential ones all is lost."""
     try:
         yield
@@ -451,13 +404,3 @@ def _warnings_of_asyncdiff() -> Iterator[list[warnings.WarningMessage]]:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", message="asyncdiff |guidance=", category=UserWarning)
         yield caught
-
-
-def _types(kind: Any) -> tuple[Any, ...]:
-    """The types of an attribute that may also be None."""
-    return get_args(kind) or (kind,)
-
-
-def _shown(name: str) -> str:
-    """An attribute's name as the option is written."""
-    return name.replace("_", "-")

@@ -1,0 +1,180 @@
+"""The command `asyncdiff generate`."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+from rich.table import Table
+
+from asyncdiff.commands.options import Model, Steps, Weights, with_settings
+from asyncdiff.commands.terminal import exit_codes, refuse, stdout
+from asyncdiff.evaluation.compare import pixels, psnr, side_by_side, ssim
+from asyncdiff.launch import Job, Outcome, launch
+from asyncdiff.settings import Settings
+
+
+@with_settings
+def generate(
+    prompt: Annotated[str, typer.Argument(help='What to draw. The demo models know emoji, for instance "rocket".')],
+    devices: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes to start: a GPU each, or a CPU thread each. They are shared out among guidance-devices * "
+            "(components + stride - 1), exactly where possible; 1 runs the ordinary pipeline, unless steps are "
+            "bridged. [default: what the others need, or 2]",
+        ),
+    ] = None,
+    settings: Settings = Settings(),
+    steps: Steps = 50,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    out: Annotated[Path, typer.Option(help="Picture file to write; its ending says the format.")] = Path("out.png"),
+    model: Model = "demo-unet",
+    dtype: Weights = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also run the ordinary pipeline on one device. Writes both pictures side by side, and prints "
+            "how alike they are (PSNR, SSIM), both times and the speed-up.",
+        ),
+    ] = False,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
+) -> None:
+    """Draw a picture with the denoiser divided over several devices.
+
+    Examples:
+
+    - `asyncdiff generate "rocket" --devices 2 --compare` – two devices against one: a guidance branch each, exact
+
+    - `asyncdiff generate "rocket" --components 2 --compare` – two devices, half of the denoiser each
+
+    - `asyncdiff generate "rocket" --components 2 --method paper --compare` – the same as the paper has it
+
+    - `asyncdiff generate "rocket" --devices 4 --bridge 2` – the guidance, two components, every second step forecast
+
+    - `asyncdiff generate "rocket" --devices 1 --target-speedup 2` – one device
+
+    - `asyncdiff generate "red apple" --components 2 --stride 2 --steps 50` – three devices, half the rounds
+
+    - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four components
+
+    Every process loads the pipeline, makes one short picture that is not timed (it traces the denoiser and
+    touches all memory once), and then the picture. The time is that of this pipeline call alone. On a CPU
+    every process computes on one thread, with --compare the ordinary pipeline too.
+
+    Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, 130 interrupted (Ctrl-C).
+    """
+    devices = _fit(devices, settings)
+    _check_out(out)
+    job = Job(
+        model=model,
+        dtype=dtype.value if dtype else None,
+        prompt=prompt,
+        steps=steps,
+        seed=seed,
+        guidance=guidance,
+        devices=devices,
+        settings=settings,
+        title="asyncdiff",
+    )
+    if job.is_ordinary:
+        job = dataclasses.replace(job, title="sequential")
+    if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
+        refuse(
+            f"{job.devices} devices are asked for, but there are {torch.cuda.device_count()} GPUs here; "
+            "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
+        )
+    with exit_codes():
+        outcome = launch(job)
+        sequential = None
+        if compare:
+            sequential = launch(job.sequential())
+    if sequential is None:
+        outcome.picture.save(out)
+    else:
+        _sheet(sequential, outcome).save(out)
+    if outcome.report is not None:
+        stdout.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
+    if sequential is not None:
+        stdout.print(_comparison(sequential, outcome))
+    stdout.print(
+        f"{out}: {job.steps} steps on {job.devices} device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _fit(devices: int | None, settings: Settings) -> int:
+    """The number of devices, if everything asked for fits together."""
+    components, stride, groups = settings.components, settings.stride, settings.guidance or 1
+    needs = "components + stride - 1" if groups == 1 else f"{groups} guidance-devices * (components + stride - 1)"
+    if components is None:
+        if devices is None:
+            # With groups alone, nothing but exact sharing out is asked for.
+            return (2 if settings.guidance is None else groups) + (stride - 1) * groups
+        if devices % groups:
+            refuse(
+                f"--devices {devices} cannot be shared out evenly among --guidance-devices {groups}: "
+                f"use --devices {-(-devices // groups) * groups}."
+            )
+        if devices // groups < stride:
+            refuse(
+                f"--devices {devices} is too few for --stride {stride}: use --devices {groups * (stride + 1)} or more, "
+                f"or --stride 1."
+            )
+        return devices
+    needed = settings.mesh(components).world_size
+    if devices is not None and devices != needed:
+        ways = [f"--devices {needed}"]
+        in_group = devices // groups if devices % groups == 0 else 0
+        if in_group >= stride:
+            ways.append(f"--components {in_group - stride + 1}")
+        if in_group >= components:
+            ways.append(f"--stride {in_group - components + 1}")
+        refuse(
+            f"--devices {devices} does not fit --components {components} --stride {stride}, which need "
+            f"{needs} = {needed} devices: use {', or '.join(ways)}."
+        )
+    return needed
+
+
+def _check_out(out: Path) -> None:
+    Image.init()
+    if out.suffix.lower() not in Image.registered_extensions():
+        refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format; use .png for instance.")
+    if not out.absolute().parent.is_dir():
+        refuse(f"--out {out}: the folder {out.parent} does not exist.")
+
+
+def _sheet(sequential: Outcome, outcome: Outcome) -> Image.Image:
+    done = "one device"
+    if outcome.report is not None:
+        groups = f"G={outcome.report.guidance} " if outcome.report.guidance > 1 else ""
+        done = f"{groups}N={outcome.report.components} S={outcome.report.stride} w={outcome.report.warmup}"
+    return side_by_side(
+        [sequential.picture, outcome.picture],
+        [
+            f"sequential, {sequential.seconds:.2f} s",
+            f"asyncdiff {done}, {outcome.seconds:.2f} s",
+        ],
+    )
+
+
+def _comparison(sequential: Outcome, outcome: Outcome) -> Table:
+    first, second = pixels(sequential.picture), pixels(outcome.picture)
+    likeness = psnr(first, second)
+    table = Table("", "sequential", "asyncdiff", title="sequential and asyncdiff")
+    table.add_row("seconds of the pipeline call", f"{sequential.seconds:.2f}", f"{outcome.seconds:.2f}")
+    table.add_row("speed-up", "", f"{sequential.seconds / outcome.seconds:.2f}x")
+    if outcome.report is not None:
+        for denoiser in outcome.report.denoisers:
+            label = f"modelled speed-up of the {denoiser.name}'s steps"
+            table.add_row(label, "", f"{denoiser.modelled_speedup:.2f}x")
+    table.add_row("PSNR", "", "inf (identical)" if math.isinf(likeness) else f"{likeness:.2f} dB")
+    table.add_row("SSIM", "", f"{ssim(first, second):.4f}")
+    return table

@@ -1,0 +1,91 @@
+"""The options that several commands have; those of the settings are made from the settings themselves."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from asyncdiff.commands.terminal import refuse
+from asyncdiff.errors import AsyncDiffError
+from asyncdiff.launch import DEMO_MODELS
+from asyncdiff.settings import Knob, Settings, in_options, knobs
+
+# A list of lists cannot be an option, and where the ranks run is each command's own matter.
+_NO_OPTIONS = {"split", "executor"}
+
+
+class Dtype(str, Enum):
+    """Number formats of the weights."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+
+
+class MethodName(str, Enum):
+    """The methods that have a name."""
+
+    PAPER = "paper"
+    FORECAST = "forecast"
+
+
+Model = Annotated[
+    str,
+    typer.Option(help=f"{' or '.join(DEMO_MODELS)} (both are part of this package), a hub id, or a pipeline's folder."),
+]
+Weights = Annotated[
+    Dtype | None, typer.Option(help="Number format of the weights. [default: float32 on CPU, float16 on GPU]")
+]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every setting, in the place of its parameter `settings`."""
+    signature = inspect.signature(command, eval_str=True)
+    options = [_option(knob) for knob in _with_option()]
+    before = list(signature.parameters.values())
+    place = next(number for number, parameter in enumerate(before) if parameter.name == "settings")
+    parameters = [*before[:place], *options, *before[place + 1 :]]
+
+    @functools.wraps(command)
+    def with_record(**given: Any) -> None:
+        values = {knob.name: given.pop(_parameter_name(knob)) for knob in _with_option()}
+        try:
+            settings = Settings(**values | {"method": values["method"].value})
+        except AsyncDiffError as error:
+            refuse(f"{in_options(str(error), '--')}.")
+        command(settings=settings, **given)
+
+    with_record.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    with_record.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return with_record
+
+
+def setting_option(name: str) -> Any:
+    """The type of a command's parameter that is this one setting."""
+    return next(_option(knob).annotation for knob in knobs() if knob.name == name)
+
+
+def _with_option() -> Iterator[Knob]:
+    return (knob for knob in knobs() if knob.name not in _NO_OPTIONS)
+
+
+def _parameter_name(knob: Knob) -> str:
+    return knob.option.replace("-", "_")
+
+
+def _option(knob: Knob) -> inspect.Parameter:
+    kind, default = knob.kinds[0], knob.default
+    if knob.name == "method":
+        kind, default = MethodName, MethodName(default)
+    option = typer.Option(f"--{knob.option}", help=knob.help, min=knob.least)
+    annotation: Any = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
+    return inspect.Parameter(
+        _parameter_name(knob), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
+    )
+
+
+Warmup = setting_option("warmup")
