@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.classifier import WEIGHTS, Classifier, truth
+from demo_models.classifier import WEIGHTS, Classifier, truth
 from training.autoencoder import to_sheet
 
 _SHIFT = 0.12  # of half the picture's side

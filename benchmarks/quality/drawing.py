@@ -28,7 +28,7 @@ from asyncdiff.demo import DemoName, demo_prompts
 from asyncdiff.launch import load_pipeline
 from asyncdiff.report import DenoiserReport
 from benchmarks.quality.settings import Setting
-from training.denoisers import FoldedZerosAttention
+from demo_models.attention import FoldedZerosAttention
 
 TRACED = 16  # of so many pictures the latents of every step are kept
 

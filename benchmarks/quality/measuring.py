@@ -15,10 +15,10 @@ from torch import Tensor
 
 from asyncdiff.demo import demo_prompts, prompt_agreement
 from asyncdiff.evaluation.compare import ssim
-from benchmarks.classifier import load_classifier, truth
 from benchmarks.machine import machine
 from benchmarks.quality.drawing import Drawn, draw, prompt_numbers, reference
 from benchmarks.quality.settings import Setting
+from demo_models.classifier import load_classifier, truth
 
 Array = npt.NDArray[np.float64]
 

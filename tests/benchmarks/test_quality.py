@@ -12,7 +12,6 @@ from PIL import Image
 from asyncdiff import load_demo
 from asyncdiff.demo import demo_prompts
 from asyncdiff.plan.method import PAPER
-from benchmarks.classifier import captions, load_classifier, truth
 from benchmarks.quality import __main__ as study
 from benchmarks.quality import claims, measuring, table
 from benchmarks.quality.drawing import SCHEDULERS as BUILT
@@ -32,6 +31,7 @@ from benchmarks.quality.settings import (
 )
 from benchmarks.quality.statistics import gain
 from benchmarks.quality.store import Store
+from demo_models.classifier import captions, load_classifier, truth
 
 SMALL = base("unet", method=PAPER, steps=4, warmup=2, prompts=2)
 

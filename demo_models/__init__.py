@@ -1,0 +1,1 @@
+"""What training and benchmarks both need to know of the demo models."""
