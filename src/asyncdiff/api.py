@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -16,18 +15,16 @@ from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched
 from asyncdiff.hooks import intercept_call, is_intercepted
-from asyncdiff.plan.choice import choose_groups
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method
-from asyncdiff.report import GUARD, RESYNC, WARM_UP, Report
+from asyncdiff.report import Report
+from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
-from asyncdiff.runtime.batch import batch_size
 from asyncdiff.runtime.clock import Clock, find_schedulers
+from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.settings import Executor, MethodName, Settings, Split
 
 logger = logging.getLogger(__name__)
-
-_DEVICES_OF_PREVIEW = 2  # that one process computes for, where nothing is said
 
 
 class AsyncDiff:
@@ -124,19 +121,16 @@ class AsyncDiff:
             _check_split(name, denoiser, split)
         self._pipe = pipe
         self._denoisers = denoisers
-        self._warned_of_generation = -1
         self._chosen_in_generation = -1
-        self._not_shared: set[tuple[int, bool]] = set()
-        self._kind: tuple[int, bool] | None = None
         self._attachment: Attachment | None = None
         self._undo: list[Callable[[], None]] = []
         self._world = _join_world(settings, pipe, denoisers)
         self._clock = Clock(pipe)
+        self._advice = Advice(settings, self._clock)
         try:
-            mesh = self._told_mesh()
-            self._is_free = mesh is None
-            if mesh is not None:
-                self._attach(mesh)
+            self._layout = Layout(settings, self._world)
+            if self._layout.told is not None:
+                self._attach(self._layout.told)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
         except AsyncDiffError:
@@ -161,13 +155,18 @@ class AsyncDiff:
             guidance=mesh.guidance,
         )
         if self._clock.is_over and not report.accelerated:
-            self._warn_not_accelerated()
-        self._warn_if_never_in_step(self._clock.generation)
+            self._advice.not_accelerated()
+        self._advise_on_reasons(self._clock.generation)
         return report
+
+    @property
+    def rank(self) -> int:
+        """This process's rank; 0 where one process computes for all. Save pictures on rank 0: they are all the same."""
+        return self._world.rank or 0
 
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
-        self._warn_if_never_in_step(self._clock.generation)
+        self._advise_on_reasons(self._clock.generation)
         for undo in self._undo:
             undo()
         self._undo = []
@@ -183,22 +182,6 @@ class AsyncDiff:
     ) -> None:
         self.disable()
 
-    def _told_mesh(self) -> Mesh | None:
-        """The mesh that the user asked for; None where the first call of a generation decides."""
-        settings, world = self.settings, self._world
-        components, stride = settings.told_components, settings.stride
-        if components is not None:
-            mesh = settings.mesh(components)
-        elif settings.guidance is None:
-            return Mesh(1, world.size) if world.size <= stride else None
-        elif world.rank is not None:
-            mesh = settings.mesh(max(world.size // settings.guidance - stride + 1, 1))
-        else:
-            mesh = settings.mesh(_DEVICES_OF_PREVIEW)
-        if world.rank is not None:
-            _check_world_size(mesh, stride, world.rank, world.size)
-        return mesh
-
     def _attach(self, mesh: Mesh) -> None:
         self._detach()
         self._attachment = Attachment(self._denoisers, self.settings, mesh, self._world, self._clock)
@@ -210,7 +193,7 @@ class AsyncDiff:
 
     def _denoise(self, name: str, call: Call) -> Any:
         """Stands in for a call of a denoiser."""
-        if self._is_free:
+        if self._layout.told is None:
             self._clock.check_schedulers()
             if self._chosen_in_generation != self._clock.generation:
                 self._choose(name, call)
@@ -224,15 +207,9 @@ class AsyncDiff:
 
     def _choose(self, name: str, call: Call) -> None:
         """Share the devices out among groups and components, by the first call of a generation."""
-        if self._kind is not None and self._attachment is not None and not self._attachment.is_shared:
-            self._not_shared.add(self._kind)
         main = CallForm(self._denoisers[name]).main(call)
-        self._kind = batch_size(main), _has_branches(self._pipe)
-        groups = 1
-        if self._kind not in self._not_shared:
-            groups = choose_groups(self._world.size, self.settings.stride, *self._kind)
-        self._world.check_same(groups, "the number of groups that share out every step")
-        mesh = Mesh(groups, self._world.size // groups)
+        was_shared = self._attachment is None or self._attachment.is_shared
+        mesh = self._layout.choose(main, _has_branches(self._pipe), was_shared)
         if self._attachment is None or self._attachment.mesh != mesh:
             logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
             self._attach(mesh)
@@ -240,42 +217,17 @@ class AsyncDiff:
     def _begin_generation(self) -> None:
         for name, denoiser in self._denoisers.items():
             _check_attached(name, denoiser, getattr(self._pipe, name))
-        self._warn_if_never_in_step(self._clock.generation - 1)
+        self._advise_on_reasons(self._clock.generation - 1)
         if self._attachment is None:
             return
         self._attachment.begin_generation()
-        steps, schedule = len(self._clock.timetable.timesteps), self.settings.schedule()
-        if self._attachment.mesh.guidance == 1 and 0 < steps <= schedule.warmup + schedule.cooldown:
-            self._warn_not_accelerated()
+        if self._attachment.mesh.guidance == 1:
+            self._advice.on_length()
 
-    def _warn_not_accelerated(self) -> None:
-        schedule = self.settings.schedule()
-        self._warn(
-            self._clock.generation,
-            f"asyncdiff accelerates nothing in this generation of {len(self._clock.timetable.timesteps)} steps: "
-            f"no step is a parallel round (warmup={schedule.warmup}, cooldown={schedule.cooldown}); "
-            "see report()",
-        )
-
-    def _warn_if_never_in_step(self, generation: int) -> None:
-        """Whether all steps of a generation were computed in full, although the warm-up was over."""
+    def _advise_on_reasons(self, generation: int) -> None:
         attached = self._attachment
-        if attached is None or (attached.mesh.guidance > 1 and attached.is_shared):
-            return
-        counts = attached.counts
-        reasons = {reason for count in counts for reason in count.full}
-        if reasons - {WARM_UP, RESYNC, GUARD} and not any(count.rounds for count in counts):
-            self._warn(
-                generation,
-                "asyncdiff accelerated nothing in this generation: no step was a parallel round, because the calls of "
-                f"the denoiser do not go on from step to step ({', '.join(sorted(reasons))}); see report()",
-            )
-
-    def _warn(self, generation: int, message: str) -> None:
-        """Once for a generation."""
-        if self._warned_of_generation < generation:
-            self._warned_of_generation = generation
-            warnings.warn(message, stacklevel=4)
+        if attached is not None and not (attached.mesh.guidance > 1 and attached.is_shared):
+            self._advice.on_reasons(generation, attached.counts)
 
 
 def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) -> World:
@@ -283,7 +235,7 @@ def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) 
     device = device_of(pipe, next(iter(denoisers.values())))
     if settings.executor == "distributed" or (settings.executor == "auto" and is_launched()):
         return DistributedWorld(device, settings.timeout)
-    return LocalWorld(_DEVICES_OF_PREVIEW + settings.stride - 1, device)
+    return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
 
 
 def _check_split(name: str, denoiser: nn.Module, split: Split | None) -> None:
@@ -292,30 +244,6 @@ def _check_split(name: str, denoiser: nn.Module, split: Split | None) -> None:
     for own in (own for names in split or () for own in names):
         if own not in modules:
             raise SplitError(f"{own!r} in the split is no module of the pipeline's {name!r}")
-
-
-def _check_world_size(mesh: Mesh, stride: int, rank: int, world_size: int) -> None:
-    """Whether there are as many ranks as the mesh has places."""
-    components, guidance = mesh.component - stride + 1, mesh.guidance
-    needed, in_group = mesh.world_size, mesh.component
-    if world_size == needed:
-        return
-    if guidance == 1:
-        raise ConfigurationError(
-            f"rank {rank}: components={components} and stride={stride} need components + stride - 1 = {needed} "
-            f"ranks, but there are {world_size}; start {needed} processes, or use "
-            f"components={max(world_size - stride + 1, 1)}"
-        )
-    fitting = world_size // guidance - stride + 1
-    ways = [f"start {needed} processes"]
-    if fitting >= 1 and world_size % guidance == 0:
-        ways.append(f"use components={fitting}")
-    if world_size % in_group == 0:
-        ways.append(f"use guidance={world_size // in_group}")
-    raise ConfigurationError(
-        f"rank {rank}: guidance={guidance}, components={components} and stride={stride} need guidance × "
-        f"(components + stride - 1) = {needed} ranks, but there are {world_size}; {', or '.join(ways)}"
-    )
 
 
 def _check_attached(name: str, denoiser: nn.Module, used: Any) -> None:

@@ -1,8 +1,10 @@
 """The two small text-to-image pipelines that come with asyncdiff, and how well they do what they are told."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers.utils import logging as transformers_logging
 
 __all__ = ["DemoName", "demo_prompts", "load_demo", "prompt_agreement"]
 
@@ -37,7 +41,28 @@ def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> Diffu
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     # Some pipelines insist on being told of parts that they can do without, e.g. a third text encoder.
     absent = {part: None for part, source in index.items() if source == [None, None]}
-    return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, local_files_only=True, **absent)
+    with _quietly():
+        return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, local_files_only=True, **absent)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without bars and advice: there is nothing that a user of these checkpoints could do about it."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = [(own, own.is_progress_bar_enabled()) for own in (diffusers_logging, transformers_logging)]
+    try:
+        transformers_logging.set_verbosity_error()
+        for own, _ in bars:
+            own.disable_progress_bar()
+        with warnings.catch_warnings():
+            # The name of the argument in every diffusers that this package supports.
+            warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        for own, was_shown in bars:
+            if was_shown:
+                own.enable_progress_bar()
 
 
 def demo_prompts() -> list[str]:

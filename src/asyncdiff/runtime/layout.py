@@ -1,0 +1,88 @@
+"""Which mesh the ranks make: as the user has told, or as the first call of a generation lets them share it out."""
+
+from typing import Any
+
+from asyncdiff.errors import ConfigurationError
+from asyncdiff.exchange.world import World
+from asyncdiff.plan.choice import choose_groups
+from asyncdiff.plan.mesh import Mesh
+from asyncdiff.runtime.batch import batch_size
+from asyncdiff.settings import Settings
+
+DEVICES_OF_PREVIEW = 2  # that one process computes for, where nothing is said
+
+
+class Layout:
+    """Lays the ranks of a run out as groups and components.
+
+    Raises:
+        ConfigurationError: there are not as many ranks as the user's numbers need.
+    """
+
+    def __init__(self, settings: Settings, world: World) -> None:
+        self._settings = settings
+        self._world = world
+        self._not_shared: set[tuple[int, bool]] = set()
+        self._kind: tuple[int, bool] | None = None
+        self.told = self._told_mesh()
+        """The mesh that the user asked for; None where the first call of a generation decides."""
+
+    def choose(self, main: Any, has_branches: bool, was_shared: bool) -> Mesh:
+        """The mesh for a generation, by its first call.
+
+        Args:
+            main: the argument that is denoised, which tells how large the batch is.
+            has_branches: whether the pipeline guides.
+            was_shared: whether groups have computed at the same time in the generation before; what turned out not to
+                be shareable is divided into components from then on.
+
+        Raises:
+            RankMismatchError: the ranks would choose different ones.
+        """
+        if self._kind is not None and not was_shared:
+            self._not_shared.add(self._kind)
+        self._kind = batch_size(main), has_branches
+        groups = 1
+        if self._kind not in self._not_shared:
+            groups = choose_groups(self._world.size, self._settings.stride, *self._kind)
+        self._world.check_same(groups, "the number of groups that share out every step")
+        return Mesh(groups, self._world.size // groups)
+
+    def _told_mesh(self) -> Mesh | None:
+        settings, world = self._settings, self._world
+        components, stride = settings.told_components, settings.stride
+        if components is not None:
+            mesh = settings.mesh(components)
+        elif settings.guidance is None:
+            return Mesh(1, world.size) if world.size <= stride else None
+        elif world.rank is not None:
+            mesh = settings.mesh(max(world.size // settings.guidance - stride + 1, 1))
+        else:
+            mesh = settings.mesh(DEVICES_OF_PREVIEW)
+        if world.rank is not None:
+            _check_world_size(mesh, stride, world.rank, world.size)
+        return mesh
+
+
+def _check_world_size(mesh: Mesh, stride: int, rank: int, world_size: int) -> None:
+    """Whether there are as many ranks as the mesh has places."""
+    components, guidance = mesh.component - stride + 1, mesh.guidance
+    needed, in_group = mesh.world_size, mesh.component
+    if world_size == needed:
+        return
+    if guidance == 1:
+        raise ConfigurationError(
+            f"rank {rank}: components={components} and stride={stride} need components + stride - 1 = {needed} "
+            f"ranks, but there are {world_size}; start {needed} processes, or use "
+            f"components={max(world_size - stride + 1, 1)}"
+        )
+    fitting = world_size // guidance - stride + 1
+    ways = [f"start {needed} processes"]
+    if fitting >= 1 and world_size % guidance == 0:
+        ways.append(f"use components={fitting}")
+    if world_size % in_group == 0:
+        ways.append(f"use guidance={world_size // in_group}")
+    raise ConfigurationError(
+        f"rank {rank}: guidance={guidance}, components={components} and stride={stride} need guidance × "
+        f"(components + stride - 1) = {needed} ranks, but there are {world_size}; {', or '.join(ways)}"
+    )
