@@ -6,9 +6,13 @@ export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test test-all models check environment clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all models check environment clean
 
-environment: $(VENV)/.ready
+help: ## what there is
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+environment: $(VENV)/.ready ## the tools and the package in .venv; the others make it when they need it
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,11 +32,11 @@ test-all: environment ## these and the whole matrices of denoisers and pipelines
 models: environment ## docs/models.md: which denoiser classes of the installed diffusers work (ten minutes)
 	$(BIN)/asyncdiff models --markdown docs/models.md
 
-check: environment ## style and types
+check: environment ## style, types, direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:
+clean: ## remove the environment
 	rm -rf $(VENV)

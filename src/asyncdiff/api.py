@@ -42,25 +42,26 @@ class AsyncDiff:
     Args:
         pipe: Any diffusers pipeline that has a denoiser.
         components: N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.
-    stride: S, noise predictions that one parallel round yields: 2 is faster, less exact.
-    warmup: w, ordinary steps at first: more is slower and closer to the ordinary picture.
-    guidance: G, groups of devices that share out every step: parts of the batch, or a guidance branch each.
-        Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
-    time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
-    split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
-        device. By default found by counting costs.
-    bridge: k: of k steps after the warm-up one is computed, the others are forecast; on one device too. By
-        default 1.
-    target_speedup: A modelled speed-up: as many steps are bridged as it takes. In place of bridge.
-    max_error: The guard: where forecasts are off by more than this, relative to their size, more is computed;
-        0.05 for instance.
-    cooldown: Ordinary steps at the end. By default 2 with a method that forecasts, else 0.
-    resync_every: After the warm-up, every so manieth step is an ordinary one. By default none is.
-    method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
-        or paper, what they made last, much farther from the ordinary picture.
-    executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
-        distributed under torchrun, or where a process group is.
-    timeout: Seconds after which waiting for another rank is an error.
+        stride: S, noise predictions that one parallel round yields: 2 is faster, less exact.
+        warmup: w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1)
+            divisible by S.
+        guidance: G, groups of devices that share out every step: parts of the batch, or a guidance branch each.
+            Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
+        time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
+        split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
+            device. By default found by counting costs.
+        bridge: k: of k steps after the warm-up one is computed, the others are forecast; on one device too. By
+            default 1.
+        target_speedup: A modelled speed-up: as many steps are bridged as it takes. In place of bridge.
+        max_error: The guard: where forecasts are off by more than this, relative to their size, more is computed;
+            0.05 for instance.
+        cooldown: Ordinary steps at the end. By default 2 with a method that forecasts, else 0.
+        resync_every: After the warm-up, every so manieth step is an ordinary one. By default none is.
+        method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
+            or paper, what they made last, much farther from the ordinary picture.
+        executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
+            distributed under torchrun, or where a process group is.
+        timeout: Seconds after which waiting for another rank is an error.
 
     Attributes:
         settings: the arguments, as one record.

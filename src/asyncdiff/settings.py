@@ -39,7 +39,11 @@ class Settings:
         None, "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.", least=1
     )
     stride: int = _setting(1, "S, noise predictions that one parallel round yields: 2 is faster, less exact.", least=1)
-    warmup: int = _setting(3, "w, ordinary steps at first: more is slower and closer to the ordinary picture.", least=1)
+    warmup: int = _setting(
+        3,
+        "w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1) divisible by S.",
+        least=1,
+    )
     guidance: int | None = _setting(
         None,
         "G, groups of devices that share out every step: parts of the batch, or a guidance branch each. Exact. "

@@ -1,0 +1,136 @@
+"""A setting's name, default, check and help text stand in one place; all that shows settings says the same."""
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncdiff import AsyncDiff, ConfigurationError, Method, SplitError
+from asyncdiff.commands.evaluate import evaluate
+from asyncdiff.commands.generate import generate
+from asyncdiff.settings import Knob, Settings, in_options, knobs
+
+README = Path(__file__).parents[1] / "README.md"
+KNOBS = {knob.name: knob for knob in knobs()}
+
+
+def plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def row(knob: Knob) -> str:
+    default = "–" if knob.default is None else f"`{knob.default!r}`"
+    return f"| `{knob.name}` | {knob.help} | {default} |"
+
+
+def table() -> str:
+    head = "| setting | meaning | default |\n| --- | --- | --- |\n"
+    return head + "\n".join(map(row, KNOBS.values()))
+
+
+def test_asyncdiff_takes_every_setting_with_its_default() -> None:
+    _, *taken = inspect.signature(AsyncDiff).parameters.values()
+    assert [(one.name, one.default) for one in taken] == [(knob.name, knob.default) for knob in KNOBS.values()]
+    annotations = {own.name: own.type for own in dataclasses.fields(Settings)}
+    assert {one.name: one.annotation for one in taken} == annotations
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_its_documentation_says_what_they_mean(name: str) -> None:
+    assert plain(f"{name}: {KNOBS[name].help}") in plain(AsyncDiff.__doc__ or "")
+
+
+def test_the_readme_has_a_table_of_them() -> None:
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"<!-- settings -->\n(.*?)\n?<!-- /settings -->", text, re.DOTALL)
+    assert found is not None
+    assert found[1] == table(), f"between the two comments in README.md must stand:\n{table()}"
+
+
+@pytest.mark.parametrize("command", [generate, evaluate])
+def test_the_commands_have_an_option_for_each(command: Any) -> None:
+    taken = inspect.signature(command).parameters
+    for knob in KNOBS.values():
+        if knob.name in ("split", "executor"):  # a list of lists; and each command decides where its ranks run
+            continue
+        parameter = taken[knob.option.replace("-", "_")]
+        (option,) = parameter.annotation.__metadata__
+        assert (option.default, option.help, option.min) == (f"--{knob.option}", knob.help, knob.least)
+        assert parameter.default == knob.default
+
+
+def test_asyncdiff_passes_on_what_it_is_given() -> None:
+    wanted = {
+        "components": 3,
+        "stride": 2,
+        "warmup": 5,
+        "guidance": 2,
+        "time_shift": True,
+        "split": [["a"], ["b"], ["c"]],
+        "bridge": 2,
+        "max_error": 0.5,
+        "cooldown": 1,
+        "resync_every": 4,
+        "method": Method("linear"),
+        "executor": "local",
+        "timeout": 7.0,
+    }
+    seen = []
+
+    class StopError(Exception):
+        pass
+
+    def refuse(pipe: Any) -> Any:
+        raise StopError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("asyncdiff.api.find_denoisers", refuse)
+        patch.setattr("asyncdiff.api.Settings", lambda *given: seen.append(Settings(*given)))
+        for given in (wanted, {"target_speedup": 2.5}):
+            with pytest.raises(StopError):
+                AsyncDiff(None, **given)  # type: ignore[arg-type]
+    assert seen == [Settings(**wanted), Settings(target_speedup=2.5)]  # type: ignore[arg-type]
+    assert wanted.keys() | {"target_speedup"} == KNOBS.keys(), "a setting that this test does not give"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"components": 0}, "components must be a whole number of at least 1, not 0"),
+        ({"stride": True}, "stride must be a whole number of at least 1, not True"),
+        ({"warmup": None}, "warmup must be a whole number of at least 1, not None"),
+        ({"guidance": 1.5}, "guidance must be a whole number of at least 1, not 1.5"),
+        ({"bridge": 0}, "bridge must be a whole number of at least 1, not 0"),
+        ({"cooldown": -1}, "cooldown must be a whole number of at least 0, not -1"),
+        ({"resync_every": "2"}, "resync_every must be a whole number of at least 1, not '2'"),
+        ({"time_shift": 1}, "time_shift must be True or False, not 1"),
+        ({"target_speedup": "fast"}, "target_speedup must be a number above 0, not 'fast'"),
+        ({"max_error": float("nan")}, "max_error must be a number above 0, not nan"),
+        ({"timeout": float("inf")}, "timeout must be a finite number, not inf"),
+        ({"method": "magic"}, "method must be 'paper' or 'forecast' or a Method, not 'magic'"),
+        ({"executor": "threads"}, "executor must be 'auto', 'local' or 'distributed', not 'threads'"),
+        ({"bridge": 2, "target_speedup": 2.0}, "give one of them"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        Settings(**wrong)
+
+
+def test_a_split_tells_the_number_of_components() -> None:
+    assert Settings(split=[["a"], ["b"]]).told_components == 2
+    with pytest.raises(SplitError, match="has 1 lists of module names, but components=2"):
+        Settings(components=2, split=[["a"]])
+    with pytest.raises(SplitError, match="is a list of at least one module name"):
+        Settings(split=["a", ["b"]])
+
+
+def test_sentences_are_said_in_the_words_of_the_command_line() -> None:
+    sentence = "bridge and target_speedup both say it; guidance=2, resync_every"
+    assert (
+        in_options(sentence, "--") == "--bridge and --target-speedup both say it; --guidance-devices=2, --resync-every"
+    )
