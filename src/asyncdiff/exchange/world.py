@@ -1,5 +1,6 @@
 """All ranks of a run: who takes part, before it is known in which teams they exchange."""
 
+import atexit
 import logging
 import os
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ class DistributedWorld:
         self._timeout = timeout
         self._is_closed = False
         self._has_started = _join(device, timeout)
+        # A script may end without disable(): a group whose threads still run then aborts the interpreter.
+        atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         group: dist.ProcessGroup | None = None
         try:
@@ -117,6 +120,7 @@ class DistributedWorld:
             logger.info("rank %d: destroying the process group that this run started", self.rank)
             dist.destroy_process_group()
         self._has_started = False
+        atexit.unregister(self._leave)
 
 
 def is_launched() -> bool:

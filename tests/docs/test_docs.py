@@ -1,0 +1,230 @@
+"""Every code block and every command of the docs runs as it stands there; every path and link leads somewhere."""
+
+import contextlib
+import io
+import itertools
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from PIL import Image
+from sybil.document import Document
+from sybil.parsers.markdown import CodeBlockParser
+from typer.testing import CliRunner
+
+from asyncdiff import load_demo
+from asyncdiff.commands.app import app
+from asyncdiff.demo import prompt_agreement
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+        ROOT / "src/asyncdiff/checkpoints/README.md",
+        *ROOT.glob("docs/*.md"),
+    ]
+)
+STAND_IN = Path(__file__).with_name("stand_in.py")
+SCRIPTS = Path(sys.executable).parent
+SECONDS = 300
+
+# The rest is made by a person: what is shown, not run.
+LANGUAGES = {"python", "bash", ""}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of one language on a page."""
+    parser = CodeBlockParser(language, evaluator=lambda example: None)
+    return [str(example.parsed) for example in Document.parse(str(page), parser).examples()]
+
+
+def every_python_block() -> list[Any]:
+    return [
+        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+        for page in PAGES
+        for number, text in enumerate(blocks(page, "python"))
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    """The commands in a page's code blocks."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    bare = (re.sub(r"\s+#.*|^#.*", "", line).strip() for line in lines)
+    return [" ".join(command.split()) for command in bare if command]
+
+
+def mentions(page: Path) -> list[str]:
+    """The commands in a page's text, which may be told without all that they need."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return re.findall(r"`((?:make|asyncdiff|pip install|python -m (?:benchmarks|training)[\w.]*)(?: [^`\n]+)?)`", text)
+
+
+EVERY_COMMAND = sorted({command for page in PAGES for command in commands(page)})
+EVERY_MENTION = sorted({mention for page in PAGES for mention in mentions(page)} - {*EVERY_COMMAND, "asyncdiff"})
+TORCHRUN = re.compile(r"torchrun --nproc-per-node=(\d+) script\.py")
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(every_python_block()) >= 1
+    assert "asyncdiff models" in EVERY_MENTION
+    assert {"make demo", "make test", "torchrun --nproc-per-node=2 script.py", "asyncdiff evaluate"} <= {*EVERY_COMMAND}
+    for page in PAGES:
+        fences = re.findall(r"^```(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert {*fences} <= LANGUAGES, f"{page.name} has blocks that nobody runs"
+
+
+def run_block(text: str, demo: str, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a block under torchrun, as a script."""
+    script = folder / "script.py"
+    script.write_text(text, encoding="utf-8")
+    options = [f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    options += ["--local-addr=localhost"]  # several tests may run at the same time
+    command = [str(SCRIPTS / "torchrun"), *options, str(STAND_IN), str(script), demo, str(folder)]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+
+
+def environment() -> dict[str, str]:
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**found, "PATH": f"{SCRIPTS}{os.pathsep}{found['PATH']}", "COLUMNS": "200"}
+
+
+WORLDS = [
+    (2, "unet"),
+    (4, "dit"),
+    *(pytest.param(ranks, demo, marks=pytest.mark.whole) for ranks, demo in ((4, "unet"), (2, "dit"), (3, "unet"))),
+]
+
+
+@pytest.mark.parametrize(("ranks", "demo"), WORLDS)
+@pytest.mark.parametrize("text", every_python_block())
+def test_python_under_torchrun(text: str, ranks: int, demo: str, tmp_path: Path) -> None:
+    """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
+    done = run_block(text, demo, ranks, tmp_path)
+    assert done.returncode == 0, done.stderr
+    calls = [[(tmp_path / f"rank{rank}-{call}.png").read_bytes() for rank in range(ranks)] for call in (0, 1)]
+    for pictures in calls:
+        assert len({*pictures}) == 1, "the ranks' pictures differ"
+    assert calls[0] != calls[1]
+    images = [Image.open(tmp_path / f"rank0-{call}.png") for call in (0, 1)]
+    assert prompt_agreement(images, ["a red apple"] * 2) == 100
+    _check_noise(done, ranks)
+
+
+def _check_noise(done: subprocess.CompletedProcess[str], ranks: int) -> None:
+    """One bar for each call, one report, and nothing else."""
+    # The one thing that diffusers itself says on a machine without torchvision, when it is imported.
+    said = [line for line in done.stderr.splitlines() if "requires torchvision" not in line]
+    drawn = said
+    bars = [line for line in drawn if re.match(r"\s*\d+%\|", line)]
+    assert [line for line in drawn if line.strip() and line not in bars] == []
+    assert [sum(f"| 0/{steps} [" in line for line in bars) for steps in (50, 12)] == [1, 1], done.stderr
+    assert done.stdout.count("executor distributed") == 1
+    assert f"rank 0 of {ranks}" in done.stdout
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name, its options and its values; what would draw, or measure for hours, is cut short."""
+    if command.startswith("asyncdiff "):
+        _prepare(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        _cut_short(monkeypatch)
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, result.output
+    elif command.startswith("torchrun "):
+        assert TORCHRUN.fullmatch(command), "only scripts made of the page's own code block can be run"
+    else:
+        _check_mention(command, monkeypatch)
+
+
+@pytest.mark.parametrize("mention", EVERY_MENTION)
+def test_a_mention_is_of_something(mention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _check_mention(mention, monkeypatch)
+
+
+def _check_mention(mention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether there is such a command, with such options."""
+    name, *arguments = shlex.split(mention)
+    if name == "make":
+        done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+    elif name == "asyncdiff":
+        shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "300"})
+        assert shown.exit_code == 0
+        assert [word for word in arguments if word.startswith("--") and word not in shown.output] == []
+    elif name == "python":
+        _check_module(arguments, monkeypatch)
+    elif name == "pip":
+        extra = re.fullmatch(r"asyncdiff\[(\w+)\]", arguments[1])
+        assert extra and re.search(rf"^{extra[1]} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    else:
+        raise AssertionError(f"nobody knows how to try {mention!r}")
+
+
+def _prepare(folder: Path) -> None:
+    """What the commands of the docs take for granted."""
+    (folder / "prompts.txt").write_text("rocket\nred apple\n", encoding="utf-8")
+    pipeline = folder / "my-pipeline"
+    pipeline.mkdir()
+    (pipeline / "model_index.json").write_text("{}", encoding="utf-8")
+
+
+def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the commands come as far as the work itself."""
+
+    def done(*given: Any, **named: Any) -> Any:
+        raise typer.Exit(0)
+
+    for place in ("generate.launch", "evaluate._draw_locally", "evaluate.draw_on_processes", "models.matrix.examine"):
+        monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
+    monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
+
+
+def _check_module(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of this repository that has the options."""
+    flag, module, *given = arguments
+    assert flag == "-m"
+    options = [word for word in given if word.startswith("--")]
+    words = list(itertools.takewhile(lambda word: not word.startswith("--"), given))
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setattr(sys, "argv", [module, *words, "--help"])
+    with contextlib.redirect_stdout(io.StringIO()) as written, pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code in (0, None)
+    assert [option for option in options if option not in written.getvalue()] == []
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("command", [command for command in EVERY_COMMAND if command.startswith("asyncdiff ")])
+def test_a_command_runs(command: str, tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    load_demo("unet").save_pretrained(tmp_path / "my-pipeline")
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), shell=True, capture_output=True, text=True, timeout=3600
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.whole
+def test_the_demo_is_drawn(tmp_path: Path) -> None:
+    done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    command = next(line for line in done.stdout.splitlines() if "generate" in line)
+    shown = command.replace(".venv/bin/", f"{SCRIPTS}/")
+    assert subprocess.run(shown, cwd=tmp_path, env=environment(), shell=True, timeout=SECONDS).returncode == 0
+    assert Image.open(tmp_path / "out.png").width > 512
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    paths = re.findall(r"`((?:tests|docs|src|benchmarks|training|demo_models)/[\w./-]+)`", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
