@@ -23,11 +23,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: environment ## a picture from a prompt on two processes, beside the sequential one
 	$(BIN)/asyncdiff generate "rocket" --components 2 --steps 50 --seed 0 --out out.png --compare
 
+# Every process has one thread; a test keeps its place in its module, so that fixtures are made once.
+PARALLEL := -n 2 --dist worksteal
+
 test: environment ## the tests (no GPU, no network, two cores)
-	$(BIN)/python -m pytest -m "not whole"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not whole"
 
 test-all: environment ## these and the whole matrices of denoisers and pipelines (an hour)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 models: environment ## docs/models.md: which denoiser classes of the installed diffusers work (ten minutes)
 	$(BIN)/asyncdiff models --markdown docs/models.md

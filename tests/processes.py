@@ -1,8 +1,14 @@
-"""Run a function on several ranks: processes with one thread each, failures brought home, a limit on every wait."""
+"""Run a function on several ranks: processes with one thread each, failures brought home, a limit on every wait.
 
+Ranks that share a process group stay for the next call with as many of them, until one of them fails.
+"""
+
+import atexit
 import io
 import multiprocessing
 import os
+import pickle
+import socket
 import tempfile
 import time
 import traceback
@@ -15,7 +21,17 @@ import torch
 import torch.distributed as dist
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+def preload_forkserver() -> None:
+    """Let the server from which processes are forked have everything imported; it starts when it is first needed."""
+    _CONTEXT.set_forkserver_preload(["tests.preloaded"])
+
+
+preload_forkserver()
+
+_GROUP_TIMEOUT = timedelta(seconds=60)
+_SECONDS_TO_END = 5
 
 
 class RankError(Exception):
@@ -27,82 +43,119 @@ def run_ranks(
 ) -> list[Any]:
     """Call `function(rank, *args)` on `world_size` ranks and return what each returned.
 
-    With `joined` a gloo process group exists when the function is called; without, only the
-    environment that torchrun would set. A rank that dies leaves a RankError in its place; so does
-    one that is not done within `limit` seconds. Raises the first RankError if `joined`.
+    With `joined` a gloo process group exists when the function is called, and the ranks are standing ones: what it
+    leaves in them, the next function finds. Without, the ranks are new ones that have only the environment that
+    torchrun would set, and they end afterwards. A rank that dies leaves a RankError in its place; so does one that is
+    not done within `limit` seconds. Raises the first RankError if `joined`.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        pairs = [_CONTEXT.Pipe(duplex=False) for _ in range(world_size)]
-        workers = [
-            _CONTEXT.Process(
-                target=_work, args=(rank, world_size, f"{folder}/store", pairs[rank][1], function, args, joined)
-            )
-            for rank in range(world_size)
-        ]
-        for worker in workers:
-            worker.start()
-        for _, sender in pairs:
-            sender.close()
-        results = _collect([receiver for receiver, _ in pairs], limit)
-        for worker in workers:
-            worker.join(timeout=5)
-            if worker.is_alive():
-                worker.kill()
-                worker.join()
-    if joined:
-        for result in results:
-            if isinstance(result, RankError):
-                raise result
+    if not joined:
+        ranks = _Ranks(world_size, joined=False)
+        try:
+            return ranks.call(function, args, limit)
+        finally:
+            ranks.end()
+    ranks = _standing.pop(world_size, None) or _Ranks(world_size, joined=True)
+    try:
+        results = ranks.call(function, args, limit)
+        failures = [result for result in results if isinstance(result, RankError)]
+        if failures:
+            raise failures[0]
+    except BaseException:
+        ranks.end()  # what failed may have left messages under way: the next function gets others
+        raise
+    _standing[world_size] = ranks
     return results
 
 
-def _collect(receivers: list[Connection], limit: float) -> list[Any]:
+class _Ranks:
+    """Processes that call functions until they are told to end."""
+
+    def __init__(self, world_size: int, joined: bool) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._connections: list[Connection] = []
+        self._workers = []
+        store = f"{self._folder.name}/store" if joined else None
+        for rank in range(world_size):
+            own, theirs = _CONTEXT.Pipe()
+            worker = _CONTEXT.Process(target=_serve, args=(rank, world_size, theirs, port, store), daemon=True)
+            worker.start()
+            theirs.close()
+            self._connections.append(own)
+            self._workers.append(worker)
+
+    def call(self, function: Callable[..., Any], args: tuple[Any, ...], limit: float) -> list[Any]:
+        task = pickle.dumps((function, args))
+        for connection in self._connections:
+            connection.send_bytes(task)
+        return _collect(self._connections, limit)
+
+    def end(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        end = time.monotonic() + _SECONDS_TO_END
+        for worker in self._workers:
+            worker.join(timeout=max(0.0, end - time.monotonic()))
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        self._folder.cleanup()
+
+
+_standing: dict[int, _Ranks] = {}
+
+
+@atexit.register
+def _end_all() -> None:
+    while _standing:
+        _standing.popitem()[1].end()
+
+
+def _collect(connections: list[Connection], limit: float) -> list[Any]:
     end = time.monotonic() + limit
-    results: list[Any] = [RankError(f"rank {rank} was not done in {limit:g} s") for rank in range(len(receivers))]
-    open_ends = dict(zip(receivers, range(len(receivers)), strict=True))
+    results: list[Any] = [RankError(f"rank {rank} was not done in {limit:g} s") for rank in range(len(connections))]
+    open_ends = dict(zip(connections, range(len(connections)), strict=True))
     while open_ends and time.monotonic() < end:
-        for receiver in wait(list(open_ends), timeout=end - time.monotonic()):
-            rank = open_ends.pop(receiver)  # type: ignore[call-overload]
+        for connection in wait(list(open_ends), timeout=end - time.monotonic()):
+            rank = open_ends.pop(connection)  # type: ignore[call-overload]
             try:
                 # Bytes, not shared memory: the rank may be gone before its tensors are read.
-                done, value = torch.load(io.BytesIO(receiver.recv_bytes()), weights_only=False)  # type: ignore[union-attr]
+                done, value = torch.load(io.BytesIO(connection.recv_bytes()), weights_only=False)  # type: ignore[union-attr]
                 results[rank] = value if done else RankError(f"rank {rank}:\n{value}")
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 results[rank] = RankError(f"rank {rank} died")
     return results
 
 
-def _send(sender: Connection, done: bool, value: Any) -> None:
+def _send(connection: Connection, done: bool, value: Any) -> None:
     buffer = io.BytesIO()
     torch.save((done, value), buffer)
-    sender.send_bytes(buffer.getvalue())
+    connection.send_bytes(buffer.getvalue())
 
 
-def _work(
-    rank: int,
-    world_size: int,
-    store: str,
-    sender: Connection,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-    joined: bool,
-) -> None:
+def _serve(rank: int, world_size: int, connection: Connection, port: int, store: str | None) -> None:
     torch.set_num_threads(1)
-    port = 20000 + os.getppid() % 20000
+    random_state = torch.get_rng_state()
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
-        if joined:
-            dist.init_process_group(
-                "gloo",
-                init_method=f"file://{store}",
-                rank=rank,
-                world_size=world_size,
-                timeout=timedelta(seconds=60),
-            )
-        _send(sender, True, function(rank, *args))
-    except BaseException:  # noqa: BLE001 (a failure of any kind is brought home and told there)
-        _send(sender, False, traceback.format_exc())
+        while True:
+            try:
+                task = connection.recv_bytes()
+            except EOFError:
+                return
+            try:
+                if store is not None and not dist.is_initialized():
+                    dist.init_process_group(
+                        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=_GROUP_TIMEOUT
+                    )
+                torch.set_rng_state(random_state)  # that of a new process
+                function, args = pickle.loads(task)
+                _send(connection, True, function(rank, *args))
+            except BaseException:  # noqa: BLE001 (a failure of any kind is brought home and told there)
+                _send(connection, False, traceback.format_exc())
     finally:
-        if joined and dist.is_initialized():
+        if store is not None and dist.is_initialized():
             dist.destroy_process_group()

@@ -1,9 +1,9 @@
 """The untouched pipeline reproduces the goldens' sequential run: what the other goldens are compared on is sound."""
 
 import pytest
-from golden import STEPS, golden_latents, golden_pipeline, golden_sequential, golden_split
 
 from tests.comparison import relative_error
+from tests.golden import STEPS, golden_latents, golden_pipeline, golden_sequential, golden_split
 
 
 def test_untouched_pipeline_reproduces_sequential_latents() -> None:
