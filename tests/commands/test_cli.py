@@ -1,23 +1,25 @@
-"""The command line, from outside: processes, exit codes, pictures; and the measures of likeness by hand."""
+"""The command line: processes, exit codes, pictures."""
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher.api import LaunchConfig
+from typer.testing import CliRunner, Result
 
 import asyncdiff
 from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
-from asyncdiff.evaluation.compare import psnr, side_by_side, ssim
+from tests.processes import preload_forkserver
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.commands.app import main; main()"]
 LIMIT = 150  # seconds: far more than a run takes, far less than a hang
@@ -42,38 +44,55 @@ def processes_of_session(session: int) -> list[int]:
     return found
 
 
-def test_generate_compares_two_processes_with_one(tmp_path: Path) -> None:
+@pytest.fixture
+def run_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command in this process. Those that it starts have all imports behind them; they print into files."""
+
+    def forking(**given: Any) -> LaunchConfig:
+        logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ERR)
+        return LaunchConfig(**given | {"start_method": "forkserver", "logs_specs": logs})
+
+    preload_forkserver()
+    monkeypatch.setattr("asyncdiff.launch.LaunchConfig", forking)
+    return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def bars(folder: Path, rank: int, end: str) -> int:
+    """How many progress bars a rank has drawn to their end."""
+    return sum(path.read_text().count(end) for path in folder.glob(f"logs/**/{rank}/stderr.log"))
+
+
+def test_generate_compares_two_processes_with_one(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
     out = tmp_path / "out.png"
-    done = run_command(
-        "generate",
-        "rocket",
-        "--components",
-        "2",
-        "--steps",
-        "8",
-        "--warmup",
-        "2",
-        "--compare",
-        "--out",
-        str(out),
-    )
-    assert done.returncode == 0, done.stderr
+    settings = ["--components", "2", "--steps", "8", "--warmup", "2"]
+    done = run_forked("generate", "rocket", *settings, "--compare", "--out", str(out))
+    assert done.exit_code == 0, done.stderr
     with Image.open(out) as picture:
         assert picture.width > 2 * 256 and picture.height > 256
     for words in ("seconds of the pipeline call", "speed-up", "PSNR", "SSIM", "4 parallel rounds", "rank 0 of 2"):
         assert words in done.stdout
     row = next(line for line in done.stdout.splitlines() if "seconds of the pipeline call" in line)
     assert all(float(cell) > 0 for cell in row.split("│")[2:4])
-    assert done.stderr.count("8/8") == 2  # one bar for each of the two runs, none for the second rank
+    assert (bars(tmp_path, 0, "8/8"), bars(tmp_path, 1, "8/8")) == (2, 0)  # one for each run, none of the second rank
 
 
-def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path) -> None:
+def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
     out = tmp_path / "out.png"
-    done = run_command("generate", "rocket", "--devices", "2", "--steps", "4", "--warmup", "2", "--out", str(out))
-    assert done.returncode == 0, done.stderr
+    done = run_forked("generate", "rocket", "--devices", "2", "--steps", "4", "--warmup", "2", "--out", str(out))
+    assert done.exit_code == 0, done.stderr
     assert out.is_file()
     for words in ("asyncdiff G=2 N=1 S=1 w=2", "rank 0 of 2", "4 calls divided along the batch", "on 2 devices"):
         assert words in done.stdout
+
+
+@pytest.mark.whole
+def test_generate_from_outside(tmp_path: Path) -> None:
+    """As users start it, everything imported anew."""
+    out = tmp_path / "out.png"
+    done = run_command("generate", "rocket", "--components", "2", "--steps", "8", "--compare", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert out.is_file()
+    assert done.stderr.count("8/8") == 2  # one bar for each of the two runs, none for the second rank
 
 
 @pytest.mark.parametrize(
@@ -102,9 +121,9 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     assert sentence in result.stderr
 
 
-def test_a_failing_worker_ends_the_run_with_its_traceback(tmp_path: Path) -> None:
-    done = run_command("generate", "rocket", "--devices", "2", "--model", str(tmp_path))
-    assert done.returncode == WORKER_FAILED
+def test_a_failing_worker_ends_the_run_with_its_traceback(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
+    done = run_forked("generate", "rocket", "--devices", "2", "--model", str(tmp_path))
+    assert done.exit_code == WORKER_FAILED
     assert "it has no model_index.json" in done.stderr
     assert "Traceback" in done.stderr and "load_pipeline" in done.stderr
 
@@ -162,54 +181,3 @@ def test_inspect_names_what_cannot_be_loaded(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["inspect", "--model", str(tmp_path)])
     assert result.exit_code == WORKER_FAILED
     assert "no model_index.json" in result.stderr.replace("\n", "")
-
-
-def test_identical_pictures() -> None:
-    picture = np.random.default_rng(0).random((20, 30, 3))
-    assert psnr(picture, picture) == math.inf
-    assert ssim(picture, picture) == pytest.approx(1)
-
-
-def test_a_constant_offset() -> None:
-    dark, light = np.full((16, 16, 3), 0.25), np.full((16, 16, 3), 0.75)
-    assert psnr(dark, light) == pytest.approx(20 * math.log10(1 / 0.5))
-    c1 = 0.01**2  # without variance only the luminance term is left
-    assert ssim(dark, light) == pytest.approx((2 * 0.25 * 0.75 + c1) / (0.25**2 + 0.75**2 + c1))
-
-
-def test_ssim_is_the_papers_formula() -> None:
-    generator = np.random.default_rng(1)
-    first = generator.random((17, 14, 3))
-    second = np.clip(first + 0.2 * generator.standard_normal(first.shape), 0, 1)
-    y, x = np.mgrid[-5:6, -5:6]
-    weights = np.exp(-(x**2 + y**2) / (2 * 1.5**2))
-    weights /= weights.sum()
-    values = []
-    for channel in range(3):
-        for top in range(17 - 10):
-            for left in range(14 - 10):
-                window = np.s_[top : top + 11, left : left + 11, channel]
-                a, b = first[window], second[window]
-                mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
-                variance_a = (weights * (a - mean_a) ** 2).sum()
-                variance_b = (weights * (b - mean_b) ** 2).sum()
-                covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
-                luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a**2 + mean_b**2 + 0.01**2)
-                structure = (2 * covariance + 0.03**2) / (variance_a + variance_b + 0.03**2)
-                values.append(luminance * structure)
-    assert ssim(first, second) == pytest.approx(np.mean(values), abs=1e-9)
-
-
-def test_pictures_that_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match="differ in size"):
-        psnr(np.zeros((16, 16, 3)), np.zeros((16, 17, 3)))
-    with pytest.raises(ValueError, match="at least 11x11"):
-        ssim(np.zeros((16, 8, 3)), np.zeros((16, 8, 3)))
-
-
-def test_small_pictures_are_enlarged_side_by_side() -> None:
-    red, blue = Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 64), "blue")
-    sheet = side_by_side([red, blue], ["sequential", "asyncdiff"])
-    assert sheet.getpixel((sheet.width // 4, 100)) == (255, 0, 0)
-    assert sheet.getpixel((3 * sheet.width // 4, 100)) == (0, 0, 255)
-    assert sheet.width > 512 and sheet.height > 256

@@ -1,60 +1,18 @@
 """`AsyncDiff(pipe)` alone: the devices are shared out exactly where that is possible, and by components where not."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
-from asyncdiff.plan.choice import choose_groups
 from tests.comparison import relative_error
 from tests.processes import RankError, run_ranks
 from tests.runtime.test_guidance import Pipeline
 from tests.tiny import PIPELINES, run
 
 STEPS = 8
-
-
-@given(st.integers(1, 16), st.integers(1, 4), st.integers(1, 16), st.booleans())
-def test_groups_fit(world_size: int, stride: int, batch: int, has_branches: bool) -> None:
-    groups = choose_groups(world_size, stride, batch, has_branches)
-    assert world_size % groups == 0
-    assert groups == 1 or world_size // groups >= stride
-    fitting = [g for g in range(2, world_size + 1) if not world_size % g and world_size // g >= stride]
-    if batch > 1:
-        # Each group computes so many members, some of which may be other groups' too.
-        used = {g: batch / (g * math.ceil(batch / g)) for g in fitting}
-        chosen = max((g for g in fitting if used[g] >= (1 if has_branches else 0.75)), default=1)
-        assert groups == (2 if chosen == 1 and has_branches and 2 in fitting else chosen)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "stride", "batch", "has_branches", "groups"),
-    [
-        (1, 1, 2, True, 1),
-        (2, 1, 2, True, 2),  # both branches in one batch
-        (4, 1, 2, True, 2),
-        (8, 1, 2, True, 2),
-        (4, 1, 4, True, 4),  # of two pictures
-        (4, 1, 4, False, 4),  # of four
-        (3, 1, 2, True, 1),
-        (2, 1, 3, True, 2),  # three branches in a batch, or two calls for three pictures
-        (2, 1, 3, False, 2),  # both compute two of three pictures
-        (4, 1, 3, False, 4),
-        (4, 1, 3, True, 2),
-        (8, 1, 5, False, 2),  # more would be used too little
-        (8, 1, 3, False, 4),
-        (2, 1, 1, True, 2),  # a call for each branch
-        (2, 1, 1, False, 1),
-        (2, 2, 2, True, 1),  # a group is too small for the stride
-    ],
-)
-def test_choices(world_size: int, stride: int, batch: int, has_branches: bool, groups: int) -> None:
-    assert choose_groups(world_size, stride, batch, has_branches) == groups
 
 
 def _generate_three_times(tiny: str, unguided: dict[str, Any], executor: Any) -> list[tuple[int, int, Tensor]]:

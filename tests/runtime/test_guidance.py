@@ -1,25 +1,18 @@
 """Calls shared out among groups of devices: the numbers of the same division on one device, however they are run."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ConfigurationError
 from asyncdiff.call import Call
-from asyncdiff.errors import ExchangeError
 from asyncdiff.hooks import intercept_call
-from asyncdiff.plan.mesh import Mesh
-from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
-from asyncdiff.runtime.batch import BatchRule, batch_rules, has_form_of_part, is_same_but_for_rounding, join
-from asyncdiff.runtime.deferred import DeferredTensor, Settlement, deferred, settled
+from asyncdiff.runtime.batch import BatchRule, join
 from tests.comparison import relative_error
 from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
@@ -360,144 +353,3 @@ def _different_inputs(rank: int) -> None:
 def test_groups_with_different_inputs() -> None:
     with pytest.raises(RankError, match=r"RankMismatchError.*inputs of the denoiser 'transformer' of rank 1"):
         run_ranks(2, _different_inputs)
-
-
-@given(st.integers(1, 5), st.integers(1, 5))
-def test_mesh(guidance: int, component: int) -> None:
-    mesh = Mesh(guidance, component)
-    assert sorted(rank for group in mesh.groups() for rank in group) == list(range(mesh.world_size))
-    for rank in range(mesh.world_size):
-        group, place = mesh.coordinates(rank)
-        assert mesh.groups()[group][place] == mesh.counterparts()[place][group] == rank
-
-
-@given(st.integers(1, 5), st.integers(2, 12), st.integers(1, 3))
-def test_parts_of_a_batch_put_together_are_the_whole(parts: int, batch: int, frames: int) -> None:
-    arguments = {
-        "sample": torch.randn(batch, 3),
-        "timestep": torch.tensor([5.0]),
-        "frames": (torch.randn(batch * frames, 2), None, 7),
-        "sizes": [[("a", number)] for number in range(batch)],
-        "shared": torch.randn(batch * 4 + 1, 2),
-        "scale": 0.5,
-    }
-    rules = batch_rules(arguments["sample"], arguments)
-    assert rules
-    for rule in rules:
-        divided = [rule.part(arguments, number, parts) for number in range(parts)]
-        assert {len(part["sample"]) for part in divided} == {math.ceil(batch / parts)}
-        for name in ("timestep", "shared", "scale"):
-            assert all(part[name] is arguments[name] for part in divided)
-        together = join([{name: part[name] for name in ("sample", "sizes")} for part in divided], batch)
-        assert torch.equal(together["sample"], arguments["sample"])
-        assert together["sizes"] == arguments["sizes"]
-        if frames in rule.ratios:
-            assert torch.equal(join([part["frames"][0] for part in divided], batch), arguments["frames"][0])
-
-
-def test_no_batch() -> None:
-    for main in (None, torch.zeros(()), torch.zeros(1, 2), [torch.zeros(2)]):
-        assert not batch_rules(main, [main])
-
-
-def test_a_list_with_a_tensor_for_each_member() -> None:
-    latents, words = [torch.randn(2, 3) for _ in range(4)], [torch.randn(length, 2) for length in (1, 2, 4, 4)]
-    (rule, *_) = batch_rules(latents, (latents, words))
-    divided = [rule.part((latents, words, torch.arange(4)), number, 2) for number in range(2)]
-    assert [len(part) for part in divided[1][:2]] == [2, 2]
-    assert divided[1][0][0] is latents[2] and divided[1][1][1] is words[3]
-    assert divided[1][2].tolist() == [2, 3]
-
-
-def test_results_that_cannot_be_of_a_part() -> None:
-    whole = (torch.zeros(4, 2), [torch.zeros(3)] * 4, None)
-    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 2))
-    assert has_form_of_part((torch.zeros(2, 2), [torch.zeros(3)] * 2, None), whole, Parts(4, 3))
-    for part in (
-        (torch.zeros(4, 2), [torch.zeros(3)] * 2, None),
-        (torch.zeros(2, 2), [torch.zeros(3)] * 3, None),
-        (torch.zeros(2, 2), [torch.zeros(2)] * 2, None),
-        (torch.zeros(2, 2).double(), [torch.zeros(3)] * 2, None),
-        (torch.zeros(2, 2), [torch.zeros(3)] * 2),
-    ):
-        assert not has_form_of_part(part, whole, Parts(4, 2))
-
-
-def test_one_wrong_member_is_not_lost_among_the_others() -> None:
-    expected = torch.cat([1e6 * torch.ones(1, 3), torch.ones(1, 3)])
-    assert is_same_but_for_rounding((expected * (1 + 1e-6),), (expected,))
-    assert not is_same_but_for_rounding((expected + 1e-2,), (expected,))
-    assert not is_same_but_for_rounding((expected * float("nan"),), (expected,))
-
-
-def waiting(values: Tensor) -> tuple[Tensor, list[str], Settlement]:
-    """A deferred tensor, and what was done to it."""
-    memory, done = torch.full_like(values, float("nan")), []
-
-    def settle() -> None:
-        done.append("settled")
-        memory.copy_(values)
-
-    settlement = Settlement(settle)
-    return deferred(memory, settlement), done, settlement
-
-
-@pytest.mark.parametrize(
-    "view",
-    [
-        lambda x: x[0],
-        lambda x: x[:, 1:],
-        lambda x: x.chunk(2)[1],
-        lambda x: x.unsqueeze(0).transpose(1, 2),
-        lambda x: x.to(torch.float32).float(),
-        lambda x: x.reshape(-1),
-        lambda x: x.T,
-    ],
-)
-def test_a_view_does_not_wait(view: Callable[[Tensor], Tensor]) -> None:
-    values = torch.arange(6.0).view(2, 3)
-    tensor, done, _ = waiting(values)
-    seen = view(tensor)
-    assert seen.shape == view(values).shape and seen.dtype == values.dtype and not done
-    result = seen + 0
-    assert done == ["settled"]
-    assert type(result) is Tensor and torch.equal(result, view(values))
-    assert torch.equal(tensor * 2, values * 2) and done == ["settled"]
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda x: x + 1,
-        lambda x: 1 - x,
-        lambda x: torch.cat([x, x]),
-        lambda x: x[[0, 1]],
-        lambda x: x.double(),
-        lambda x: x.T.reshape(-1),
-        lambda x: x.clone(),
-        lambda x: torch.from_numpy(x.numpy()),
-        lambda x: torch.tensor(x.tolist()),
-        lambda x: torch.stack(list(x)),
-        lambda x: torch.zeros(2, 3).copy_(x),
-        lambda x: x.mul_(2),
-        lambda x: settled({"a": [x]})["a"][0],
-    ],
-)
-def test_whatever_reads_waits(read: Callable[[Tensor], Tensor]) -> None:
-    values = torch.arange(6.0).view(2, 3)
-    tensor, done, _ = waiting(values)
-    found = read(tensor)
-    assert done == ["settled"]
-    assert torch.equal(found, read(values.clone()))
-    assert not isinstance(found, DeferredTensor)
-
-
-def test_what_will_never_come() -> None:
-    tensor, _, settlement = waiting(torch.ones(2))
-    settlement.drop()
-    with pytest.raises(ExchangeError, match="broken off"):
-        tensor.sum()
-    tensor, _, settlement = waiting(torch.ones(2))
-    settlement.settle()
-    settlement.drop()
-    assert tensor.sum() == 2
