@@ -1,6 +1,8 @@
 """The outputs of the reference implementation, reproduced by both executors."""
 
 import functools
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from tests.processes import run_ranks
 
 SETTINGS = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
 WARMUPS = [1, 3, 5, 12]
+# Of every division, with the shift and without; of some, more ordinary steps, and nothing else.
+QUICK = [(1, True), (3, False)]
+MORE = [(2, 1, 1, False), (2, 1, 5, True), (3, 2, 3, True), (3, 2, 5, False), (3, 2, 12, True)]
 TOLERANCE = 1e-4
 
 
@@ -38,27 +43,40 @@ def run(components: int, stride: int, warmup: int, time_shift: bool, executor: A
         return pipe(**inputs).images
 
 
-@pytest.mark.parametrize("time_shift", [False, True])
-@pytest.mark.parametrize("warmup", WARMUPS)
-@pytest.mark.parametrize(("components", "stride"), SETTINGS)
+def _local() -> Iterator[Any]:
+    for components, stride in SETTINGS:
+        for warmup, time_shift in itertools.product(WARMUPS, (False, True)):
+            case = components, stride, warmup, time_shift
+            is_quick = (warmup, time_shift) in QUICK or case in MORE
+            yield case if is_quick else pytest.param(*case, marks=pytest.mark.whole)
+
+
+@pytest.mark.parametrize(("components", "stride", "warmup", "time_shift"), _local())
 def test_local_executor(components: int, stride: int, warmup: int, time_shift: bool) -> None:
     found = run(components, stride, warmup, time_shift, "local")
     assert relative_error(found, golden_latents(components, stride, warmup, time_shift)) < TOLERANCE
 
 
-def _every_warmup(rank: int, components: int, stride: int) -> dict[tuple[int, bool], Tensor]:
-    return {
-        (warmup, time_shift): run(components, stride, warmup, time_shift, "distributed")
-        for warmup in WARMUPS
-        for time_shift in (False, True)
-    }
+def _in_turn(rank: int, components: int, stride: int, cases: list[tuple[int, bool]]) -> list[Tensor]:
+    return [run(components, stride, warmup, time_shift, "distributed") for warmup, time_shift in cases]
 
 
+@pytest.mark.parametrize(
+    "cases",
+    [
+        QUICK,
+        pytest.param(
+            [case for case in itertools.product(WARMUPS, (False, True)) if case not in QUICK],
+            marks=pytest.mark.whole,
+        ),
+    ],
+    ids=["quick", "others"],
+)
 @pytest.mark.parametrize(("components", "stride"), SETTINGS)
-def test_distributed_executor(components: int, stride: int) -> None:
+def test_distributed_executor(components: int, stride: int, cases: list[tuple[int, bool]]) -> None:
     world_size = components + stride - 1
-    for found in run_ranks(world_size, _every_warmup, components, stride):
-        for (warmup, time_shift), latents in found.items():
+    for found in run_ranks(world_size, _in_turn, components, stride, cases):
+        for (warmup, time_shift), latents in zip(cases, found, strict=True):
             assert relative_error(latents, golden_latents(components, stride, warmup, time_shift)) < TOLERANCE
 
 

@@ -44,6 +44,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", [pytest.param("sd15", marks=pytest.mark.whole), "flux"])
 def test_repeated_blocks_are_compiled_once(name: str) -> None:
     """Substitution stays outside the graphs: as many are compiled as without asyncdiff, and none breaks."""
     pipe = PIPELINES[name].build()
@@ -60,6 +61,7 @@ def test_repeated_blocks_are_compiled_once(name: str) -> None:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("name", ["sd15", pytest.param("flux", marks=pytest.mark.whole)])
 def test_compiled_between_two_calls(name: str) -> None:
     pipe = PIPELINES[name].build()
     expected = in_rounds(pipe, name)
@@ -134,8 +136,28 @@ def offload_leaves(pipe: DiffusionPipeline) -> None:
     pipe.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
 
 
-@pytest.mark.parametrize("offload", [offload_models, offload_blocks, offload_leaves])
-@pytest.mark.parametrize("attached_first", [False, True])
+@pytest.mark.parametrize(
+    ("name", "offload", "attached_first"),
+    [
+        ("sd15", offload_leaves, True),
+        ("flux", offload_models, True),
+        ("flux", offload_blocks, True),
+        ("flux", offload_leaves, False),
+        *(
+            pytest.param(name, offload, attached_first, marks=pytest.mark.whole)
+            for name, offload, attached_first in (
+                ("sd15", offload_leaves, False),
+                ("sd15", offload_models, False),
+                ("sd15", offload_models, True),
+                ("sd15", offload_blocks, False),
+                ("sd15", offload_blocks, True),
+                ("flux", offload_models, False),
+                ("flux", offload_blocks, False),
+                ("flux", offload_leaves, True),
+            )
+        ),
+    ],
+)
 def test_offloading(name: str, offload: Callable[[DiffusionPipeline], None], attached_first: bool) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()
@@ -206,7 +228,19 @@ def _check_quantized(name: str, quantize: Callable[[DiffusionPipeline], Diffusio
         assert torch.equal(run(pipe, tiny), found)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def pickled(pipe: DiffusionPipeline) -> DiffusionPipeline:
+    return pickle.loads(pickle.dumps(pipe))
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [
+        ("sd15", copy.deepcopy),
+        ("flux", pickled),
+        pytest.param("sd15", pickled, marks=pytest.mark.whole),
+        pytest.param("flux", copy.deepcopy, marks=pytest.mark.whole),
+    ],
+)
 def test_a_copy_of_an_attached_pipeline_is_a_plain_pipeline(name: str, copied: Callable[[Any], Any]) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()

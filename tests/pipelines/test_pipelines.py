@@ -21,45 +21,58 @@ from asyncdiff.report import Counts
 from asyncdiff.runtime.clock import find_schedulers
 from tests.comparison import relative_error
 from tests.processes import run_ranks
-from tests.tiny import EVERY, PIPELINES, TinyPipeline, run
+from tests.tiny import EVERY, PIPELINES, TinyPipeline, every, run
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_one_process(name: str) -> None:
     """w ≥ T is the sequential pipeline bit for bit; rounds change the result a little, and repeatably."""
+    _check_in_one_process(name, [(3, 2)] if 2 in PIPELINES[name].strides else [(2, 1), (3, 2)])
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", PIPELINES)
+def test_other_divisions_in_one_process(name: str) -> None:
+    _check_in_one_process(name, [(2, 1), (2, 2), (3, 1), (4, 1), (4, 2)])
+
+
+def _check_in_one_process(name: str, settings: list[tuple[int, int]]) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()
     sequential, streams = _run_and_watch(pipe, tiny)
     short = run(pipe, tiny, num_inference_steps=2)
-    for components in (2, 3, 4):
-        for stride in (1, 2):
+    for components, stride in settings:
+        with (
+            AsyncDiff(pipe, components, stride, warmup=99, executor="local", method="paper"),
+            pytest.warns(UserWarning, match="accelerates nothing"),
+        ):
+            assert torch.equal(run(pipe, tiny, num_inference_steps=2), short)
+        if stride not in tiny.strides:
             with (
-                AsyncDiff(pipe, components, stride, warmup=99, executor="local", method="paper"),
-                pytest.warns(UserWarning, match="accelerates nothing"),
+                AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper"),
+                pytest.raises(LabelError, match="use stride=1"),
             ):
-                assert torch.equal(run(pipe, tiny, num_inference_steps=2), short)
-            if stride not in tiny.strides:
-                with (
-                    AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper"),
-                    pytest.raises(LabelError, match="use stride=1"),
-                ):
-                    run(pipe, tiny, num_inference_steps=tiny.steps)
-                continue
-            with AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper") as async_diff:
-                found = run(pipe, tiny, num_inference_steps=tiny.steps)
-                reports = async_diff.report().denoisers
-                assert {report.name for report in reports} == streams.keys()
-                for report in reports:
-                    _check_counts(report.counts, streams[report.name])
-                assert torch.isfinite(found).all(), "a placeholder was read"
-                assert not torch.equal(found, sequential)
-                assert relative_error(found, sequential) < 1
-                if (components, stride) == (3, 2):
-                    assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), found)
+                run(pipe, tiny, num_inference_steps=tiny.steps)
+            continue
+        with AsyncDiff(pipe, components, stride, warmup=3, executor="local", method="paper") as async_diff:
+            found = run(pipe, tiny, num_inference_steps=tiny.steps)
+            reports = async_diff.report().denoisers
+            assert {report.name for report in reports} == streams.keys()
+            for report in reports:
+                _check_counts(report.counts, streams[report.name])
+            assert torch.isfinite(found).all(), "a placeholder was read"
+            assert not torch.equal(found, sequential)
+            assert relative_error(found, sequential) < 1
+            if (components, stride) == (3, 2):
+                assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), found)
     assert torch.equal(run(pipe, tiny, num_inference_steps=tiny.steps), sequential)
 
 
-@pytest.mark.parametrize("name", EVERY)
+# Skips, texts in one stream and in two, frames, views, two denoisers, calls for each branch.
+FORECAST = ("sd15", "sd3", "flux", "svd", "panorama", "wan22", "skyreels_forcing_long")
+
+
+@pytest.mark.parametrize("name", every(*FORECAST))
 def test_forecasts(name: str) -> None:
     """What is forecast is finite and the same in every run; the second step after the warm-up is bridged."""
     tiny = PIPELINES[name]
@@ -146,8 +159,8 @@ def _heard(kind: type, name: str, listener: Callable[[], None]) -> contextlib.Ab
     return mock.patch.object(kind, name, heard)
 
 
-def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[Tensor, Tensor, list[Tensor]]]:
-    """Final results of the distributed and of the one-process run, and the former's latents after every step."""
+def _apart(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[Tensor, list[Tensor]]]:
+    """Final results of the distributed run, and its latents after every step."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
     latents: list[Tensor] = []
@@ -163,24 +176,40 @@ def _both(rank: int, name: str, settings: list[tuple[int, int]]) -> list[tuple[T
         latents.clear()
         with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="distributed", timeout=60, method="paper"):
             apart = run(pipe, tiny, num_inference_steps=tiny.steps, **watched)
-        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local", method="paper"):
-            together = run(pipe, tiny, num_inference_steps=tiny.steps)
-        results.append((apart, together, list(latents) or [apart]))
+        results.append((apart, list(latents) or [apart]))
     return results
 
 
 def _check(world_size: int, name: str, settings: list[tuple[int, int]]) -> None:
-    everyone = run_ranks(world_size, _both, name, settings)
-    for number in range(len(settings)):
-        for apart, together, _ in (of_rank[number] for of_rank in everyone):
+    everyone = run_ranks(world_size, _apart, name, settings)
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    for number, (components, stride) in enumerate(settings):
+        with AsyncDiff(pipe, components, stride, warmup=1 + stride, executor="local", method="paper"):
+            together = run(pipe, tiny, num_inference_steps=tiny.steps)
+        for apart, _ in (of_rank[number] for of_rank in everyone):
             assert relative_error(apart, together) < 1e-5
-        first = everyone[0][number][2]
+        first = everyone[0][number][1]
         assert first
         for of_rank in everyone[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(of_rank[number][2], first, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(of_rank[number][1], first, strict=True))
 
 
-@pytest.mark.parametrize("name", EVERY)
+# What other tests let run on several processes (sd15, sdxl, sd3, flux, ...) is left out here.
+ON_TWO = (
+    "sd21",
+    "sdxl_controlnet",
+    "svd",
+    "animatediff",
+    "panorama",
+    "modular_sd3_skip_layers",
+    "wan22",
+    "framepack_true_cfg",
+    "skyreels_forcing_long",
+)
+
+
+@pytest.mark.parametrize("name", every(*ON_TWO))
 def test_two_processes(name: str) -> None:
     _check(
         2, name, [(components, stride) for components, stride in ((2, 1), (1, 2)) if stride in PIPELINES[name].strides]
@@ -192,6 +221,6 @@ def test_three_processes(name: str) -> None:
     _check(3, name, [(3, 1), (2, 2)])
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl", marks=pytest.mark.whole), "sd3"])
 def test_four_processes(name: str) -> None:
     _check(4, name, [(4, 1), (3, 2), (2, 3)])

@@ -189,7 +189,7 @@ def test_schedulers(family: str, name: str, stride: int) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sd3"])
+@pytest.mark.parametrize("family", [pytest.param("unet", marks=pytest.mark.whole), "sd3"])
 @pytest.mark.parametrize(
     ("stride", "warmup", "steps"), [(3, 1, 6), (3, 2, 9), (3, 4, 9), (4, 1, 4), (4, 3, 8), (4, 5, 7)]
 )
@@ -211,7 +211,7 @@ def cut_off(family: str, step: int = 4) -> Any:
 
 @ignore_short
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("family", ["unet", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["unet", pytest.param("sdxl", marks=pytest.mark.whole), "sd3"])
 def test_guidance_that_ends_part_way(family: str, stride: int) -> None:
     """The batch is halved then: what goes on has a warm-up of its own."""
     guided, _ = check(family, stride, 1 + stride, num_inference_steps=11)
@@ -221,8 +221,15 @@ def test_guidance_that_ends_part_way(family: str, stride: int) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sd3"])
-@pytest.mark.parametrize("scale", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("family", "scale"),
+    [
+        ("unet", 0.0),
+        ("sd3", 1.0),
+        pytest.param("unet", 1.0, marks=pytest.mark.whole),
+        pytest.param("sd3", 0.0, marks=pytest.mark.whole),
+    ],
+)
 def test_no_guidance(family: str, scale: float) -> None:
     guided, _ = check(family, 2, 3)
     unguided, _ = check(family, 2, 3, guidance_scale=scale)
@@ -519,14 +526,24 @@ def channels_last(pipe: DiffusionPipeline) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["unet", pytest.param("sdxl", marks=pytest.mark.whole), "sd3"])
 def test_channels_last(family: str) -> None:
     check(family, 2, 3, channels_last)
 
 
 @ignore_short
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [
+        ("unet", torch.float16),
+        ("sd3", torch.float16),
+        ("flux", torch.bfloat16),
+        pytest.param("unet", torch.bfloat16, marks=pytest.mark.whole),
+        pytest.param("sd3", torch.bfloat16, marks=pytest.mark.whole),
+        pytest.param("flux", torch.float16, marks=pytest.mark.whole),
+    ],
+    ids=str,
+)
 def test_half_precision(family: str, dtype: torch.dtype) -> None:
     divided = FAMILIES[family]
     single = divided.run(divided.build())
@@ -552,7 +569,7 @@ def test_another_precision_between_two_calls(family: str) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["unet", "sd3", pytest.param("flux", marks=pytest.mark.whole)])
 def test_automatic_casting_on_and_off(family: str) -> None:
     divided = FAMILIES[family]
     pipe = divided.build()

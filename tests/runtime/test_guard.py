@@ -92,7 +92,7 @@ def _generate(tiny: str, executor: Any, **knobs: Any) -> tuple[Tensor, Counts]:
         return run(pipe, PIPELINES[tiny], num_inference_steps=STEPS), async_diff.report().denoisers[0].counts
 
 
-@pytest.mark.parametrize("tiny", ["sd3", "sd21"])
+@pytest.mark.parametrize("tiny", ["sd3", pytest.param("sd21", marks=pytest.mark.whole)])
 def test_bounds(tiny: str) -> None:
     """No bound is the run without a guard, the tightest is the ordinary pipeline, and one between lies between."""
     plain = run(PIPELINES[tiny].build(), PIPELINES[tiny], num_inference_steps=STEPS)

@@ -45,7 +45,7 @@ def alone(name: str, arguments: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param("sd15", marks=pytest.mark.whole), "sd3"])
 def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()

@@ -87,7 +87,15 @@ QUICK = (
     "skyreels_forcing_long",
 )
 
-EVERY: list[Any] = [name if name in QUICK else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
-"""Parameters of a test of all pipelines, of which `make test` runs the quick ones and `make test-all` the whole."""
 
-__all__ = ["EVERY", "PIPELINES", "QUICK", "TinyPipeline", "run"]
+def every(*quick: str) -> list[Any]:
+    """Parameters of a test of all pipelines, of which `make test` runs the quick ones and `make test-all` the whole."""
+    unknown = set(quick) - PIPELINES.keys()
+    if unknown:
+        raise KeyError(f"no tiny pipelines: {unknown}")
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
+
+
+EVERY = every(*QUICK)
+
+__all__ = ["EVERY", "PIPELINES", "QUICK", "TinyPipeline", "every", "run"]
