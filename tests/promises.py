@@ -1,0 +1,102 @@
+"""What the library promises, and the tests that guard it.
+
+`python -m tests.promises` prints the table that stands in CONTRIBUTING.md.
+"""
+
+PROMISES: dict[str, tuple[str, ...]] = {
+    "The same pictures as the reference implementation": (
+        "tests/test_golden_sequential.py",
+        "tests/test_goldens.py::test_local_executor",
+        "tests/test_goldens.py::test_distributed_executor",
+    ),
+    "`warmup` ≥ steps is the plain pipeline, bit for bit": (
+        "tests/pipelines/test_pipelines.py::test_one_process",
+        "tests/pipelines/test_sampling.py::test_schedulers",
+        "tests/runtime/test_methods.py::test_warm_up_throughout_is_the_ordinary_pipeline",
+    ),
+    "Several processes give what one process gives": (
+        "tests/pipelines/test_pipelines.py::test_two_processes",
+        "tests/pipelines/test_pipelines.py::test_three_processes",
+        "tests/pipelines/test_pipelines.py::test_four_processes",
+        "tests/pipelines/test_sampling.py::test_mishaps_on_all_ranks",
+        "tests/runtime/test_methods.py::test_processes_give_what_one_process_gives",
+        "tests/exchange/test_packing.py",
+    ),
+    "The live edges are all that is needed, and each is needed": (
+        "tests/zoo/test_zoo.py::test_quick_part",
+        "tests/zoo/test_zoo.py::test_a_missing_live_edge_would_show",
+        "tests/zoo/test_zoo.py::test_a_live_edge_too_many_would_show",
+        "tests/plan/test_partition.py",
+    ),
+    "Rounds are the paper's recurrence": (
+        "tests/plan/test_schedule.py",
+        "tests/pipelines/test_sampling.py::test_schedulers",
+        "tests/pipelines/test_sampling.py::test_rounds_that_are_not_full",
+        "tests/runtime/test_methods.py::test_recurrence_of_a_residual_stack",
+        "tests/zoo/test_zoo.py::test_quick_part",
+    ),
+    "`disable()` leaves nothing behind": (
+        "tests/runtime/test_lifecycle.py::test_disable_leaves_nothing_behind",
+        "tests/pipelines/test_choice.py::test_disabling_leaves_the_pipeline_as_it_was",
+        "tests/pipelines/test_execution.py::test_offloading",
+    ),
+    "Every call is as if it were the first": (
+        "tests/runtime/test_lifecycle.py::test_every_call_is_as_if_it_were_the_first",
+        "tests/runtime/test_lifecycle.py::test_so_on_several_ranks",
+        "tests/pipelines/test_sampling.py::test_an_interrupted_call_and_the_next",
+    ),
+    "Ranks that disagree, die or hang end in an error in bounded time": (
+        "tests/test_errors.py::test_ranks_with_different_inputs",
+        "tests/test_errors.py::test_a_rank_that_dies",
+        "tests/test_errors.py::test_a_rank_that_never_joins",
+        "tests/test_errors.py::test_a_rank_that_hangs",
+        "tests/pipelines/test_choice.py::test_ranks_that_would_choose_differently",
+    ),
+    "Guidance groups are exact": (
+        "tests/runtime/test_guidance.py",
+        "tests/runtime/test_batch.py",
+        "tests/runtime/test_deferred.py",
+        "tests/pipelines/test_choice.py::test_every_generation_has_its_own_choice",
+    ),
+    "Forecasts are exact on linear series": (
+        "tests/plan/test_forecast.py::test_the_line_is_exact_however_uneven_the_gaps_are",
+        "tests/plan/test_forecast.py::test_exact_on_a_linear_series_with_uneven_gaps",
+    ),
+    "The guard does the same on all ranks": (
+        "tests/runtime/test_guard.py::test_all_ranks_insert_the_same_steps",
+        "tests/runtime/test_guard.py::test_bounds",
+    ),
+    "LoRA, ControlNet and other adapters may be put on and off between calls": (
+        "tests/pipelines/test_adapters.py::test_a_change_between_two_calls",
+        "tests/pipelines/test_adapters.py::test_changes_between_two_processes",
+    ),
+    "Compiled, offloaded, quantized and copied modules run in rounds, or are clearly refused": (
+        "tests/pipelines/test_execution.py",
+    ),
+    "Other schedulers, sizes, batches and precisions": (
+        "tests/pipelines/test_sampling.py",
+        "tests/runtime/test_labels.py",
+    ),
+    "The command line's exit codes": (
+        "tests/commands/test_cli.py",
+        "tests/evaluation/test_evaluate.py::test_bad_usage_is_refused_before_anything_is_drawn",
+        "tests/evaluation/test_evaluate.py::test_a_setting_that_fails_leaves_the_others",
+        "tests/evaluation/test_evaluate.py::test_an_interrupt_ends_with_130_and_no_report",
+    ),
+    "The docs' code and commands run as they stand": ("tests/docs",),
+    "A setting's text stands in one place": ("tests/test_settings.py",),
+    "Imports run one way": ("tests/test_imports.py",),
+}
+
+
+def as_table() -> str:
+    """The promises as a Markdown table."""
+    lines = ["| promise | tests |", "| --- | --- |"]
+    for promise, tests in PROMISES.items():
+        shown = ", ".join(f"`{test}`" for test in tests)
+        lines.append(f"| {promise} | {shown} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_table())
