@@ -2,6 +2,7 @@
 
 import os
 
+os.environ.pop("COLUMNS", None)  # a console of the commands takes it over for good where it is set
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
 
 from hypothesis import settings

@@ -29,7 +29,7 @@ def test_demo_draws_its_prompts(name: DemoName, pipeline_class: type[Any], guida
     pipeline.set_progress_bar_config(disable=True)
     images = pipeline(
         PROMPTS,
-        num_inference_steps=12,
+        num_inference_steps=10,
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
     ).images

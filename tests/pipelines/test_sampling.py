@@ -291,7 +291,7 @@ def test_the_scale_of_an_adapter_in_a_call(family: str, stride: int) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["sdxl", "flux"])
+@pytest.mark.parametrize("family", ["unet", pytest.param("sdxl", marks=pytest.mark.whole), "flux"])
 def test_other_sizes_and_steps_from_call_to_call(family: str) -> None:
     divided = FAMILIES[family]
     calls: list[dict[str, Any]] = [
@@ -569,7 +569,7 @@ def test_another_precision_between_two_calls(family: str) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sd3", pytest.param("flux", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("family", [pytest.param("unet", marks=pytest.mark.whole), "sd3", "flux"])
 def test_automatic_casting_on_and_off(family: str) -> None:
     divided = FAMILIES[family]
     pipe = divided.build()

@@ -96,6 +96,4 @@ def every(*quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
 
 
-EVERY = every(*QUICK)
-
-__all__ = ["EVERY", "PIPELINES", "QUICK", "TinyPipeline", "every", "run"]
+__all__ = ["PIPELINES", "QUICK", "TinyPipeline", "every", "run"]
