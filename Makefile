@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all models check environment clean
+.PHONY: help demo test test-all test-oldest models check environment clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,6 +32,9 @@ test: environment ## the tests (no GPU, no network, two cores)
 test-all: environment ## these and the whole matrices of denoisers and pipelines (an hour)
 	$(BIN)/python -m pytest $(PARALLEL)
 
+test-oldest: environment ## the tests on Python 3.10 with the oldest versions (torch: several GB, in .nox)
+	$(BIN)/nox --session oldest -- $(PARALLEL)
+
 models: environment ## docs/models.md: which denoiser classes of the installed diffusers work (ten minutes)
 	$(BIN)/asyncdiff models --markdown docs/models.md
 
@@ -41,5 +44,5 @@ check: environment ## style, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean: ## remove the environment
-	rm -rf $(VENV)
+clean: ## remove the environments
+	rm -rf $(VENV) .nox

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from diffusers.utils import logging
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -29,6 +31,7 @@ class TinyPipeline:
         steps: so many that every denoiser is called more than three times.
         strides: those that can be used; more than 1 is refused where later timestep labels follow no rule.
         views: how many parts of a picture every step is taken for, one after the other.
+        needs: what it is built of that older versions of diffusers lack.
     """
 
     name: str
@@ -39,6 +42,11 @@ class TinyPipeline:
     steps: int = 6
     strides: tuple[int, ...] = (1, 2)
     views: int = 1
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> list[str]:
+        """What it needs of diffusers and the installed version does not have."""
+        return [name for name in self.needs if not hasattr(diffusers, name)]
 
 
 def run(pipe: DiffusionPipeline, tiny: TinyPipeline, **overrides: Any) -> torch.Tensor:
@@ -80,6 +88,13 @@ def tiny_vae(latent_channels: int = 4, **config: Any) -> AutoencoderKL:
         )
         | config
     )
+
+
+def pillow_processor(model: str, **config: Any) -> Any:
+    """An image processor that works with Pillow; in older versions of transformers it has the plain name."""
+    name = f"{model}ImageProcessor"
+    kind = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
+    return kind(**config)
 
 
 def tiny_image_encoder(projection_dim: int = 16) -> CLIPVisionModelWithProjection:

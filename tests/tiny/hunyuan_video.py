@@ -13,9 +13,9 @@ from diffusers import (
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
 )
-from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from tests.tiny.base import PIXELS, SIZE, TEXT_LENGTH, TinyPipeline, assemble, noise
+from tests.tiny.base import PIXELS, SIZE, TEXT_LENGTH, TinyPipeline, assemble, noise, pillow_processor
 from tests.tiny.pictures import picture
 from tests.tiny.videos import video_sampling
 
@@ -97,7 +97,7 @@ def build_framepack() -> DiffusionPipeline:
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0, use_dynamic_shifting=True),
         image_encoder=image_encoder,
-        feature_extractor=SiglipImageProcessorPil(size={"height": PIXELS, "width": PIXELS}),
+        feature_extractor=pillow_processor("Siglip", size={"height": PIXELS, "width": PIXELS}),
     )
 
 

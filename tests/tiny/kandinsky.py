@@ -30,7 +30,6 @@ from diffusers import (
 from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel
 from diffusers.pipelines.shap_e import ShapERenderer
 from diffusers.pipelines.stable_diffusion import StableUnCLIPImageNormalizer
-from transformers import CLIPImageProcessorPil
 
 from tests.tiny.base import (
     PIXELS,
@@ -42,6 +41,7 @@ from tests.tiny.base import (
     image,
     mask,
     noise,
+    pillow_processor,
     sampling,
     text,
     tiny_image_encoder,
@@ -140,7 +140,7 @@ def build_kandinsky22_prior() -> DiffusionPipeline:
         text_encoder=tiny_text_encoder_with_projection(),
         tokenizer=tiny_tokenizer(),
         scheduler=unclip(),
-        image_processor=CLIPImageProcessorPil(),
+        image_processor=pillow_processor("CLIP"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AdaptiveProjectedGuidance,
@@ -15,7 +16,6 @@ from diffusers import (
     PerturbedAttentionGuidance,
     QwenImageAutoBlocks,
     SkipLayerGuidance,
-    StableDiffusion3AutoBlocks,
     UniPCMultistepScheduler,
     Wan22Blocks,
     WanBlocks,
@@ -77,7 +77,7 @@ def build_qwen_image(guider: BaseGuidance) -> ModularPipeline:
 
 def build_sd3(guider: BaseGuidance) -> ModularPipeline:
     return build(
-        StableDiffusion3AutoBlocks,
+        diffusers.StableDiffusion3AutoBlocks,
         vae=tiny_vae(shift_factor=0.06),
         transformer=tiny_sd3_transformer(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
@@ -196,7 +196,11 @@ PIPELINES = (
         "transformer",
     ),
     TinyPipeline(
-        "modular_sd3", lambda: build_sd3(ClassifierFreeGuidance(4.0)), lambda pipe: pooled_guided(), "transformer"
+        "modular_sd3",
+        lambda: build_sd3(ClassifierFreeGuidance(4.0)),
+        lambda pipe: pooled_guided(),
+        "transformer",
+        needs=("StableDiffusion3AutoBlocks",),
     ),
     TinyPipeline(
         # A third call, in which hooks on two blocks make them pass on what they are given.
@@ -208,6 +212,7 @@ PIPELINES = (
         ),
         lambda pipe: pooled_guided(),
         "transformer",
+        needs=("StableDiffusion3AutoBlocks",),
     ),
     TinyPipeline(
         "modular_z_image", lambda: build_z_image(ClassifierFreeGuidance(4.0)), lambda pipe: listed(), "transformer"

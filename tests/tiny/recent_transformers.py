@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import (
     AdaptiveProjectedMixGuidance,
@@ -15,8 +16,6 @@ from diffusers import (
     GlmImageTransformer2DModel,
     HunyuanImagePipeline,
     HunyuanImageTransformer2DModel,
-    Krea2Pipeline,
-    Krea2Transformer2DModel,
     LongCatImagePipeline,
     LongCatImageTransformer2DModel,
     NucleusMoEImagePipeline,
@@ -25,8 +24,6 @@ from diffusers import (
     OvisImageTransformer2DModel,
     PRXPipeline,
     PRXTransformer2DModel,
-    QwenImage21Pipeline,
-    QwenImage21Transformer2DModel,
 )
 
 from tests.tiny.base import SIZE, TEXT_LENGTH, TinyPipeline, assemble, masked_text, noise, sampling, text, tiny_vae
@@ -97,7 +94,7 @@ def build_hunyuan_image() -> DiffusionPipeline:
 
 def build_krea2() -> DiffusionPipeline:
     """The denoiser reads several layers of a text encoder."""
-    transformer = Krea2Transformer2DModel(
+    transformer = diffusers.Krea2Transformer2DModel(
         in_channels=16,
         num_layers=5,
         num_key_value_heads=1,
@@ -113,7 +110,7 @@ def build_krea2() -> DiffusionPipeline:
         axes_dims_rope=ROPE,
         **HEADS,
     )
-    return build(Krea2Pipeline, transformer, "tokenizer")
+    return build(diffusers.Krea2Pipeline, transformer, "tokenizer")
 
 
 def build_prx() -> DiffusionPipeline:
@@ -172,10 +169,10 @@ def build_glm() -> DiffusionPipeline:
 
 
 def build_qwen_image_21() -> DiffusionPipeline:
-    transformer = QwenImage21Transformer2DModel(
+    transformer = diffusers.QwenImage21Transformer2DModel(
         in_channels=8, out_channels=8, num_layers=5, context_in_dim=16, axes_dims_rope=ROPE, **HEADS
     )
-    return build(QwenImage21Pipeline, transformer, processor=NoWords())
+    return build(diffusers.QwenImage21Pipeline, transformer, processor=NoWords())
 
 
 class NoWords:
@@ -251,13 +248,17 @@ PIPELINES = (
         "longcat_image", build_longcat, lambda pipe: sized(8, text(enable_prompt_rewrite=False)), "transformer"
     ),
     TinyPipeline("hunyuan_image", build_hunyuan_image, lambda pipe: sized(32, hunyuan_text()), "transformer"),
-    TinyPipeline("krea2", build_krea2, lambda pipe: sized(8, krea_text()), "transformer"),
+    TinyPipeline("krea2", build_krea2, lambda pipe: sized(8, krea_text()), "transformer", needs=("Krea2Pipeline",)),
     TinyPipeline("prx", build_prx, lambda pipe: sized(8, masked_text(use_resolution_binning=False)), "transformer"),
     TinyPipeline("ernie_image", build_ernie, lambda pipe: sized(16, listed_text()), "transformer"),
     TinyPipeline("nucleus_image", build_nucleus, lambda pipe: sized(8, attended("guidance_scale")), "transformer"),
     TinyPipeline("glm_image", build_glm, lambda pipe: sized(8, drawn()), "transformer"),
     # The first call of each stream keeps what the prompt's tokens say to the others; the calls after it read that.
     TinyPipeline(
-        "qwen_image_21", build_qwen_image_21, lambda pipe: sized(16, attended("true_cfg_scale")), "transformer"
+        "qwen_image_21",
+        build_qwen_image_21,
+        lambda pipe: sized(16, attended("true_cfg_scale")),
+        "transformer",
+        needs=("QwenImage21Pipeline",),
     ),
 )

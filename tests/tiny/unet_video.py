@@ -21,7 +21,6 @@ from diffusers import (
     UNetSpatioTemporalConditionModel,
     VideoToVideoSDPipeline,
 )
-from transformers import CLIPImageProcessorPil
 
 from tests.tiny.base import (
     PIXELS,
@@ -31,6 +30,7 @@ from tests.tiny.base import (
     assemble,
     ddim,
     image,
+    pillow_processor,
     pooled_text,
     sampling,
     text,
@@ -87,7 +87,7 @@ def build_svd() -> DiffusionPipeline:
         image_encoder=tiny_image_encoder(),
         unet=unet,
         scheduler=scheduler,
-        feature_extractor=CLIPImageProcessorPil(),
+        feature_extractor=pillow_processor("CLIP"),
     )
 
 
@@ -149,7 +149,7 @@ def build_i2vgen_xl() -> DiffusionPipeline:
         text_encoder=None,
         tokenizer=None,
         image_encoder=tiny_image_encoder(),
-        feature_extractor=CLIPImageProcessorPil(crop_size=PIXELS, size=PIXELS),
+        feature_extractor=pillow_processor("CLIP", crop_size=PIXELS, size=PIXELS),
         unet=unet,
         scheduler=ddim(),
     )

@@ -14,9 +14,8 @@ from diffusers import (
     WanVACETransformer3DModel,
     WanVideoToVideoPipeline,
 )
-from transformers import CLIPImageProcessorPil
 
-from tests.tiny.base import PIXELS, SIZE, TinyPipeline, assemble, image, tiny_image_encoder
+from tests.tiny.base import PIXELS, SIZE, TinyPipeline, assemble, image, pillow_processor, tiny_image_encoder
 from tests.tiny.pictures import picture
 from tests.tiny.videos import FRAMES, frames, video_text
 
@@ -84,7 +83,7 @@ def build_wan21_i2v(tokens_of_pictures: int | None = None) -> DiffusionPipeline:
             in_channels=2 + 2 * CHANNELS, image_dim=16, added_kv_proj_dim=24, pos_embed_seq_len=tokens_of_pictures
         ),
         image_encoder=tiny_image_encoder(),
-        image_processor=CLIPImageProcessorPil(size=PIXELS, crop_size=PIXELS),
+        image_processor=pillow_processor("CLIP", size=PIXELS, crop_size=PIXELS),
     )
 
 

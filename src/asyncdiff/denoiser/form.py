@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten
 
 from asyncdiff.call import Call, tensors_of
 from asyncdiff.errors import ConfigurationError
@@ -49,6 +49,17 @@ class CallParts:
     tensors: list[Tensor]
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """The structure of arguments as part of a signature, with which divisions are looked up."""
+
+    structure: TreeSpec
+
+    def __hash__(self) -> int:
+        # Older versions of torch cannot hash a structure that has dictionaries in it.
+        return hash((self.structure.num_nodes, self.structure.num_leaves))
+
+
 class CallForm:
     """How a denoiser is called."""
 
@@ -63,7 +74,7 @@ class CallForm:
         arguments = dict(self._signature.bind(*call.args, **call.kwargs).arguments)
         times = {name: arguments.pop(name) for name in self._times if _is_number(arguments.get(name))}
         leaves, structure = tree_flatten(arguments)
-        signature = (structure, *(_trait(leaf) for leaf in leaves))
+        signature = (_Shape(structure), *(_trait(leaf) for leaf in leaves))
         return CallParts(times, signature, tensors_of(leaves))
 
     def main(self, call: Call) -> Any:

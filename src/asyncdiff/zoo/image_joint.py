@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
-from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
 from torch import Tensor
 
 from asyncdiff.zoo.specimen import Specimen, noise
@@ -248,6 +246,8 @@ def _glm(**more: Any) -> dict[str, Any]:
 
 def _glm_with_cache() -> dict[str, Any]:
     """Editing: the keys and values of the given picture were left by calls before the first step."""
+    from diffusers.models.transformers.transformer_glm_image import GlmImageKVCache
+
     caches = GlmImageKVCache(num_layers=6)
     for number, layer in enumerate(caches.caches):
         shape = (1, 4, _HEADS, _HEAD_WIDTH)
@@ -435,6 +435,8 @@ def _qwen_21_edit() -> dict[str, Any]:
 
 def _qwen_21_with_cache() -> dict[str, Any]:
     """Later steps: the first one has left the keys and values of the text."""
+    from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21KVCache
+
     cache = QwenImage21KVCache(num_layers=6)
     for number, layer in enumerate(cache.layer_caches):
         shape = (1, _TEXT_TOKENS, _HEADS, _HEAD_WIDTH)

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed, get_2d_rotary_pos_embed_lumina
-from diffusers.models.transformers.transformer_ideogram4 import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
 from torch import Tensor
 
 from asyncdiff.zoo.specimen import Specimen, noise
@@ -569,6 +568,8 @@ _IDEOGRAM_4 = {
 
 def _ideogram_4() -> dict[str, Any]:
     """Text and picture are one packed sequence; what one of them has not is masked in the other's places."""
+    from diffusers.models.transformers.transformer_ideogram4 import LLM_TOKEN_INDICATOR, OUTPUT_IMAGE_INDICATOR
+
     length = _TEXT_TOKENS + _PICTURE_TOKENS
     words = torch.arange(_TEXT_TOKENS)[:, None].expand(-1, 3)
     roles = [LLM_TOKEN_INDICATOR] * _TEXT_TOKENS + [OUTPUT_IMAGE_INDICATOR] * _PICTURE_TOKENS

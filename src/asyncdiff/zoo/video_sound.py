@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
 from torch import Tensor
 
 from asyncdiff.zoo.specimen import Specimen, noise
@@ -97,6 +96,8 @@ def _ltx_23_perturbed() -> dict[str, Any]:
 
 def _sana_refiner() -> dict[str, Any]:
     """A later block of frames: each layer holds the keys and values of the first frames and of some before."""
+    from diffusers.models.transformers.transformer_sana_wm_refiner import SanaWMRefinerKVCache
+
     caches = SanaWMRefinerKVCache(num_layers=_LAYERS)
     caches.sink_pe = _sana_positions(1, seed=6)
     for number, layer in enumerate(caches.layer_caches):

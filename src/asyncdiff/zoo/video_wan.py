@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
 from torch import Tensor
 
 from asyncdiff.zoo.specimen import Specimen, noise
@@ -137,6 +136,8 @@ _WAN_ANIMATE_2 = {
 
 def _wan_animate_2() -> dict[str, Any]:
     """A call for the video: the one for the driving video has left its keys and values."""
+    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
     caches = WanAnimate2KVCache(num_layers=_LAYERS)
     for number, layer in enumerate(caches.layer_caches):
         shape = (1, _TOKENS - _TOKENS_OF_A_FRAME, _HEADS, _HEAD_WIDTH)
