@@ -283,17 +283,13 @@ QUICK = (
     "sd3-lora-swapped",
     "sd3-lora-unfused",
     "flux-lora-unloaded",
-    "flux-lora-scaled-by-the-call",
     "unet-picture-loaded",
-    "unet-picture-switched-on",
     "flux_true_cfg-picture-loaded",
     "unet-textual-inversion",
-    "unet-controlnet-ends",
     "sd3-controlnets-end",
     "unet-freeu-stronger",
     "unet-pag-elsewhere",
     "sd3-skip-layer",
-    "sd3-skip-other-layers",
     "flux-images-per-prompt",
 )
 
