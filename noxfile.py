@@ -24,6 +24,14 @@ LEFT_OUT = (
     "--deselect=tests/zoo/test_zoo.py::test_the_page_lists_every_class",
 )
 
+# What the oldest versions cannot do, without asyncdiff either: torch 2.6 reaches its limit of compilations in repeated
+# blocks; on a machine without a GPU, its CUDA build fails where diffusers offloads blocks and leaves.
+LEFT_OUT += (
+    "--deselect=tests/pipelines/test_execution.py::test_repeated_blocks_are_compiled_once",
+    "--deselect=tests/pipelines/test_execution.py::test_compiled_between_two_calls[sd15]",
+    "-k=not offload_blocks and not offload_leaves",
+)
+
 ADVICE = f"""no Python {OLDEST} found: it is the oldest that the package supports. Install it, for example with
     pyenv install {OLDEST}
     uv python install {OLDEST}
