@@ -75,7 +75,7 @@ def _in_turn(rank: int, components: int, stride: int, cases: list[tuple[int, boo
 @pytest.mark.parametrize(("components", "stride"), SETTINGS)
 def test_distributed_executor(components: int, stride: int, cases: list[tuple[int, bool]]) -> None:
     world_size = components + stride - 1
-    for found in run_ranks(world_size, _in_turn, components, stride, cases):
+    for found in run_ranks(world_size, _in_turn, components, stride, cases, limit=60.0 * len(cases)):
         for (warmup, time_shift), latents in zip(cases, found, strict=True):
             assert relative_error(latents, golden_latents(components, stride, warmup, time_shift)) < TOLERANCE
 

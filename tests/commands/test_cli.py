@@ -22,7 +22,7 @@ from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from tests.processes import preload_forkserver
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.commands.app import main; main()"]
-LIMIT = 150  # seconds: far more than a run takes, far less than a hang
+LIMIT = 300  # seconds: far more than a run takes, far less than a hang
 WIDE = {**os.environ, "COLUMNS": "160"}
 
 
