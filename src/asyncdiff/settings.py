@@ -41,7 +41,8 @@ class Settings:
     stride: int = _setting(1, "S, noise predictions that one parallel round yields: 2 is faster, less exact.", least=1)
     warmup: int = _setting(
         3,
-        "w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1) divisible by S.",
+        "w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1) divisible by "
+        "S.",
         least=1,
     )
     guidance: int | None = _setting(

@@ -211,7 +211,7 @@ def cut_off(family: str, step: int = 4) -> Any:
 
 @ignore_short
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("family", ["unet", pytest.param("sdxl", marks=pytest.mark.whole), "sd3"])
+@pytest.mark.parametrize("family", ["unet", *(pytest.param(name, marks=pytest.mark.whole) for name in ("sdxl", "sd3"))])
 def test_guidance_that_ends_part_way(family: str, stride: int) -> None:
     """The batch is halved then: what goes on has a warm-up of its own."""
     guided, _ = check(family, stride, 1 + stride, num_inference_steps=11)
@@ -438,7 +438,7 @@ def _after_mishaps(rank: int, family: str, stride: int, executor: str) -> list[T
     ("family", "stride"),
     [
         ("unet", 1),
-        ("flux_true_cfg", 1),
+        pytest.param("flux_true_cfg", 1, marks=pytest.mark.whole),
         pytest.param("unet", 2, marks=pytest.mark.whole),
         pytest.param("sd3", 2, marks=pytest.mark.whole),
     ],
@@ -569,7 +569,7 @@ def test_another_precision_between_two_calls(family: str) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", [pytest.param("unet", marks=pytest.mark.whole), "sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd3", *(pytest.param(name, marks=pytest.mark.whole) for name in ("unet", "flux"))])
 def test_automatic_casting_on_and_off(family: str) -> None:
     divided = FAMILIES[family]
     pipe = divided.build()

@@ -256,7 +256,7 @@ def _ranks_run(rank: int, cases: list[Any]) -> list[Tensor]:
     return [_run(*case, "distributed")[0] for case in cases]
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.whole), 3])
 def test_processes_give_what_one_process_gives(world_size: int) -> None:
     cases = [case for case in DISTRIBUTED if case[1] + case[2] - 1 == world_size]
     ranks = run_ranks(world_size, _ranks_run, cases)
