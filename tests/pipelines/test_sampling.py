@@ -618,6 +618,7 @@ def _in_other_forms(rank: int, executor: str) -> list[Tensor]:
     return results
 
 
+@pytest.mark.whole
 def test_memory_order_and_precision_between_two_processes() -> None:
     expected = _in_other_forms(0, "local")
     first, second = run_ranks(2, _in_other_forms, "distributed")

@@ -36,15 +36,11 @@ BY_NAME = {specimen.name: specimen for specimen in EVERY}
 QUICK = [
     "ChromaTransformer2DModel (ControlNet)",  # glue that writes into a unit's output
     "CogVideoXTransformer3DModel",  # two outputs
-    "FluxTransformer2DModel",  # two kinds of blocks, the text first
     "MochiTransformer3DModel",  # a last block that hands on the text as it was
-    "RFD4ProteinaTransformer (two passes)",  # every unit is called twice; two timesteps
     "SD3Transformer2DModel",  # a last block that gives None
     "StableCascadeUNet (decoder)",  # lists in lists, blocks that are repeated
     "UNet1DModel",
     "UNet2DConditionModel (ControlNet and T2I-Adapter)",  # glue that writes into skips, and one that does not
-    "UNet2DModel (NCSN++)",  # a running picture beside the hidden states; a record as output
-    "UNetControlNetXSModel",  # two networks in step
     "ZImageTransformer2DModel",  # lists of tensors
 ]
 
