@@ -236,6 +236,7 @@ def test_tables_take_the_place_of_older_ones(tmp_path: Path) -> None:
     assert len(text.split("<!-- points -->")[1].strip().splitlines()) == 2 + len(store.records) + 1
 
 
+@pytest.mark.whole
 def test_plots_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks.quality import plots
 

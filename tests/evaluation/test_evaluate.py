@@ -252,6 +252,7 @@ def on_rank(rank: int, function: Any, task: Any) -> Any:
     return function(task)
 
 
+@pytest.mark.whole
 def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
     # The launcher itself is tested with `generate`; these processes start much faster.
     monkeypatch.setattr(

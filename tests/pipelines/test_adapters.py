@@ -279,7 +279,6 @@ CHANGES = {
 
 QUICK = (
     "unet-lora-loaded",
-    "unet-lora-hot-swapped",
     "sd3-lora-swapped",
     "sd3-lora-unfused",
     "flux-lora-unloaded",
@@ -366,7 +365,7 @@ def _changed_and_back(rank: int, names: list[str], executor: str) -> list[Tensor
 @pytest.mark.parametrize(
     "names",
     [
-        ["unet-lora-loaded", "unet-controlnet-ends"],
+        pytest.param(["unet-lora-loaded", "unet-controlnet-ends"], marks=pytest.mark.whole),
         ["sd3-lora-swapped", "sd3-skip-layer", "flux_true_cfg-picture-loaded"],
         *(pytest.param([name], marks=pytest.mark.whole) for name in CHANGES),
     ],

@@ -107,7 +107,7 @@ def test_a_batch_that_the_groups_do_not_divide() -> None:
         assert relative_error(found, run(tiny.build(), tiny, num_inference_steps=STEPS, **extra)) < 1e-5, name
 
 
-@pytest.mark.parametrize("name", ["sdxl_controlnet", "qwen_image"])
+@pytest.mark.parametrize("name", [pytest.param("sdxl_controlnet", marks=pytest.mark.whole), "qwen_image"])
 def test_four_processes(name: str) -> None:
     """Two groups of two components each, most steps in rounds."""
     everyone = run_ranks(4, _all, [(name, 2, 2, {})])
