@@ -41,13 +41,13 @@ def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> Diffu
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     # Some pipelines insist on being told of parts that they can do without, e.g. a third text encoder.
     absent = {part: None for part, source in index.items() if source == [None, None]}
-    with _quietly():
+    with quiet_loading():
         return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, local_files_only=True, **absent)
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without bars and advice: there is nothing that a user of these checkpoints could do about it."""
+def quiet_loading() -> Iterator[None]:
+    """Load a pipeline without bars and without the libraries' advice, which come back afterwards."""
     verbosity = transformers_logging.get_verbosity()
     bars = [(own, own.is_progress_bar_enabled()) for own in (diffusers_logging, transformers_logging)]
     try:

@@ -24,7 +24,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers.utils import logging as transformers_logging
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.demo import load_demo
+from asyncdiff.demo import load_demo, quiet_loading
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.report import Report
 from asyncdiff.settings import Settings
@@ -167,16 +167,12 @@ def enter_process() -> tuple[int, torch.device]:
 
 def load_pipeline(model: str, dtype: str | None, device: torch.device) -> DiffusionPipeline:
     """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice."""
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity_error()
     chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
     folder = Path(model)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise ConfigurationError(f"the folder {model!r} holds no diffusers pipeline: it has no model_index.json")
-    with warnings.catch_warnings():
-        # The name of the argument in every diffusers that this package supports.
-        warnings.filterwarnings("ignore", "`torch_dtype`", FutureWarning)
+    with quiet_loading():
         if model == "demo-unet":
             pipe = load_demo("unet", torch_dtype=chosen)
         elif model == "demo-dit":

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method, method_of
+from asyncdiff.plan.numbers import check_whole_number
 from asyncdiff.plan.schedule import Schedule
 
 Split = Sequence[Sequence[str]]
@@ -174,8 +175,8 @@ def _check_bounds(own: "dataclasses.Field[Any]", value: Any) -> None:
     if value is None and own.default is None:
         return
     least, above = own.metadata["least"], own.metadata["above"]
-    if least is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-        raise ConfigurationError(f"{own.name} must be a whole number of at least {least}, not {value!r}")
+    if least is not None:
+        check_whole_number(own.name, value, least)
     if above is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > above):
         raise ConfigurationError(f"{own.name} must be a number above {above}, not {value!r}")
     if above is not None and math.isinf(value):

@@ -91,8 +91,8 @@ def run_block(text: str, demo: str, ranks: int, folder: Path) -> subprocess.Comp
 
 
 def environment() -> dict[str, str]:
-    found = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**found, "PATH": f"{SCRIPTS}{os.pathsep}{found['PATH']}", "COLUMNS": "200"}
+    """That of the tests, with the commands of this environment first, and a terminal wide enough for the reports."""
+    return {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
 
 
 WORLDS = [
@@ -121,9 +121,8 @@ def _check_noise(done: subprocess.CompletedProcess[str], ranks: int) -> None:
     """One bar for each call, one report, and nothing else."""
     # The one thing that diffusers itself says on a machine without torchvision, when it is imported.
     said = [line for line in done.stderr.splitlines() if "requires torchvision" not in line]
-    drawn = said
-    bars = [line for line in drawn if re.match(r"\s*\d+%\|", line)]
-    assert [line for line in drawn if line.strip() and line not in bars] == []
+    bars = [line for line in said if re.match(r"\s*\d+%\|", line)]
+    assert [line for line in said if line.strip() and line not in bars] == []
     assert [sum(f"| 0/{steps} [" in line for line in bars) for steps in (50, 12)] == [1, 1], done.stderr
     assert done.stdout.count("executor distributed") == 1
     assert f"rank 0 of {ranks}" in done.stdout

@@ -1,8 +1,7 @@
 """Tiny random-weight pipelines, built offline: checkpoints' structure and schedulers, small widths.
 
-Prompts are embeddings, guidance is on. `PIPELINES` holds all of them by name; `QUICK` names those that every
-test run goes through: the nine of the AsyncDiff paper, FLUX and PixArt, and some that call their denoiser in ways of
-their own: in views, by hooks that come and go, in two halves, with texts of two lengths, in pieces.
+Prompts are embeddings, guidance is on. `PIPELINES` holds all of them by name; each test says which of them
+`make test` goes through.
 """
 
 from typing import Any
@@ -68,25 +67,6 @@ _FAMILIES = (
 
 PIPELINES: dict[str, TinyPipeline] = {tiny.name: tiny for family in _FAMILIES for tiny in family.PIPELINES}
 
-QUICK = (
-    "sd15",
-    "sd21",
-    "sdxl",
-    "sdxl_inpaint",
-    "sdxl_controlnet",
-    "x4_upscaler",
-    "sd3",
-    "svd",
-    "animatediff",
-    "flux",
-    "pixart",
-    "panorama",
-    "modular_sd3_skip_layers",
-    "wan22",
-    "framepack_true_cfg",
-    "skyreels_forcing_long",
-)
-
 
 def every(*quick: str) -> list[Any]:
     """Parameters of a test of all pipelines, of which `make test` runs the quick ones and `make test-all` the whole."""
@@ -96,4 +76,4 @@ def every(*quick: str) -> list[Any]:
     return [name if name in quick else pytest.param(name, marks=pytest.mark.whole) for name in PIPELINES]
 
 
-__all__ = ["PIPELINES", "QUICK", "TinyPipeline", "every", "run"]
+__all__ = ["PIPELINES", "TinyPipeline", "every", "run"]

@@ -4,14 +4,14 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.launch import DEMO_MODELS
-from asyncdiff.settings import Knob, Settings, in_options, knobs
+from asyncdiff.settings import Knob, MethodName, Settings, in_options, knobs
 
 # A list of lists cannot be an option, and where the ranks run is each command's own matter.
 _NO_OPTIONS = {"split", "executor"}
@@ -25,11 +25,8 @@ class Dtype(str, Enum):
     BFLOAT16 = "bfloat16"
 
 
-class MethodName(str, Enum):
-    """The methods that have a name."""
-
-    PAPER = "paper"
-    FORECAST = "forecast"
+# The methods that have a name. Not every typer that this package supports takes a Literal.
+_Method = Enum("_Method", {name.upper(): name for name in get_args(MethodName)}, type=str)  # type: ignore[misc]
 
 
 Model = Annotated[
@@ -80,7 +77,7 @@ def _parameter_name(knob: Knob) -> str:
 def _option(knob: Knob) -> inspect.Parameter:
     kind, default = knob.kinds[0], knob.default
     if knob.name == "method":
-        kind, default = MethodName, MethodName(default)
+        kind, default = _Method, _Method(default)
     option = typer.Option(f"--{knob.option}", help=knob.help, min=knob.least)
     annotation: Any = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
     return inspect.Parameter(

@@ -46,14 +46,10 @@ class DistributedExchange:
                 shared[step].append(buffer)
                 sender = members[source]
                 what = f"the noise prediction of step {step} from rank {sender}"
-                works.append(
-                    (
-                        self._team.operations.start(what, dist.broadcast, buffer, sender, self._team.predictions, True),
-                        what,
-                    )
-                )
+                work = operations.start(what, dist.broadcast, buffer, sender, self._team.predictions, True)
+                works.append((work, what))
                 if mine:
-                    self.traffic.bytes_sent += buffer.nbytes * (len(self._team.members) - 1)
+                    self.traffic.bytes_sent += buffer.nbytes * (len(members) - 1)
         for work, what in works:
             operations.wait(work, what)
         return shared

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.numbers import check_whole_number
 
 AXES = ("guidance", "component")
 
@@ -23,9 +23,7 @@ class Mesh:
 
     def __post_init__(self) -> None:
         for name in AXES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
+            check_whole_number(name, getattr(self, name), 1)
 
     @property
     def world_size(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.numbers import check_whole_number
 
 
 class StepKind(Enum):
@@ -103,14 +103,11 @@ class Schedule:
     predictor: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("components", "stride", "warmup", "bridge", "resync_every"):
-            value = getattr(self, name)
-            if name == "resync_every" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} must be a whole number of at least 1, not {value!r}")
-        if not isinstance(self.cooldown, int) or isinstance(self.cooldown, bool) or self.cooldown < 0:
-            raise ConfigurationError(f"cooldown must be a whole number of at least 0, not {self.cooldown!r}")
+        for name in ("components", "stride", "warmup", "bridge"):
+            check_whole_number(name, getattr(self, name), 1)
+        if self.resync_every is not None:
+            check_whole_number("resync_every", self.resync_every, 1)
+        check_whole_number("cooldown", self.cooldown, 0)
 
     @property
     def world_size(self) -> int:

@@ -23,12 +23,14 @@ class Prospect:
     Attributes:
         call: the call.
         stream: the one that it belongs to.
+        course: what its generation is by now.
         judged: whether it was judged how far the forecasts are off.
         within: whether they are within the bound, on all ranks of the group.
     """
 
     call: Call
     stream: Stream
+    course: Course
     judged: bool = False
     within: bool = True
 
@@ -91,7 +93,7 @@ class Lane:
         Args:
             within: whether forecasts are within the bound, in all parts that are computed at the same time.
         """
-        stream, course, counts = prospect.stream, prospect.stream.on_course(), self.counts
+        stream, course, counts = prospect.stream, prospect.course, self.counts
         if not within:
             stream.course = course = course.remedied(stream.index)
             counts.inserted[stream.index] = course.inserted[stream.index]
@@ -119,7 +121,7 @@ class Lane:
         """Whether the forecasts are good enough to go on with; one decision for all ranks of the group."""
         versions, bound = course.judged(stream.index), self._context.settings.max_error
         if bound is None or len(versions) < 2 or versions[0].step <= stream.judged:
-            return Prospect(call, stream)
+            return Prospect(call, stream, course)
         stream.judged = versions[0].step
         exchange = self._context.exchange
         division, channel = stream.ready()
@@ -129,7 +131,7 @@ class Lane:
         self.counts.largest_error = max(self.counts.largest_error, *errors)
         within = all(error <= bound for error in errors)
         what = f"how far the forecasts of the denoiser {self._context.name!r} are off"
-        return Prospect(call, stream, True, exchange.agree(within, what))
+        return Prospect(call, stream, course, True, exchange.agree(within, what))
 
 
 def is_checked_again(context: Context, index: int) -> bool:

@@ -123,16 +123,6 @@ class Stream:
         self.course = self.course.ending_at(self.last())
         return self.course
 
-    def on_course(self) -> Course:
-        """The course that it follows.
-
-        Raises:
-            RuntimeError: it follows none yet.
-        """
-        if self.course is None:
-            raise RuntimeError("a call is run that was not begun")
-        return self.course
-
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
         return next((labels.last() for labels in self.labels.values()), None)
