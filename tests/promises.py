@@ -20,7 +20,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/pipelines/test_pipelines.py::test_four_processes",
         "tests/pipelines/test_sampling.py::test_mishaps_on_all_ranks",
         "tests/runtime/test_methods.py::test_processes_give_what_one_process_gives",
-        "tests/exchange/test_packing.py",
+        "tests/plan/test_storage.py",
     ),
     "The live edges are all that is needed, and each is needed": (
         "tests/zoo/test_zoo.py::test_quick_part",
@@ -44,6 +44,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/runtime/test_lifecycle.py::test_every_call_is_as_if_it_were_the_first",
         "tests/runtime/test_lifecycle.py::test_so_on_several_ranks",
         "tests/pipelines/test_sampling.py::test_an_interrupted_call_and_the_next",
+    ),
+    "What the ranks start does not hang on NCCL": (
+        "tests/exchange/test_order.py",
+        "tests/exchange/test_rules.py",
     ),
     "Ranks that disagree, die or hang end in an error in bounded time": (
         "tests/test_errors.py::test_ranks_with_different_inputs",

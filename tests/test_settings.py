@@ -76,6 +76,7 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         "resync_every": 4,
         "method": Method("linear"),
         "executor": "local",
+        "backend": "gloo",
         "timeout": 7.0,
     }
     seen = []

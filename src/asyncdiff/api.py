@@ -61,6 +61,9 @@ class AsyncDiff:
             or paper, what they made last, much farther from the ordinary picture.
         executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
             distributed under torchrun, or where a process group is.
+        backend: What moves tensors between devices, where the process group is started here: nccl, gloo (by way of the
+            host's memory), or another of torch.distributed. By default nccl for GPUs, gloo for the rest; in a process
+            group that exists, its own.
         timeout: Seconds after which waiting for another rank is an error.
 
     Attributes:
@@ -89,6 +92,7 @@ class AsyncDiff:
         resync_every: int | None = None,
         method: MethodName | Method = "forecast",
         executor: Executor = "auto",
+        backend: str | None = None,
         timeout: float = 300.0,
     ) -> None:
         settings = self.settings = Settings(
@@ -105,6 +109,7 @@ class AsyncDiff:
             resync_every,
             method,
             executor,
+            backend,
             timeout,
         )
         if (warmup - 1) % stride:
@@ -235,7 +240,7 @@ def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) 
     """All ranks of the run; with the local executor as many as are told, or a preview is for."""
     device = device_of(pipe, next(iter(denoisers.values())))
     if settings.executor == "distributed" or (settings.executor == "auto" and is_launched()):
-        return DistributedWorld(device, settings.timeout)
+        return DistributedWorld(device, settings.timeout, settings.backend)
     return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
 
 

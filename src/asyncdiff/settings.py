@@ -91,6 +91,12 @@ class Settings:
         "distributed: a process for each device; local: all in this process, the same numbers; auto: distributed "
         "under torchrun, or where a process group is.",
     )
+    backend: str | None = _setting(
+        None,
+        "What moves tensors between devices, where the process group is started here: nccl, gloo (by way of the host's "
+        "memory), or another of torch.distributed. By default nccl for GPUs, gloo for the rest; in a process group "
+        "that exists, its own.",
+    )
     timeout: float = _setting(300.0, "Seconds after which waiting for another rank is an error.", above=0)
 
     def __post_init__(self) -> None:

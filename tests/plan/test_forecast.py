@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncdiff import ConfigurationError, Method
-from asyncdiff.plan.forecast import best_factors, divided_differences, forecast, step_ratio
+from asyncdiff.plan.forecast import step_ratio
+from tests import textbook
+from tests.textbook import best_factors, divided_differences
+from tests.versions import forecast
 
 LINEAR = Method("linear", residual=False, fresh_sum=False)
 FITTED = Method(residual=False, fresh_sum=False)
@@ -93,7 +96,7 @@ def test_step_ratio_by_hand() -> None:
 
 def test_reuse_is_the_newest_version_itself() -> None:
     newest, older = torch.ones(2, 3), torch.zeros(2, 3)
-    assert forecast(Method("reuse", residual=False, fresh_sum=False), [newest, older], [9.0, 10.0], 8.0) is newest
+    assert forecast(Method("reuse", residual=False, fresh_sum=False), [newest, older], [9.0, 10.0], 8.0).equal(newest)
 
 
 def test_damping_by_hand() -> None:
@@ -138,6 +141,22 @@ def test_factors_are_those_of_ridge_regression() -> None:
     factors = found.double()
     by_hand = versions[0] + sum(factor * term for factor, term in zip(factors, terms(0, 44.0), strict=True))
     assert torch.allclose(beyond, by_hand, atol=1e-4)
+
+
+@given(gentle_times, st.integers(2, 6), st.sampled_from([torch.float32, torch.float64]), st.integers(0, 2**31))
+def test_as_the_textbook_has_it(times: list[float], count: int, dtype: torch.dtype, seed: int) -> None:
+    """Smooth series with a little noise, several pictures at once: to the rounding of the number format."""
+    generator = torch.Generator().manual_seed(seed)
+    *earlier, target = times
+    at = earlier[::-1][:count]
+    rates = torch.randn(3, 4, 6, 5, generator=generator, dtype=torch.float64)
+    versions = [
+        (torch.sin(rates * time / 300) + 1e-3 * torch.randn(3, 4, 6, 5, generator=generator)).to(dtype) for time in at
+    ]
+    found = forecast(FITTED, versions, at, target)
+    by_definition = textbook.forecast(FITTED, versions, at, target)
+    moved = float((by_definition - versions[0]).norm()) + 1e-3
+    assert float((found - by_definition).norm()) < (1e-4 if dtype == torch.float64 else 2e-3) * moved
 
 
 def test_noise_is_hardly_forecast() -> None:

@@ -1,8 +1,7 @@
 """The guard: what it looks at, what it does about it, and that all ranks do the same."""
 
 import math
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +11,15 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff, ConfigurationError, Method
 from asyncdiff.denoiser.graph import Edge
-from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.plan.cost import fast_enough, speedup
 from asyncdiff.plan.course import Course
-from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Schedule, StepKind, Version
 from asyncdiff.report import GUARD, RESYNC, WARM_UP, Counts
 from asyncdiff.runtime.guard import forecast_error
 from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
+from tests.versions import store_of
 
 STEPS, WARMUP = 16, 4
 LINE = Method("linear", residual=False, fresh_sum=False)
@@ -65,13 +63,8 @@ def test_what_is_judged_is_there(schedule: Schedule, count: int, bad: set[int]) 
 
 
 def _error(tensors: dict[Edge, list[Tensor]], method: Method, times: list[float]) -> float:
-    store = EdgeStore(len(times))
-    for edge, versions in tensors.items():
-        for number, tensor in enumerate(versions):
-            store.put(edge, -number, tensor)
-    division = SimpleNamespace(method=method, reads_of=lambda rank: frozenset(tensors))
     versions = [Version(-number, -number) for number in range(len(times))]
-    return forecast_error(cast(Division, division), 0, versions, store, lambda step: times[-step])
+    return forecast_error(method, versions, store_of(tensors), lambda step: times[-step])
 
 
 def test_the_error_by_hand() -> None:
@@ -99,7 +92,8 @@ def test_bounds(tiny: str) -> None:
     knobs = {"components": 3, "bridge": 2}
     free, free_counts = _generate(tiny, "local", **knobs)
     loose, loose_counts = _generate(tiny, "local", **knobs, max_error=1e9)
-    assert torch.equal(loose, free)
+    # One version more is held, and sums over versions run in another order.
+    assert relative_error(loose, free) < 1e-5
     assert loose_counts.largest_error > 0 and loose_counts.inserted == {}
     assert free_counts.largest_error == 0
     with pytest.warns(UserWarning, match="accelerates nothing"):

@@ -9,9 +9,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, Method
-from asyncdiff.plan.forecast import forecast
 from tests.comparison import relative_error
 from tests.processes import run_ranks
+from tests.textbook import forecast
 from tests.tiny import PIPELINES, run
 from tests.tiny.base import noise
 

@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from asyncdiff import AsyncDiff, ConfigurationError
@@ -199,11 +199,13 @@ def test_bad_balance_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fresh_instead_of_stale_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = LocalChannel.made
+
     def made(self: LocalChannel, rank: int, edge: Edge, tensor: Any) -> None:
-        for reader in self._readers.get((rank, edge), ()):
-            for version in self.stores[reader]._versions.get(edge, {}):
-                self.stores[reader].put(edge, version, tensor)
-        self._pending[rank, edge] = tensor
+        for store in self.stores.values():
+            if edge in store._storage.spans:
+                store.newest(edge, store._steps[0]).copy_(tensor)
+        plain(self, rank, edge, tensor)
 
     monkeypatch.setattr(LocalChannel, "made", made)
     with pytest.raises(CheckFailedError, match="N=2 S=1 w=2: step 2 is not what the recurrence"):
@@ -211,15 +213,16 @@ def test_fresh_instead_of_stale_inputs_would_show(monkeypatch: pytest.MonkeyPatc
 
 
 def test_older_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = LocalChannel.end_round
+    plain, late = LocalChannel.end_round, dict[Any, Tensor]()
 
     def end_round(self: LocalChannel, version: int) -> None:
-        late, self._pending = self._pending, getattr(self, "late", {})
-        for store in self.stores.values():
-            for edge, held in store._versions.items():
-                store.put(edge, version, held[max(held)])
         plain(self, version)
-        self.late = late
+        for store in self.stores.values():
+            store.settle()
+            for buffer in store._buffers.values():
+                made = buffer.newest.clone()
+                buffer.newest.copy_(late.get(buffer, buffer.arriving))
+                late[buffer] = made
 
     monkeypatch.setattr(LocalChannel, "end_round", end_round)
     with pytest.raises(CheckFailedError, match="N=2 S=1 w=2: step 3 is not what the recurrence"):

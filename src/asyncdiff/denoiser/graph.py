@@ -27,7 +27,7 @@ REPLICATED_BUDGET = 0.02
 _OPERATIONS_PER_EXPONENTIAL = 100
 
 # A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
-_LINK_BYTE = 50
+LINK_BYTE = 50
 
 # A module whose own arithmetic, outside the modules it calls, is more than this share of its work
 # is a unit even if it owns a list of modules: an attention product is no glue.
@@ -121,7 +121,7 @@ def build_graph(
     reads, output_reads, overwritten, _ = follow(trace, numbers)
     costs = [_cost(trace, trace.calls[number], operations_per_byte, times_larger) for number in numbers]
     total = _cost(trace, trace.calls[0], operations_per_byte, times_larger)
-    sent = [_LINK_BYTE * operations_per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
+    sent = [LINK_BYTE * operations_per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
     limits = [_most_replicated(trace.calls[number]) for number in numbers]
     replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent], limits)
     ordinals = _ordinals(trace, numbers)

@@ -1,124 +1,152 @@
-"""The live edges of one stream on their way between processes, point to point, one packed message per pair of ranks."""
+"""The live edges of one stream on their way between processes, moment by moment."""
 
 import functools
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from asyncdiff.denoiser.graph import Edge, Graph
-from asyncdiff.errors import ExchangeError
-from asyncdiff.exchange.packing import pack, view_of
+from asyncdiff.denoiser.graph import Edge
+from asyncdiff.exchange.line import Pending, Transfer
 from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.exchange.team import Team
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment, StepOrder
 from asyncdiff.plan.routing import Message
-
-_ALIGNMENT = 64
-
-
-class _Parcel:
-    """A message's standing buffer and where each edge lies in it."""
-
-    def __init__(
-        self, graph: Graph, message: Message, members: Sequence[int], device: torch.device, copies: int
-    ) -> None:
-        self.message = message
-        names = [graph.units[edge.unit].name for edge in message.edges]
-        self.description = (
-            f"the live edges {', '.join(dict.fromkeys(names))} from rank {members[message.source]} "
-            f"to rank {members[message.reader]}"
-        )
-        self.parts: dict[Edge, slice] = {}
-        self.leaves = {edge: graph.units[edge.unit].outputs[edge.leaf] for edge in message.edges}
-        end = 0
-        for edge, leaf in self.leaves.items():
-            self.parts[edge] = slice(end, end + leaf.bytes)
-            end += -(-leaf.bytes // _ALIGNMENT) * _ALIGNMENT
-        self.buffers = [torch.empty(end, dtype=torch.uint8, device=device) for _ in range(copies)]
-        self.works: list[dist.Work | None] = [None] * copies
-        self.missing: set[Edge] = set()
-
-    def tensor(self, edge: Edge, copy: int) -> Tensor:
-        leaf = self.leaves[edge]
-        if leaf.dtype is None:
-            raise ExchangeError(f"edge {edge} is no tensor")
-        return view_of(self.buffers[copy][self.parts[edge]], leaf.dtype, leaf.shape, leaf.stride)
+from asyncdiff.plan.storage import Span, view_of
 
 
 class DistributedChannel:
-    """Sends every message as soon as its last edge exists; waits for one at the first use of its edges."""
+    """Takes this rank's part in every moment of a round, in order; waits for what came when it is read."""
 
-    def __init__(self, team: Team, division: Division) -> None:
-        rank, device = team.rank, team.operations.device
-        graph, versions = division.graph, division.schedule.kept_versions
-        self._store = EdgeStore(versions)
-        self.stores = {rank: self._store}
+    def __init__(self, team: Team, division: Division, device: torch.device) -> None:
         self._team = team
-        self._own = division.own_reads_of(rank)
+        self._division = division
+        self._device = device
+        self._storage = division.storage_of(team.rank)
+        self._store = EdgeStore(self._storage, division.schedule.kept_versions, device)
+        self.stores = {team.rank: self._store}
+        self._own = division.own_reads_of(team.rank)
+        # By the message's identity: an order gives the same ones every time.
+        self._outgoing: dict[int, _Parcel] = {}
+        self._incoming: dict[int, tuple[tuple[Span, ...], int, str]] = {}
         self._made: dict[Edge, Tensor] = {}
-        # One more buffer than versions that are read: the version that arrives meanwhile.
-        self._copies = versions + 1
-        sent = [message for message in division.messages if message.source == rank]
-        awaited = [message for message in division.messages if message.reader == rank]
-        self._outgoing = [_Parcel(graph, message, team.members, device, 1) for message in sent]
-        self._incoming = [_Parcel(graph, message, team.members, device, self._copies) for message in awaited]
-        self._tags = {id(message): tag for tag, message in enumerate(division.messages)}
-        self._copy = 0
+        self._order = StepOrder(())
+        self._waiting: list[Moment] = []
+        self._receiving: list[Pending] = []
+        self._received: list[Edge] = []
 
-    def start_round(self) -> None:
-        self._copy = (self._copy + 1) % self._copies
-        self._made = {}
-        for parcel in self._outgoing:
-            parcel.missing = set(parcel.parts)
-        for parcel in self._incoming:
-            self._finish(parcel, self._copy)
-            parcel.works[self._copy] = self._start(parcel, dist.irecv, parcel.message.source, self._copy)
+    def start_round(self, order: StepOrder) -> None:
+        self._order = order
+        self._made, self._receiving, self._received = {}, [], []
+        self._waiting = [moment for moment in order.moments if moment.messages]
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
-        if edge in self._own:
-            self._made[edge] = tensor
-        for parcel in self._outgoing:
-            if edge not in parcel.missing:
-                continue
-            self._finish(parcel, 0)
-            pack(tensor, parcel.buffers[0][parcel.parts[edge]])
-            parcel.missing.discard(edge)
-            if not parcel.missing:
-                parcel.works[0] = self._start(parcel, dist.isend, parcel.message.reader, 0)
-                self._team.operations.traffic.bytes_sent += parcel.buffers[0].nbytes
+        self._made[edge] = tensor
+        while self._waiting and self._waiting[0] in self._order.early and self._is_made(self._waiting[0]):
+            self._begin(self._waiting.pop(0))
+
+    def exchange(self, moment: Moment) -> None:
+        if moment in self._waiting:
+            self._waiting.remove(moment)
+            self._begin(moment)
 
     def end_round(self, version: int) -> None:
-        for parcel in self._incoming:
-            for edge in parcel.parts:
-                self._store.put(edge, version, functools.partial(self._receive, parcel, edge, self._copy))
-        for edge, tensor in self._made.items():
-            self._store.put(edge, version, tensor)
+        received, receiving = self._received, self._receiving
+        if not self._order.kept:
+            return
+        for edge in self._own & self._order.kept:
+            self._store.put(edge, self._made[edge])
+        self._store.arrive([version], received, functools.partial(_wait_for_all, receiving))
 
     def close(self) -> None:
-        for parcel in (*self._incoming, *self._outgoing):
-            for copy in range(len(parcel.works)):
-                self._finish(parcel, copy)
+        self._store.settle()
+        for parcel in self._outgoing.values():
+            parcel.finish()
+        self._made, self._receiving = {}, []
 
-    def _receive(self, parcel: _Parcel, edge: Edge, copy: int) -> Tensor:
-        """A live edge that may still be on its way."""
-        self._finish(parcel, copy)
-        return parcel.tensor(edge, copy)
-
-    def _start(self, parcel: _Parcel, operation: object, peer: int, copy: int) -> dist.Work:
-        message = parcel.message
-        group = self._team.upward if message.source < message.reader else self._team.downward
-        return self._team.operations.start(
-            parcel.description,
-            operation,
-            parcel.buffers[copy],
-            self._team.members[peer],
-            group=group,
-            tag=self._tags[id(message)],
+    def _is_made(self, moment: Moment) -> bool:
+        """Whether all is there that this rank sends in a moment."""
+        return all(
+            edge in self._made
+            for message in moment.messages
+            if message.source == self._team.rank
+            for edge in message.edges
         )
 
-    def _finish(self, parcel: _Parcel, copy: int) -> None:
-        work, parcel.works[copy] = parcel.works[copy], None
-        if work is not None:
-            self._team.operations.wait(work, parcel.description)
+    def _begin(self, moment: Moment) -> None:
+        """Take this rank's part in a moment."""
+        batch: list[Transfer] = []
+        sent = []
+        for message in moment.messages:
+            if message.source == self._team.rank:
+                parcel = self._sent(message)
+                parcel.pack(self._made)
+                sent.append(parcel)
+                batch += parcel.transfers
+            elif message.reader == self._team.rank:
+                spans, peer, what = self._awaited(message)
+                batch += [Transfer(False, peer, self._store.arriving(span), what) for span in spans]
+                self._received += message.edges
+        pending = self._team.start(batch)
+        self._receiving.append(pending)
+        for parcel in sent:
+            parcel.sending = pending
+
+    def _sent(self, message: Message) -> "_Parcel":
+        if id(message) not in self._outgoing:
+            self._outgoing[id(message)] = _Parcel(message, self._division, self._team, self._device)
+        return self._outgoing[id(message)]
+
+    def _awaited(self, message: Message) -> tuple[tuple[Span, ...], int, str]:
+        """Where a message is received, from which rank of the world, and what it is called."""
+        if id(message) not in self._incoming:
+            spans = self._storage.joined(message.edges)
+            self._incoming[id(message)] = (
+                spans,
+                self._team.members[message.source],
+                _description(message, self._division, self._team),
+            )
+        return self._incoming[id(message)]
+
+
+class _Parcel:
+    """The standing buffers of a message that is sent, laid out as its reader lays it out."""
+
+    def __init__(self, message: Message, division: Division, team: Team, device: torch.device) -> None:
+        self.sending: Pending | None = None
+        storage = division.storage_of(message.reader)
+        what, peer = _description(message, division, team), team.members[message.reader]
+        self.transfers = []
+        self._views: dict[Edge, Tensor] = {}
+        for span in storage.joined(message.edges):
+            part = torch.empty(span.stop - span.start, dtype=span.dtype, device=device)
+            self.transfers.append(Transfer(True, peer, part, what))
+            for edge in message.edges:
+                own = storage.spans[edge]
+                if own.dtype == span.dtype and span.start <= own.start and own.stop <= span.stop:
+                    flat = part[own.start - span.start : own.stop - span.start]
+                    self._views[edge] = view_of(flat, storage.leaves[edge])
+
+    def pack(self, made: dict[Edge, Tensor]) -> None:
+        """Copy the edges in, once what was sent last is gone."""
+        self.finish()
+        for edge, view in self._views.items():
+            view.copy_(made[edge])
+
+    def finish(self) -> None:
+        """Wait until what was sent last is gone."""
+        sending, self.sending = self.sending, None
+        if sending is not None:
+            sending.wait_until_sent()
+
+
+def _wait_for_all(receiving: Sequence[Pending]) -> None:
+    for pending in receiving:
+        pending.wait_until_received()
+
+
+def _description(message: Message, division: Division, team: Team) -> str:
+    names = dict.fromkeys(division.graph.units[edge.unit].name for edge in message.edges)
+    source, reader = team.members[message.source], team.members[message.reader]
+    return f"the live edges {', '.join(names)} from rank {source} to rank {reader}"

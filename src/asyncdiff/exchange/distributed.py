@@ -1,16 +1,17 @@
-"""The exchange between processes: torch.distributed, every wait with a limit."""
+"""The exchange among the ranks of a team, each a process of its own."""
 
 import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import RankMismatchError
 from asyncdiff.exchange.channel import DistributedChannel
+from asyncdiff.exchange.line import Pending, Transfer
 from asyncdiff.exchange.team import Team
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment
 
 logger = logging.getLogger(__name__)
 
@@ -24,38 +25,32 @@ class DistributedExchange:
 
     def __init__(self, team: Team) -> None:
         self.ranks: Sequence[int] = (team.rank,)
-        self.traffic = team.operations.traffic
+        self.traffic = team.traffic
         self._team = team
         self._is_closed = False
         self.share_random_state()
 
-    def open(self, division: Division) -> DistributedChannel:
-        return DistributedChannel(self._team, division)
+    def open(self, division: Division, device: torch.device) -> DistributedChannel:
+        return DistributedChannel(self._team, division, device)
 
-    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
-        operations, members = self._team.operations, self._team.members
-        shared: dict[int, list[Tensor]] = {}
-        works = []
-        for step, source in sources.items():
-            mine = source == self._team.rank
-            shared[step] = []
-            for tensor in predictions[step]:
-                buffer = (
-                    tensor.contiguous() if mine else torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                )
-                shared[step].append(buffer)
-                sender = members[source]
-                what = f"the noise prediction of step {step} from rank {sender}"
-                work = operations.start(what, dist.broadcast, buffer, sender, self._team.predictions, True)
-                works.append((work, what))
-                if mine:
-                    self.traffic.bytes_sent += buffer.nbytes * (len(members) - 1)
-        for work, what in works:
-            operations.wait(work, what)
-        return shared
+    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "_Sharing":
+        team, shared, batch = self._team, dict[int, list[Tensor]](), list[Transfer]()
+        for key, source in moment.results:
+            what = f"the noise prediction of step {key} from rank {team.members[source]}"
+            shared[key] = []
+            for tensor in results[key]:
+                if source == team.rank:
+                    held = tensor.contiguous()
+                    peers = [member for member in team.members if member != team.members[source]]
+                    batch += [Transfer(True, peer, held, what) for peer in peers]
+                else:
+                    held = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+                    batch.append(Transfer(False, team.members[source], held, what))
+                shared[key].append(held)
+        return _Sharing(team.start(batch), shared)
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
-        me, members = self._team.operations.rank, self._team.members
+        me, members = self._team.line.rank, self._team.members
         mine = torch.cat([digest, scale]).double().cpu()
         counts = self._team.talk.gather(torch.tensor([mine.numel()]), what)
         if len({int(count) for count in counts}) > 1:
@@ -79,11 +74,23 @@ class DistributedExchange:
         if self._team.talk.take_over_random_state():
             logger.warning(
                 "rank %d: its random state was not that of rank %d, and is so now",
-                self._team.operations.rank,
+                self._team.line.rank,
                 self._team.members[0],
             )
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._team.close()
+            self._team.talk.close()
+
+
+class _Sharing:
+    """Results on their way to every rank of the team."""
+
+    def __init__(self, pending: Pending, shared: dict[int, list[Tensor]]) -> None:
+        self._pending = pending
+        self._shared = shared
+
+    def finish(self) -> dict[int, list[Tensor]]:
+        self._pending.wait()
+        return self._shared

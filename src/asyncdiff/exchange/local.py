@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment, StepOrder
 
 
 class LocalExchange:
@@ -19,11 +21,11 @@ class LocalExchange:
         self.ranks: Sequence[int] = range(world_size)
         self.traffic = Traffic()
 
-    def open(self, division: Division) -> "LocalChannel":
-        return LocalChannel(division)
+    def open(self, division: Division, device: torch.device) -> "LocalChannel":
+        return LocalChannel(division, device)
 
-    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
-        return {step: list(tensors) for step, tensors in predictions.items()}
+    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "Shared":
+        return Shared({key: list(results[key]) for key, _ in moment.results})
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
         del digest, scale, what  # one process agrees with itself
@@ -39,31 +41,45 @@ class LocalExchange:
         return None
 
 
+class Shared:
+    """Results that are there already."""
+
+    def __init__(self, results: dict[int, list[Tensor]]) -> None:
+        self._results = results
+
+    def finish(self) -> dict[int, list[Tensor]]:
+        return self._results
+
+
 class LocalChannel:
     """Keeps what a round makes until the round is over, so that every rank reads the rounds before."""
 
-    def __init__(self, division: Division) -> None:
+    def __init__(self, division: Division, device: torch.device) -> None:
         ranks = range(division.schedule.world_size)
-        self.stores = {rank: EdgeStore(division.schedule.kept_versions) for rank in ranks}
-        self._readers: dict[tuple[int, Edge], list[int]] = {}
-        for message in division.messages:
-            for edge in message.edges:
-                self._readers.setdefault((message.source, edge), []).append(message.reader)
-        for rank in ranks:
-            for edge in division.own_reads_of(rank):
-                self._readers.setdefault((rank, edge), []).append(rank)
-        self._pending: dict[tuple[int, Edge], Tensor] = {}
+        depth = division.schedule.kept_versions
+        self.stores = {rank: EdgeStore(division.storage_of(rank), depth, device) for rank in ranks}
+        self._own = {rank: division.own_reads_of(rank) for rank in ranks}
+        self._made: dict[tuple[int, Edge], Tensor] = {}
+        self._order = StepOrder(())
 
-    def start_round(self) -> None:
-        self._pending = {}
+    def start_round(self, order: StepOrder) -> None:
+        self._made, self._order = {}, order
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
-        self._pending[rank, edge] = tensor
+        self._made[rank, edge] = tensor
+
+    def exchange(self, moment: Moment) -> None:
+        for message in moment.messages:
+            for edge in message.edges:
+                self.stores[message.reader].put(edge, self._made[message.source, edge])
 
     def end_round(self, version: int) -> None:
-        for (rank, edge), tensor in self._pending.items():
-            for reader in self._readers.get((rank, edge), ()):
-                self.stores[reader].put(edge, version, tensor)
+        if not self._order.kept:
+            return
+        for rank, store in self.stores.items():
+            for edge in self._own[rank] & self._order.kept:
+                store.put(edge, self._made[rank, edge])
+            store.arrive([version])
 
     def close(self) -> None:
-        self._pending = {}
+        self._made = {}

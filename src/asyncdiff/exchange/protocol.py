@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment, StepOrder
 
 
 @dataclass
@@ -26,17 +28,27 @@ class Channel(Protocol):
     def stores(self) -> Mapping[int, EdgeStore]:
         """For each rank of this process, the live edges that it holds."""
 
-    def start_round(self) -> None:
-        """Get ready for what the other ranks will make in this round."""
+    def start_round(self, order: StepOrder) -> None:
+        """A round begins, in which this is exchanged."""
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
         """A rank of this process has made a live edge."""
+
+    def exchange(self, moment: Moment) -> None:
+        """It is time for a moment of the round, unless it has begun already."""
 
     def end_round(self, version: int) -> None:
         """From now on the stores hold (or promise) the edges made in this round, as `version`."""
 
     def close(self) -> None:
         """Wait for what is still on its way and forget it."""
+
+
+class Sharing(Protocol):
+    """Results on their way to every rank."""
+
+    def finish(self) -> dict[int, list[Tensor]]:
+        """All of them, once they are there."""
 
 
 class Exchange(Protocol):
@@ -52,14 +64,14 @@ class Exchange(Protocol):
     traffic: Traffic
     is_between_processes: bool
 
-    def open(self, division: Division) -> Channel:
-        """A channel for one stream."""
+    def open(self, division: Division, device: torch.device) -> Channel:
+        """A channel for one stream, whose live edges are kept on a device."""
 
-    def share(self, predictions: Mapping[int, Sequence[Tensor]], sources: Mapping[int, int]) -> dict[int, list[Tensor]]:
-        """Give every rank the noise predictions of `sources` (step to rank).
+    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> Sharing:
+        """Begin to give every rank the results of a moment.
 
-        `predictions` holds, for every step, tensors of the right shape; those of the steps whose
-        source is a rank of this process are the predictions.
+        `results` holds, for each of them, tensors of the right shape; those that a rank of this process has made are
+        the results.
         """
 
     def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
@@ -75,13 +87,18 @@ class Exchange(Protocol):
         """Leave the run."""
 
 
-def share_results(
-    exchange: Exchange, results: Mapping[int, Sequence[Any]], sources: Mapping[int, int]
-) -> dict[int, list[Any]]:
-    """Share the leaves of results, which `sources` have; leaves that are no tensors are everyone's own."""
-    tensors = {key: [leaf for leaf in leaves if isinstance(leaf, Tensor)] for key, leaves in results.items()}
-    shared = {key: iter(received) for key, received in exchange.share(tensors, sources).items()}
-    return {
-        key: [next(shared[key]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        for key, leaves in results.items()
-    }
+class SharedLeaves:
+    """The leaves of results on their way; those that are no tensors are everyone's own."""
+
+    def __init__(self, exchange: Exchange, results: Mapping[int, Sequence[Any]], moment: Moment) -> None:
+        self._results = results
+        tensors = {key: [leaf for leaf in leaves if isinstance(leaf, Tensor)] for key, leaves in results.items()}
+        self._sharing = exchange.share(tensors, moment)
+
+    def finish(self) -> dict[int, list[Any]]:
+        """All of them, once they are there."""
+        shared = {key: iter(received) for key, received in self._sharing.finish().items()}
+        return {
+            key: [next(shared[key]) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            for key, leaves in self._results.items()
+        }

@@ -5,20 +5,22 @@ import logging
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
-from asyncdiff.errors import ExchangeError, RankMismatchError
+from asyncdiff.errors import ConfigurationError, ExchangeError, RankMismatchError
 from asyncdiff.exchange.distributed import DistributedExchange
+from asyncdiff.exchange.line import SECONDS_BEHIND, Line
 from asyncdiff.exchange.local import LocalExchange
-from asyncdiff.exchange.operations import Operations, Talk
 from asyncdiff.exchange.protocol import Exchange, Traffic
-from asyncdiff.exchange.team import Team, backend_of
+from asyncdiff.exchange.talk import TALK, Talk
+from asyncdiff.exchange.team import Team
 
 logger = logging.getLogger(__name__)
 
+Present = TypeVar("Present")
 Teams = Sequence[Sequence[int]]
 """Lists of ranks of the world, every rank in one of them."""
 
@@ -73,36 +75,46 @@ class DistributedWorld:
     All ranks take over the random state of rank 0: what a pipeline draws without a generator, its first latents for
     instance, must be the same on all of them.
 
+    Args:
+        device: where this process computes.
+        timeout: seconds that waiting for another rank may take.
+        backend: what is to move tensors between devices; None for that of the default process group or, where that is
+            started here, for the device's own.
+
     Raises:
         ExchangeError: not every rank joined in time.
+        ConfigurationError: the default process group has another backend.
     """
 
-    def __init__(self, device: torch.device, timeout: float) -> None:
+    def __init__(self, device: torch.device, timeout: float, backend: str | None = None) -> None:
         self.device = device
         self._timeout = timeout
         self._is_closed = False
-        self._has_started = _join(device, timeout)
+        self._has_started = _join(device, timeout, backend)
         # A script may end without disable(): a group whose threads still run then aborts the interpreter.
         atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        group: dist.ProcessGroup | None = None
+        self._talk: Talk | None = None
+        self._line: Line | None = None
         try:
-            group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
-            self._talk = Talk(group, tuple(range(self.size)), Operations(device, timeout, Traffic()))
+            self._talk = self._talk_among([range(self.size)], Traffic())
             self._talk.take_over_random_state()
+            self._line = Line(device, backend_for(device), timeout)
         except (RuntimeError, ExchangeError) as error:
-            if group is not None:
-                dist.destroy_process_group(group)
-            self._leave()
-            raise ExchangeError(
-                f"rank {self.rank}: not all {self.size} ranks got ready within {timeout:g} s: {error}"
-            ) from error
+            self.close()
+            raise ExchangeError(_not_ready(self.rank, self.size, timeout, error)) from error
 
     def exchange(self, teams: Teams) -> DistributedExchange:
-        return DistributedExchange(Team.among(teams, self.device, self._timeout))
+        traffic = Traffic()
+        members = next(tuple(team) for team in teams if self.rank in team)
+        try:
+            talk = self._talk_among(teams, traffic)
+        except RuntimeError as error:
+            raise ExchangeError(_not_ready(self.rank, self.size, self._timeout, error)) from error
+        return DistributedExchange(Team(members, members.index(self.rank), _present(self._line), talk, traffic))
 
     def check_same(self, value: int, what: str) -> None:
-        values = [int(other) for other in self._talk.gather(torch.tensor([value]), what)]
+        values = [int(other) for other in _present(self._talk).gather(torch.tensor([value]), what)]
         if len(set(values)) > 1:
             raise RankMismatchError(
                 f"rank {self.rank}: {what} must be the same on all ranks, but they have {values}; every rank must run "
@@ -110,10 +122,23 @@ class DistributedWorld:
             )
 
     def close(self) -> None:
-        if not self._is_closed and dist.is_initialized():
-            dist.destroy_process_group(self._talk.group)
-        self._is_closed = True
+        for group in (self._line, self._talk):
+            if group is not None:
+                group.close()
+        self._line = self._talk = None
         self._leave()
+
+    def _talk_among(self, teams: Teams, traffic: Traffic) -> Talk:
+        """The own team's; every rank of the world takes part in making all of them."""
+        limit = timedelta(seconds=self._timeout)
+        groups = {
+            tuple(team): cast(
+                dist.ProcessGroup, dist.new_group(list(team), backend="gloo", timeout=limit, group_desc=TALK)
+            )
+            for team in teams
+        }
+        members = next(team for team in groups if self.rank in team)
+        return Talk(groups[members], members, self.device, self._timeout, traffic)
 
     def _leave(self) -> None:
         if self._has_started and dist.is_initialized():
@@ -130,9 +155,21 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def _join(device: torch.device, timeout: float) -> bool:
+def backend_for(device: torch.device) -> str:
+    """What moves tensors of a device in the default process group; gloo, by way of the host, if nothing does."""
+    backends = dict(part.split(":", 1) for part in dist.get_backend_config().split(",") if ":" in part)
+    return backends.get(device.type, "gloo")
+
+
+def _join(device: torch.device, timeout: float, backend: str | None) -> bool:
     """Make sure that the default process group exists; returns whether it was started here."""
     if dist.is_initialized():
+        found = backend_for(device)
+        if backend not in (None, found):
+            raise ConfigurationError(
+                f"backend={backend!r}, but the process group that exists moves tensors of {device} with {found!r}; "
+                "leave backend out, or start the process group with it"
+            )
         return False
     missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
@@ -140,13 +177,30 @@ def _join(device: torch.device, timeout: float) -> bool:
             f"executor='distributed' needs a process group or torchrun's environment ({', '.join(missing)} not set); "
             "start the script with: torchrun --nproc-per-node=N script.py"
         )
-    backend = backend_of(device)
+    chosen = backend or ("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
     rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    logger.info("rank %s: starting a %s process group of %s ranks", rank, backend, world_size)
+    logger.info("rank %s: starting a %s process group of %s ranks", rank, chosen, world_size)
+    # With the device, communicators are made at once, and not one by one when they are first used.
+    bound = device if chosen == "nccl" and device.index is not None else None
+    limit = timeout if chosen == "gloo" else timeout + SECONDS_BEHIND
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-    except RuntimeError as error:
-        raise ExchangeError(
-            f"rank {rank}: not all of the {world_size} ranks joined within {timeout:g} s: {error}"
-        ) from error
+        dist.init_process_group(chosen, timeout=timedelta(seconds=limit), device_id=bound)
+    except (RuntimeError, ValueError) as error:
+        raise ExchangeError(_not_ready(int(rank), int(world_size), timeout, error)) from error
     return True
+
+
+def _not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
+    if "Duplicate GPU" in str(error):
+        return (
+            f"rank {rank}: two ranks are on one GPU, which NCCL refuses; give every rank a device of its own "
+            f"(pipe.to(f\"cuda:{{os.environ['LOCAL_RANK']}}\")), or use backend='gloo', which is slower: {error}"
+        )
+    return f"rank {rank}: not all of the {size} ranks got ready within {timeout:g} s: {error}"
+
+
+def _present(group: Present | None) -> Present:
+    """A group of a run that was not left yet."""
+    if group is None:
+        raise RuntimeError("this run was left")
+    return group

@@ -1,6 +1,6 @@
 """A denoiser divided: its graph, its components, the schedule and the messages that follow. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,8 +10,9 @@ from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.cost import cost, fast_enough, speedup
 from asyncdiff.plan.method import PAPER, Method
 from asyncdiff.plan.partition import Partition, divide, divide_as_told, wire
-from asyncdiff.plan.routing import Message, messages, reads_of
+from asyncdiff.plan.routing import Message, messages, parts_of_round, reads_of
 from asyncdiff.plan.schedule import Schedule, Step
+from asyncdiff.plan.storage import Storage, lay_out
 
 
 class Goal(NamedTuple):
@@ -23,12 +24,18 @@ class Goal(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """All that the executors, the time model and the reports need to know of a divided denoiser."""
+    """All that the executors, the time model and the reports need to know of a divided denoiser.
+
+    Attributes:
+        messages: the live edges that travel in every round.
+        part_of: in which part of a round each of them is made (`parts_of_round`).
+    """
 
     graph: Graph
     partition: Partition
     schedule: Schedule
     messages: tuple[Message, ...]
+    part_of: Mapping[Edge, int]
     method: Method
 
     @property
@@ -44,6 +51,18 @@ class Division:
         """Those of them that the rank makes itself."""
         own = self.partition.components[self.schedule.component_of(rank)]
         return frozenset(edge for edge in self.reads_of(rank) if edge.unit in own)
+
+    def storage_of(self, rank: int) -> Storage:
+        """How a rank lays out the live edges that it holds: those of a source and a part of a round together."""
+        groups: dict[tuple[int, int], list[Edge]] = {}
+        at_the_end = self.partition.end.reads
+        for message in self.messages:
+            if message.reader == rank:
+                for edge in message.edges:
+                    groups.setdefault((message.source, 2 * self.part_of[edge] + (edge in at_the_end)), []).append(edge)
+        own = self.own_reads_of(rank)
+        ordered = [groups[key] for key in sorted(groups)]
+        return lay_out(self.graph, [*ordered, own - at_the_end, own & at_the_end])
 
     def modelled_speedup(self, steps: int) -> float:
         """The modelled speed-up of a denoising loop of so many steps, without communication."""
@@ -85,9 +104,6 @@ def divide_denoiser(
     )
     if goal is not None:
         schedule = fast_enough(schedule, goal.steps, goal.speedup, max(partition.shares), partition.end.share)
-    return Division(graph, partition, schedule, messages(schedule, partition), method)
-
-
-def read_anywhere(division: Division) -> frozenset[Edge]:
-    """The live edges that any rank holds."""
-    return frozenset[Edge]().union(*map(division.reads_of, range(division.schedule.world_size)))
+    sent = messages(schedule, partition)
+    part_of = parts_of_round(graph, partition, sent, operations_per_byte)
+    return Division(graph, partition, schedule, sent, part_of, method)

@@ -1,6 +1,13 @@
-"""The value to take for a tensor whose newest version is not there yet. Pure tensor arithmetic."""
+"""The value to take for tensors whose newest version is not there yet. Pure arithmetic.
 
+A forecast is V₀ + Σ wₖ·Dₖ, with V₀ the newest version and Dₖ = Vₖ − Vₖ₊₁ the differences between neighbouring versions.
+The weights follow from the times of the versions alone, or from these and from the inner products of the differences:
+then each row of a buffer (a tensor's part for one picture) has weights of its own.
+"""
+
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +22,11 @@ _WEIGHT_OF_EARLIER = 0.5
 _RIDGE = 0.02  # of the terms' own squares
 _PRIOR = (1.0, 1.0, 0.0)
 _SMALLEST = 1e-30
+_ROUNDING = {torch.float64: 1e-13}  # of the inner products, relative to those that cancel each other in a term
+_ROUNDING_ELSE = 1e-6
+
+Vector = tuple[float, ...]
+"""Weights of differences, those of the newest first."""
 
 
 def step_ratio(times: Sequence[float], target: float) -> float:
@@ -32,8 +44,53 @@ def step_ratio(times: Sequence[float], target: float) -> float:
     return (target - times[0]) / (times[0] - times[1])
 
 
-def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float], target: float) -> Tensor:
-    """The value of a tensor at `target`, from its newest versions.
+@dataclass(frozen=True)
+class Fit:
+    """Factors that are found row by row: those with which the newest versions would have been forecast best.
+
+    Least squares over the last forecasts, the newest weighing most; a little is added to the diagonal, which pulls the
+    factors to those of the parabola through the last versions: where the versions say nothing of a factor, that is what
+    it is.
+
+    Attributes:
+        order: how many factors there are.
+        count: of how many differences there are weights.
+        numbers: what is linear in the inner products ⟨Dᵢ, Dⱼ⟩, as weights of all of them, row by row: the matrix of the
+            equations, their right sides, the inner products of the terms, and the square of the longest move.
+        terms: what the polynomial through the versions adds to V₀ at the target, degree by degree, as weights of the
+            differences.
+    """
+
+    order: int
+    count: int
+    numbers: tuple[Vector, ...]
+    terms: tuple[Vector, ...]
+
+    def spread(self, places: Sequence[int], count: int) -> "Fit":
+        """The same for `count` differences that lie in any order: the newest at the first of the places, and so on."""
+        source: list[int | None] = [None] * count
+        for number, place in enumerate(places[: self.count]):
+            source[place] = number
+        pairs = [None if i is None or j is None else i * self.count + j for i in source for j in source]
+        return Fit(self.order, count, _picked(self.numbers, pairs), _picked(self.terms, source))
+
+
+@dataclass(frozen=True)
+class Formula:
+    """How to forecast: V₀ + line·D₀, or with weights that are fitted.
+
+    Attributes:
+        line: 0 for the newest version itself.
+        fit: None for the line.
+    """
+
+    line: float
+    fit: Fit | None = None
+
+
+@functools.lru_cache(maxsize=64)
+def formula(method: Method, times: tuple[float, ...], target: float, rounding: float) -> Formula:
+    """How to forecast what lies at `target`.
 
     "linear" is F + α·r·(F − F'). "fitted" is F + Σ cᵢ·pᵢ, where F + Σ pᵢ is the polynomial through the versions, in
     Newton's form, and the factors cᵢ are those with which the newest versions would have been forecast best from those
@@ -43,109 +100,138 @@ def forecast(method: Method, versions: Sequence[Tensor], times: Sequence[float],
 
     Args:
         method: how to forecast.
-        versions: newest first, of one shape; as many as there are, at most `method.versions`.
-        times: the versions' places in the scheduler's own time.
+        times: the versions' places in the scheduler's own time, newest first; as many as there are, at most
+            `method.versions`.
         target: the place to forecast for.
+        rounding: how exact the inner products are that the weights will be found from (`rounding_of`).
     """
-    newest = versions[0]
     ratio = step_ratio(times, target)
-    if method.forecast == "reuse" or ratio == 0 or not newest.is_floating_point():
-        return newest
-    if ratio < 0:
-        return torch.add(newest, newest - versions[1], alpha=ratio)
-    order = _order(versions, times) if ratio <= _FARTHEST else 0
-    if method.forecast == "linear" or order == 0:
-        damping = method.damping if method.forecast == "linear" else 1.0
-        return torch.add(newest, newest - versions[1], alpha=damping * ratio)
-    differences = divided_differences(versions, times, order)
-    factors = best_factors(differences, times).to(newest.dtype)
-    line, *others = _terms(differences, times, 0, target)
-    move = line * factors[0]
-    for term, factor in zip(others, factors[1:], strict=True):
-        move = torch.addcmul(move, term, factor)
-    return torch.addcmul(newest, move, _restraint(move, line))
+    if method.forecast == "reuse" or ratio <= 0:
+        return Formula(0.0 if method.forecast == "reuse" else ratio)
+    order = _order(times) if ratio <= _FARTHEST and method.forecast == "fitted" else 0
+    if order == 0:
+        return Formula(ratio * (method.damping if method.forecast == "linear" else 1.0))
+    return Formula(ratio, _fit(times, target, order, rounding))
 
 
-def by_member(tensor: Tensor) -> Tensor:
-    """A row for every member of the batch, the first axis of what has three or more; one row for what has fewer."""
-    return tensor.float().reshape(len(tensor) if tensor.ndim >= 3 else 1, -1)
+def rounding_of(dtype: torch.dtype) -> float:
+    """How exact inner products of tensors of a number format are found, relative to their factors' lengths."""
+    return _ROUNDING.get(dtype, _ROUNDING_ELSE)
 
 
-def _for_members(numbers: Tensor, tensor: Tensor) -> Tensor:
-    """A number for each row of `by_member`, along the last axis, in a form that broadcasts against the tensor."""
-    axes = [-1, *[1] * (tensor.ndim - 1)] if tensor.ndim >= 3 else [1] * tensor.ndim
-    return numbers.reshape(*numbers.shape[:-1], *axes)
-
-
-def divided_differences(versions: Sequence[Tensor], times: Sequence[float], order: int) -> list[list[Tensor]]:
-    """Newton's table: the versions themselves, then their divided differences, degree by degree up to `order`."""
-    table = [list(versions)]
-    for degree in range(1, order + 1):
-        above = table[-1]
-        table.append(
-            [
-                (above[number] - above[number + 1]) / (times[number] - times[number + degree])
-                for number in range(len(above) - 1)
-            ]
-        )
-    return table
-
-
-def best_factors(differences: Sequence[Sequence[Tensor]], times: Sequence[float]) -> Tensor:
-    """The factors with which the newest versions would have been forecast best from those before them.
-
-    Least squares over the last forecasts, the newest weighing most, for every member of the batch on its own: a picture
-    must not depend on the pictures beside it. A little is added to the diagonal, which pulls the factors to those of
-    the parabola through the last versions: where the versions say nothing of a factor, that is what it is.
+def fitted_weights(fit: Fit, products: Tensor) -> Tensor:
+    """The weights of the differences.
 
     Args:
-        differences: of the versions, newest first, two more than the order; there are as many factors as that.
-        times: the versions' places in the scheduler's own time.
+        fit: what to find.
+        products: ⟨Dᵢ, Dⱼ⟩ of every row, newest first, shape (differences, differences, rows), double precision.
 
     Returns:
-        Shape (order, …), each of which broadcasts against the versions.
+        Shape (rows, differences).
     """
-    versions, order = differences[0], len(differences) - 1
-    rows, device = len(by_member(versions[0])), versions[0].device
-    products, goals = torch.zeros(rows, order, order, device=device), torch.zeros(rows, order, device=device)
+    order, rows = fit.order, products.shape[-1]
+    count = order * order
+    # In one tensor, since every copy to a device takes time.
+    filled = [(*term, *[0.0] * (fit.count * (fit.count - 1))) for term in fit.terms]
+    constants = _on_device((*fit.numbers, *filled), products)
+    numbers = (constants[:-order] @ products.reshape(-1, rows)).T
+    matrix, sides = numbers[:, :count].view(rows, order, order), numbers[:, count : count + order]
+    squares, longest = numbers[:, count + order : -1].view(rows, order, order), numbers[:, -1]
+    # Where nothing has changed at all there is no solution, and nothing to add.
+    factors = torch.linalg.solve_ex(matrix, sides.unsqueeze(-1)).result.nan_to_num(0.0, 0.0, 0.0)
+    # One round's wrong factors would be fed back by the other components, and be wronger in the next.
+    length = (factors.mT @ squares @ factors).view(rows).clamp_min(_SMALLEST)
+    kept = (longest / length).sqrt().clamp(max=1)
+    weights: Tensor = (factors.squeeze(-1) * kept.unsqueeze(-1)) @ constants[-order:, : fit.count]
+    return weights
+
+
+def _fit(times: Sequence[float], target: float, order: int, rounding: float) -> Fit:
+    differences = _divided_differences(times, order)
+    count = len(times) - 1
+    matrix = [[[0.0] * count * count for _ in range(order)] for _ in range(order)]
+    sides = [[0.0] * count * count for _ in range(order)]
     weight = 1.0
-    for number in range(min(_FORECASTS, len(versions) - order - 1)):
-        flat = torch.stack([by_member(term) for term in _terms(differences, times, number + 1, times[number])], dim=1)
-        happened = by_member(versions[number] - versions[number + 1])
-        products += weight * flat @ flat.mT
-        goals += weight * (flat @ happened.unsqueeze(-1)).squeeze(-1)
+    for number in range(min(_FORECASTS, count - order)):
+        terms = _terms(differences, times, number + 1, times[number])
+        happened = [1.0 if place == number else 0.0 for place in range(count)]
+        for row, term in enumerate(terms):
+            _add_product(sides[row], term, happened, weight)
+            for column, other in enumerate(terms):
+                _add_product(matrix[row][column], term, other, weight)
+            for place, coefficient in enumerate(term):
+                matrix[row][row][place * count + place] += weight * rounding * coefficient**2
         weight *= _WEIGHT_OF_EARLIER
-    # Higher terms are smaller by orders of magnitude: scaled to one length, they are solved for in single precision.
-    lengths = products.diagonal(dim1=1, dim2=2).clamp_min(_SMALLEST).sqrt()
-    scaled = products / (lengths.unsqueeze(1) * lengths.unsqueeze(2))
-    pull = _RIDGE * torch.eye(order, device=device)
-    sides = goals / lengths + _RIDGE * torch.tensor(_PRIOR[:order], device=device) * lengths
-    found: Tensor = torch.linalg.solve_ex(scaled + pull, sides.unsqueeze(-1)).result.squeeze(-1) / lengths
-    return _for_members(found.mT, versions[0])
+    for row in range(order):
+        pull = [_RIDGE * value for value in matrix[row][row]]
+        sides[row] = [value + _PRIOR[row] * pulled for value, pulled in zip(sides[row], pull, strict=True)]
+        matrix[row][row] = [value + pulled for value, pulled in zip(matrix[row][row], pull, strict=True)]
+    terms = _terms(differences, times, 0, target)
+    squares = [_product(one, other) for one in terms for other in terms]
+    longest = [_LONGEST_MOVE**2 * value for value in squares[0]]
+    rows = [*(value for row in matrix for value in row), *sides, *squares, longest]
+    return Fit(order, count, tuple(map(tuple, rows)), tuple(map(tuple, terms)))
 
 
-def _restraint(move: Tensor, line: Tensor) -> Tensor:
-    """For each member of the batch, what a forecast's move is multiplied by, not to be much longer than the line's.
-
-    One round's wrong factors would be fed back by the other components, and be wronger in the next.
-    """
-    lengths, bounds = by_member(move).norm(dim=1), _LONGEST_MOVE * by_member(line).norm(dim=1)
-    return _for_members((bounds / lengths.clamp_min(_SMALLEST)).clamp(max=1), move).to(move.dtype)
-
-
-def _order(versions: Sequence[Tensor], times: Sequence[float]) -> int:
+def _order(times: Sequence[float]) -> int:
     """How many factors can be found: a forecast with so many terms needs one version more, and one to compare with.
 
     A second-order scheduler repeats its timesteps: no polynomial goes through two versions of one time.
     """
     different = len(set(times)) == len(times)
-    return min(_ORDER, len(versions) - 2) if different else 0
+    return max(min(_ORDER, len(times) - 2), 0) if different else 0
 
 
-def _terms(differences: Sequence[Sequence[Tensor]], times: Sequence[float], first: int, target: float) -> list[Tensor]:
+def _divided_differences(times: Sequence[float], order: int) -> list[list[list[float]]]:
+    """Newton's table from the first degree on, every entry as weights of the differences."""
+    count = len(times) - 1
+    table = [
+        [
+            [1 / (times[first] - times[first + 1]) if place == first else 0.0 for place in range(count)]
+            for first in range(count)
+        ]
+    ]
+    for degree in range(2, order + 1):
+        above = table[-1]
+        table.append(
+            [
+                [
+                    (one - other) / (times[first] - times[first + degree])
+                    for one, other in zip(above[first], above[first + 1], strict=True)
+                ]
+                for first in range(len(above) - 1)
+            ]
+        )
+    return table
+
+
+def _terms(
+    differences: Sequence[Sequence[Sequence[float]]], times: Sequence[float], first: int, target: float
+) -> list[list[float]]:
     """What the polynomial through the versions from `first` on adds to that one at `target`, degree by degree."""
     terms, product = [], 1.0
-    for degree in range(1, len(differences)):
-        product *= target - times[first + degree - 1]
-        terms.append(differences[degree][first] * product)
+    for degree, row in enumerate(differences):
+        product *= target - times[first + degree]
+        terms.append([product * weight for weight in row[first]])
     return terms
+
+
+def _product(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    """⟨Σ aᵢ·Dᵢ, Σ bⱼ·Dⱼ⟩ as weights of the inner products."""
+    return [a * b for a in one for b in other]
+
+
+def _add_product(total: list[float], one: Sequence[float], other: Sequence[float], weight: float) -> None:
+    for place, value in enumerate(_product(one, other)):
+        total[place] += weight * value
+
+
+def _picked(vectors: Sequence[Vector], places: Sequence[int | None]) -> tuple[Vector, ...]:
+    """Each vector's numbers at some places, 0 where there is none."""
+    return tuple(tuple(0.0 if place is None else vector[place] for place in places) for vector in vectors)
+
+
+def _on_device(rows: Sequence[Vector], like: Tensor) -> Tensor:
+    """Numbers as a tensor where another one is, without waiting for what the device is doing."""
+    host = torch.tensor(rows, dtype=like.dtype, pin_memory=like.is_cuda)
+    return host.to(like.device, non_blocking=True)

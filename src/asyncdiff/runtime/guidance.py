@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
-from asyncdiff.exchange.protocol import Exchange, share_results
+from asyncdiff.exchange.protocol import Exchange, SharedLeaves
+from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
 from asyncdiff.runtime.batch import (
@@ -256,9 +257,8 @@ class Guidance:
             made[group], structure = tree_flatten(part)
         mine = next(iter(made.values()))
         groups = range(self._groups)
-        shared = share_results(
-            self._axis, {group: made.get(group, mine) for group in groups}, {group: group for group in groups}
-        )
+        moment = Moment(results=tuple((group, group) for group in groups))
+        shared = SharedLeaves(self._axis, {group: made.get(group, mine) for group in groups}, moment).finish()
         return [tree_unflatten(shared[group], structure) for group in groups]
 
     def _compute_by_owner(self, kind: _Kind, belonging: _Belonging, call: Call) -> Any:
@@ -281,11 +281,8 @@ class Guidance:
         owed, self._owed = self._owed, []
         if not owed:
             return
-        shared = share_results(
-            self._axis,
-            {number: call.leaves for number, call in enumerate(owed)},
-            {number: call.owner for number, call in enumerate(owed)},
-        )
+        moment = Moment(results=tuple((number, call.owner) for number, call in enumerate(owed)))
+        shared = SharedLeaves(self._axis, {number: call.leaves for number, call in enumerate(owed)}, moment).finish()
         for number, call in enumerate(owed):
             if call.owner not in self._axis.ranks:
                 for into, leaf in zip(call.leaves, shared[number], strict=True):

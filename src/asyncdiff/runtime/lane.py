@@ -100,7 +100,7 @@ class Lane:
         step = course.step(stream.index)
         begin = time.perf_counter()
         try:
-            self._runner.run(stream, step, prospect.call, counts)
+            self._runner.run(stream, course, prospect.call, counts)
         except BaseException:
             self.streams.forget()
             raise
@@ -126,7 +126,7 @@ class Lane:
         exchange = self._context.exchange
         division, channel = stream.ready()
         errors = [
-            forecast_error(division, rank, versions, channel.stores[rank], stream.moment) for rank in exchange.ranks
+            forecast_error(division.method, versions, channel.stores[rank], stream.moment) for rank in exchange.ranks
         ]
         self.counts.largest_error = max(self.counts.largest_error, *errors)
         within = all(error <= bound for error in errors)

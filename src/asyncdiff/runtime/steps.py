@@ -7,8 +7,10 @@ from torch.utils._pytree import tree_flatten
 
 from asyncdiff.call import Call
 from asyncdiff.errors import ShapeChangedError
-from asyncdiff.exchange.protocol import share_results
+from asyncdiff.exchange.protocol import SharedLeaves
+from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.schedule import Step, StepKind, Task
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
@@ -30,17 +32,19 @@ class StepRunner:
         self._divisions = divisions
         self._lane = lane
 
-    def run(self, stream: Stream, step: Step, call: Call, counts: Counts) -> None:
-        """Make a step's predictions, if there are any to make, and leave them in the stream on every rank."""
+    def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
+        """Make the predictions of a stream's step, if there are any to make, and leave them in it on every rank."""
+        step = course.step(stream.index)
         if step.kind is StepKind.FULL:
-            self._run_in_full(stream, step, call)
+            self._run_in_full(stream, course, call)
         elif step.kind is StepKind.ROUND:
-            self._run_round(stream, step, call, counts)
+            self._run_round(stream, course, call, counts)
         elif step.kind is StepKind.BRIDGED:
-            self._complete(stream, step, call, counts, {})
+            for moment in stream.order().of(course, step.index).moments:
+                self._take(stream, self._share(stream, moment, self._completed(stream, step, call, counts)))
 
-    def _run_in_full(self, stream: Stream, step: Step, call: Call) -> None:
-        result, division = None, stream.division
+    def _run_in_full(self, stream: Stream, course: Course, call: Call) -> None:
+        step, result, division = course.step(stream.index), None, stream.division
         if division is None:
             result, division = self._divisions.divide(stream, self._lane, call)
         if step.keeps:
@@ -56,48 +60,68 @@ class StepRunner:
         elif result is None:
             result = call()
         leaves, stream.structure = tree_flatten(result)
-        stream.predictions = share_results(
-            self._context.exchange, {step.index: leaves}, {step.index: division.partition.predictor}
-        )
+        stream.predictions = {step.index: leaves}
+        for moment in stream.order().of(course, step.index).moments:
+            self._take(stream, self._share(stream, moment, stream.predictions))
 
     def _run_and_keep(self, stream: Stream, division: Division, versions: Sequence[int], call: Call) -> Any:
         """A step in full that others follow on: what they read is stored."""
         exchange = self._context.exchange
         if stream.channel is None:
-            stream.channel = exchange.open(division)
-        rule = keep_what_ranks_read(division, exchange.ranks, stream.channel, versions)
-        return self._context.units.walk(division.graph, rule, call)
+            stream.channel = exchange.open(division, self._context.device)
+        rule = keep_what_ranks_read(division, exchange.ranks, stream.channel)
+        result = self._context.units.walk(division.graph, rule, call)
+        for store in stream.channel.stores.values():
+            store.arrive(versions)
+        return result
 
-    def _run_round(self, stream: Stream, step: Step, call: Call, counts: Counts) -> None:
+    def _run_round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         division, channel = stream.ready()
+        step = course.step(stream.index)
+        order = stream.order().of(course, step.index)
         self.is_interrupted = True
-        channel.start_round()
-        made: dict[int, list[Any]] = {}
+        channel.start_round(order)
+        predictions: dict[int, list[Any]] = {}
         for task in self._tasks(step):
-            rule = compute_task(division, task, channel, counts, stream.moment)
+            rule = compute_task(division, task, channel, counts, stream.moment, order.kept)
             leaves = self._walk(stream, division, rule, task, call)
             if task.predicts is not None and not task.completes:
-                made[task.predicts] = leaves
-        channel.end_round(step.index)
-        self._complete(stream, step, call, counts, made)
+                predictions[task.predicts] = leaves
+        is_completed = any(task.completes for task in step.tasks)
+        begun = []
+        for moment in order.moments:
+            if moment.messages:
+                channel.exchange(moment)
+                continue
+            if is_completed:
+                channel.end_round(step.index)
+                predictions |= self._completed(stream, step, call, counts)
+            begun.append(self._share(stream, moment, predictions))
+        if not is_completed:
+            channel.end_round(step.index)
+        for sharing in begun:
+            self._take(stream, sharing)
         self.is_interrupted = False
 
-    def _complete(self, stream: Stream, step: Step, call: Call, counts: Counts, made: Mapping[int, list[Any]]) -> None:
-        """Make the predictions that no component alone makes, and give all of them to every rank.
-
-        `made` are those that this process has made already, by step.
-        """
+    def _completed(self, stream: Stream, step: Step, call: Call, counts: Counts) -> dict[int, list[Any]]:
+        """The predictions that no component alone makes, of those of this process."""
         division, channel = stream.ready()
-        predictions = dict(made)
+        predictions = {}
         for task in self._tasks(step):
             if task.completes and task.predicts is not None:
                 rule = complete_task(division, task, channel, counts, stream.moment)
                 predictions[task.predicts] = self._walk(stream, division, rule, task, call)
-        sources = {task.predicts: task.rank for task in step.tasks if task.predicts is not None}
+        return predictions
+
+    def _share(self, stream: Stream, moment: Moment, predictions: Mapping[int, list[Any]]) -> SharedLeaves:
+        """Begin to give all ranks the predictions of a moment, of which this process has made some."""
         like = next(iter(stream.predictions.values()))
-        shared = share_results(self._context.exchange, {at: predictions.get(at, like) for at in sources}, sources)
-        stream.predictions.update(shared)
-        stream.predictions = {at: leaves for at, leaves in stream.predictions.items() if at >= step.index}
+        return SharedLeaves(self._context.exchange, {at: predictions.get(at, like) for at, _ in moment.results}, moment)
+
+    def _take(self, stream: Stream, sharing: SharedLeaves) -> None:
+        """Wait for predictions, and forget those of steps that are over."""
+        stream.predictions |= sharing.finish()
+        stream.predictions = {at: leaves for at, leaves in stream.predictions.items() if at >= stream.index}
 
     def _tasks(self, step: Step) -> list[Task]:
         """Those of this process."""

@@ -14,6 +14,7 @@ from asyncdiff.denoiser.form import Signature
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Order
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.report import WARM_UP
 from asyncdiff.runtime.labels import Labels, Timetable
@@ -88,6 +89,7 @@ class Stream:
     structure: TreeSpec | None = None
     course: Course | None = None
     judged: int = -1
+    _order: Order | None = None
 
     def goes_on_with(self, arguments: Arguments) -> bool:
         """Whether a call can be the next one: of the same form, with the same conditioning."""
@@ -115,6 +117,18 @@ class Stream:
         if self.division is None or self.channel is None:
             raise RuntimeError("a round came before the warm-up")
         return self.division, self.channel
+
+    def order(self) -> Order:
+        """In which order its steps' exchanges are.
+
+        Raises:
+            RuntimeError: its denoiser was not divided yet.
+        """
+        if self.division is None:
+            raise RuntimeError("a step has no order of exchanges before the denoiser is divided")
+        if self._order is None or self._order.division is not self.division:
+            self._order = Order(self.division)
+        return self._order
 
     def follow(self, schedule: Schedule) -> Course:
         """What a schedule makes of its generation, as far as that is known by now."""

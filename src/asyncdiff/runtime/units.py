@@ -14,9 +14,9 @@ from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
 from asyncdiff.denoiser.trace import Leaf
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
+from asyncdiff.exchange.store import Reading
 from asyncdiff.hooks import intercept_call, is_intercepted
-from asyncdiff.plan.division import Division, read_anywhere
-from asyncdiff.plan.forecast import forecast
+from asyncdiff.plan.division import Division
 from asyncdiff.plan.partition import Partition
 from asyncdiff.plan.schedule import Task, Version
 from asyncdiff.report import Counts
@@ -83,12 +83,8 @@ class UnitHooks:
             walk.is_in_unit = False
 
 
-def keep_what_ranks_read(
-    division: Division, ranks: Iterable[int], channel: Channel, versions: Sequence[int]
-) -> UnitRule:
+def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel) -> UnitRule:
     """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
-
-    It is stored as each of `versions`.
 
     It raises ShapeChangedError where the division was made for tensors of other shapes.
     """
@@ -108,25 +104,30 @@ def keep_what_ranks_read(
             if edge in readers:
                 kept = residuals.of(edge, _unshared(known, edge, leaf))
                 for rank in readers[edge]:
-                    for version in versions:
-                        channel.stores[rank].put(edge, version, kept)
+                    channel.stores[rank].put(edge, kept)
         return result
 
     return rule
 
 
 def compute_task(
-    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
+    division: Division,
+    task: Task,
+    channel: Channel,
+    counts: Counts,
+    moment: Callable[[int], float],
+    kept: frozenset[Edge],
 ) -> UnitRule:
     """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
 
-    `moment` gives the place of a step's label in the scheduler's own time.
+    `moment` gives the place of a step's label in the scheduler's own time; `kept` are the live edges that will be read.
     """
     graph, partition = division.graph, division.partition
     own = frozenset[int]() if task.component is None else partition.components[task.component]
-    passed_on = read_anywhere(division) if task.feeds else division.own_reads_of(task.rank)
+    passed_on = kept if task.feeds else kept & division.own_reads_of(task.rank)
     residuals = _Residuals(partition)
-    received = _Received(division, task.rank, task.reads, task.label, channel, moment)
+    reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
+    received = _Received(division, task.rank, task.reads, task.label, channel, moment, reads)
 
     def rule(unit: int, call: Call) -> Any:
         known = graph.units[unit]
@@ -152,7 +153,8 @@ def complete_task(
     """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
     partition = division.partition
     residuals = _Residuals(partition)
-    received = _Received(division, task.rank, task.completes, task.label, channel, moment, task.component)
+    made = frozenset[int]() if task.component is None else partition.components[task.component]
+    received = _Received(division, task.rank, task.completes, task.label, channel, moment, partition.end.reads, made)
 
     def rule(unit: int, call: Call) -> Any:
         residuals.note(unit, call)
@@ -196,7 +198,9 @@ class _Residuals:
 class _Received:
     """What a rank holds of live edges, forecast to the label of its task.
 
-    `exact`: the component, if any, whose edges the rank made itself with this very label.
+    Args:
+        reads: the edges that are read.
+        exact: the units, if any, whose edges the rank made itself with this very label.
     """
 
     def __init__(
@@ -207,25 +211,33 @@ class _Received:
         label: int,
         channel: Channel,
         moment: Callable[[int], float],
-        exact: int | None = None,
+        reads: frozenset[Edge],
+        exact: frozenset[int] = frozenset(),
     ) -> None:
-        self._held = division.reads_of(rank)
-        self._exact = frozenset[int]() if exact is None else division.partition.components[exact]
-        self._method = division.method
-        self._versions = versions
+        self._reads = reads
+        self._exact = exact
+        self._output_reads = division.graph.output_reads
         self._store = channel.stores[rank]
         # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
-        self._times = [moment(version.label) for version in versions] if len(versions) > 1 else [0.0]
-        self._target = moment(label) if len(versions) > 1 else 0.0
+        is_timed = len(versions) > 1
+        self._reading = Reading(
+            steps=tuple(version.step for version in versions),
+            times=tuple(moment(version.label) for version in versions) if is_timed else (0.0,),
+            target=moment(label) if is_timed else 0.0,
+            method=division.method,
+            among=self._store.spans_of(reads, exact),
+        )
 
     def has(self, edge: Edge) -> bool:
-        return edge in self._held
+        return edge in self._reads
 
     def tensor(self, edge: Edge) -> Tensor:
         if edge.unit in self._exact:
-            return self._store.get(edge, self._versions[0].step)
-        tensors = [self._store.get(edge, version.step) for version in self._versions]
-        return forecast(self._method, tensors, self._times, self._target)
+            found = self._store.newest(edge, self._reading.steps[0])
+        else:
+            found = self._store.expected(edge, self._reading)
+        # What a pipeline is given it may hold longer than a version lasts.
+        return found.clone() if edge in self._output_reads else found
 
 
 def _substitute(known: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:

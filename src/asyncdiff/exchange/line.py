@@ -1,0 +1,210 @@
+"""All that moves between devices: one communicator of all ranks, used by all of them in one order.
+
+A communicator that is made in the middle of a run holds the host until its partner comes to the same place, and two of
+them on one device have no guarantee to progress independently (pytorch/pytorch#129140, NVIDIA/nccl#783). So there is
+one, made while attaching by operations in which all ranks take part, and what is exchanged at one time is one batch.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.protocol import Traffic
+from asyncdiff.exchange.watch import Watcher
+
+# The groups' own limits come after ours, which say more.
+SECONDS_BEHIND = 60.0
+_TAGS = 2**20
+
+
+class Transfer(NamedTuple):
+    """One tensor on its way, as one of the two ranks sees it.
+
+    Attributes:
+        is_sent: whether this rank sends it.
+        peer: the other rank, as the world counts.
+        tensor: contiguous; what is sent, or what is received into.
+        what: names it in an error.
+    """
+
+    is_sent: bool
+    peer: int
+    tensor: Tensor
+    what: str
+
+
+class Line:
+    """The communicator, and the way to start a batch on it.
+
+    Args:
+        device: where the tensors are that are exchanged.
+        backend: torch.distributed's name for what moves them. Gloo cannot read the memory of a GPU: tensors then go
+            through the host's.
+        timeout: seconds that an operation may take.
+
+    Attributes:
+        rank: this process's, as the world counts.
+        holds_host: whether waiting holds the host; with NCCL it only orders the device's work.
+
+    Raises:
+        ExchangeError: a rank does not take part in time.
+    """
+
+    def __init__(self, device: torch.device, backend: str, timeout: float) -> None:
+        self.rank, self.timeout = dist.get_rank(), timeout
+        self.device = device
+        self._is_staged = device.type != "cpu" and backend == "gloo"
+        self.holds_host = backend == "gloo"
+        self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
+        self._counts: Counter[tuple[bool, int]] = Counter()
+        limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
+        self._group = cast(dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit)))
+        self._introduce()
+
+    def start(self, batch: Sequence[Transfer], traffic: Traffic) -> "Pending":
+        """Start some transfers at the same time.
+
+        Every rank must start, in the same order as this one, the other ends of what it has to do with.
+
+        Args:
+            traffic: where bytes and waits are counted.
+        """
+        if self._watcher is not None:
+            self._watcher.check()
+        if not batch:
+            return Pending(self, (), (), (), traffic)
+        held = tuple(self._staged(each) if self._is_staged else _bytes(each.tensor) for each in batch)
+        if self._is_staged:
+            torch.cuda.current_stream(self.device).synchronize()
+        operations = [
+            dist.P2POp(
+                dist.isend if transfer.is_sent else dist.irecv,
+                tensor,
+                transfer.peer,
+                self._group,
+                self._tag(transfer.is_sent, transfer.peer),
+            )
+            for transfer, tensor in zip(batch, held, strict=True)
+        ]
+        try:
+            works = dist.batch_isend_irecv(operations)
+        except RuntimeError as error:
+            raise ExchangeError(f"rank {self.rank}: {batch[0].what} could not be started: {error}") from error
+        traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
+        if self._watcher is not None:
+            self._watcher.watch(works, _names(batch))
+        return Pending(self, tuple(batch), works, held if self._is_staged else (), traffic)
+
+    def finish(self, work: dist.Work, what: str, traffic: Traffic) -> None:
+        """Wait for an operation: the host, at most for the time limit, or the device's own stream."""
+        begin = time.perf_counter()
+        try:
+            finished = work.wait(timedelta(seconds=self.timeout)) if self.holds_host else work.wait()
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {self.rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
+                f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
+            ) from error
+        if finished is False:
+            raise ExchangeError(f"rank {self.rank}: {what} did not finish")
+        if self._watcher is not None:
+            self._watcher.check()
+        traffic.seconds_waited += time.perf_counter() - begin
+
+    def close(self) -> None:
+        """Destroy the communicator."""
+        if self._watcher is not None:
+            self._watcher.close()
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+    def _introduce(self) -> None:
+        """Make the communicator and the connections of every pair, while nothing depends on them."""
+        everyone = torch.ones(1, device="cpu" if self._is_staged else self.device)
+        what, traffic = "getting ready with all ranks", Traffic()
+        work = dist.all_reduce(everyone, group=self._group, async_op=True)
+        if work is not None:
+            self.finish(work, what, traffic)
+        others = [rank for rank in range(dist.get_world_size()) if rank != self.rank]
+        greetings = [
+            Transfer(is_sent, other, torch.zeros(1, device=self.device), f"getting ready with rank {other}")
+            for other in others
+            for is_sent in (True, False)
+        ]
+        self.start(greetings, traffic).wait()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _tag(self, is_sent: bool, peer: int) -> int:
+        """A number that both ends of a transfer come to: gloo tells transfers apart by it, NCCL by their order."""
+        self._counts[is_sent, peer] += 1
+        return self._counts[is_sent, peer] % _TAGS
+
+    def _staged(self, transfer: Transfer) -> Tensor:
+        """A place in the host's memory for a transfer, with what is to be sent."""
+        tensor = transfer.tensor
+        host = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=tensor.is_cuda)
+        return host.copy_(_bytes(tensor), non_blocking=True) if transfer.is_sent else host
+
+
+class Pending:
+    """A batch on its way."""
+
+    def __init__(
+        self,
+        line: Line,
+        batch: tuple[Transfer, ...],
+        works: Sequence[dist.Work],
+        staged: tuple[Tensor, ...],
+        traffic: Traffic,
+    ) -> None:
+        self._line = line
+        self._batch = batch
+        self._works: tuple[dist.Work | None, ...] = tuple(works)
+        self._staged = staged
+        self._traffic = traffic
+
+    def wait(self) -> None:
+        """Wait until everything is there, and sent."""
+        self.wait_until_received()
+        self.wait_until_sent()
+
+    def wait_until_sent(self) -> None:
+        """Wait until what is sent may be overwritten."""
+        self._wait(True)
+
+    def wait_until_received(self) -> None:
+        """Wait until what is received may be read."""
+        self._wait(False)
+
+    def _wait(self, is_sent: bool) -> None:
+        if len(self._works) != len(self._batch):  # some backends make one operation of a batch
+            works, self._works = self._works, ()
+            for work in works:
+                if work is not None:
+                    self._line.finish(work, _names(self._batch), self._traffic)
+            return
+        for number, transfer in enumerate(self._batch):
+            work = self._works[number]
+            if transfer.is_sent is not is_sent or work is None:
+                continue
+            self._works = (*self._works[:number], None, *self._works[number + 1 :])
+            self._line.finish(work, transfer.what, self._traffic)
+            if self._staged and not is_sent:
+                _bytes(transfer.tensor).copy_(self._staged[number], non_blocking=True)
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A contiguous tensor's memory: not every backend knows every number format."""
+    return tensor.view(-1).view(torch.uint8)
+
+
+def _names(batch: Sequence[Transfer]) -> str:
+    return "; ".join(dict.fromkeys(transfer.what for transfer in batch))

@@ -1,0 +1,82 @@
+"""Small talk among ranks, on the host: what is compared, agreed upon and taken over."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.protocol import Traffic
+
+# By this name a record of what was started can tell this group from the one that moves the devices' tensors.
+TALK = "asyncdiff talk"
+
+
+class Talk:
+    """Small talk among some ranks, on a gloo group of its own.
+
+    Args:
+        members: the ranks, as the world counts them.
+        device: of this process; its random state is taken over too.
+        timeout: seconds that waiting may take.
+        traffic: where the time spent waiting is counted.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup,
+        members: tuple[int, ...],
+        device: torch.device,
+        timeout: float,
+        traffic: Traffic,
+    ) -> None:
+        self._group = group
+        self._members = members
+        self._device = device
+        self._timeout = timeout
+        self._traffic = traffic
+        self._rank = dist.get_rank()
+
+    def gather(self, mine: Tensor, what: str) -> list[Tensor]:
+        """Every member's tensor, all of one shape; `what` is told in the error if one does not answer."""
+        everyone = [torch.empty_like(mine) for _ in self._members]
+        self._run(f"comparing {what} with the other ranks", dist.all_gather, everyone, mine)
+        return everyone
+
+    def take_over_random_state(self) -> bool:
+        """Take over the first member's random state, on the host and on the device; returns whether it was another."""
+        device, source = self._device, self._members[0]
+        states = [torch.get_rng_state()]
+        if device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(device))
+        shared = [state.clone() for state in states]
+        for state in shared:
+            self._run(f"the random state from rank {source}", dist.broadcast, state, source)
+        if all(torch.equal(mine, given) for mine, given in zip(states, shared, strict=True)):
+            return False
+        torch.set_rng_state(shared[0])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(shared[1], device)
+        return True
+
+    def close(self) -> None:
+        """Destroy the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._group)
+
+    def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
+        """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
+        begin = time.perf_counter()
+        try:
+            work = operation(*arguments, group=self._group, async_op=True)
+            work.wait(timedelta(seconds=self._timeout))
+        except RuntimeError as error:
+            raise ExchangeError(
+                f"rank {self._rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
+                f"(limit {self._timeout:g} s); a rank may have died or be doing other work: {error}"
+            ) from error
+        self._traffic.seconds_waited += time.perf_counter() - begin

@@ -1,0 +1,184 @@
+"""On a GPU: what holds on the CPU, the way through NCCL, and two ranks that share one device.
+
+Skipped where there is no GPU. One is enough.
+"""
+
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncdiff import AsyncDiff, ExchangeError, load_demo
+from asyncdiff.runtime.units import UnitHooks
+from tests.comparison import relative_error
+from tests.processes import run_ranks
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+STEPS = 14
+MODELS = ("unet", "dit")
+
+
+def _pipe(model: str, dtype: torch.dtype = torch.float32) -> Any:
+    pipe = load_demo(model, torch_dtype=dtype).to("cuda:0")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _draw(pipe: Any) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents: Tensor = pipe("rocket", num_inference_steps=STEPS, generator=generator, output_type="latent").images
+    return latents.cpu()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_warm_up_throughout_is_the_ordinary_pipeline(model: str) -> None:
+    pipe = _pipe(model)
+    plain = _draw(pipe)
+    with AsyncDiff(pipe, components=2, warmup=99, executor="local"), pytest.warns(UserWarning, match="accelerates"):
+        assert torch.equal(_draw(pipe), plain)
+    assert torch.equal(_draw(pipe), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("settings", [{"components": 1, "bridge": 2}, {"components": 2}, {"components": 3}], ids=str)
+@pytest.mark.parametrize("model", MODELS)
+def test_rounds(model: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
+    pipe = _pipe(model, dtype)
+    plain = _draw(pipe).float()
+    with AsyncDiff(pipe, executor="local", **settings):
+        found = _draw(pipe).float()
+        assert torch.isfinite(found).all()
+        assert 0 < relative_error(found, plain) < 0.5
+
+
+def test_rounds_as_on_the_host() -> None:
+    """The same generation on both; single precision, no shortcuts in matrix products."""
+    found = []
+    for device in ("cpu", "cuda:0"):
+        pipe = load_demo("unet", torch_dtype=torch.float32).to(device)
+        pipe.set_progress_bar_config(disable=True)
+        with AsyncDiff(pipe, components=2, executor="local"):
+            found.append(_draw(pipe))
+    assert relative_error(found[1], found[0]) < 1e-2
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_no_round_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever reads a number off the device, or copies to it and waits, raises here."""
+    pipe = _pipe(model)
+    plain = UnitHooks.walk
+
+    def walk(self: UnitHooks, *given: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error" if walks.append(1) is None and len(walks) > 12 else "default")
+        try:
+            return plain(self, *given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    walks: list[int] = []
+    with AsyncDiff(pipe, components=2, executor="local"):
+        _draw(pipe)
+        monkeypatch.setattr(UnitHooks, "walk", walk)
+        _draw(pipe)
+    assert len(walks) > 16
+
+
+def test_memory_is_given_back() -> None:
+    pipe = _pipe("unet")
+    _draw(pipe)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    with AsyncDiff(pipe, components=2, executor="local"):
+        _draw(pipe)
+        assert torch.cuda.memory_allocated() > before
+    assert torch.cuda.memory_allocated() <= before
+
+
+def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    pipe = _pipe(model)
+    with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
+        first, second = _draw(pipe), _draw(pipe)
+    assert torch.equal(first, second)
+    local = settings | {"components": settings.get("components", 1)}
+    with AsyncDiff(pipe, executor="local", **local):
+        return first, _draw(pipe)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("unet", {"components": 2}),
+        ("dit", {"components": 2, "bridge": 2}),
+        ("unet", {"guidance": 2, "components": 1}),
+    ],
+    ids=str,
+)
+def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str, Any]) -> None:
+    """On the user's own gloo group."""
+    for distributed, local in run_ranks(2, _two_on_one, model, settings, limit=240):
+        assert relative_error(distributed, local) < 1e-5
+
+
+def _environment(world_size: int, rank: int) -> None:
+    os.environ.update(WORLD_SIZE=str(world_size), RANK=str(rank), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+
+
+def _alone_on_nccl(rank: int, starts_lazily: bool) -> tuple[str, Tensor]:
+    if starts_lazily:
+        dist.init_process_group("nccl")
+    pipe = _pipe("unet")
+    with AsyncDiff(pipe, components=1, bridge=2, executor="distributed", timeout=60):
+        return dist.get_backend(), _draw(pipe)
+
+
+@pytest.mark.parametrize("starts_lazily", [False, True])
+def test_one_rank_on_nccl(starts_lazily: bool) -> None:
+    pipe = _pipe("unet")
+    with AsyncDiff(pipe, components=1, bridge=2, executor="local"):
+        expected = _draw(pipe)
+    ((backend, found),) = run_ranks(1, _alone_on_nccl, starts_lazily, joined=False)
+    assert backend == "nccl" and torch.equal(found, expected)
+
+
+def _with_itself(rank: int) -> list[float]:
+    """A rank on NCCL that sends to itself, through all that the library does to a batch."""
+    from asyncdiff.exchange.line import Line, Transfer
+    from asyncdiff.exchange.protocol import Traffic
+
+    device = torch.device("cuda:0")
+    dist.init_process_group("nccl", device_id=device)
+    line, traffic = Line(device, "nccl", 30.0), Traffic()
+    received = torch.zeros(5, device=device)
+    for number in range(20):
+        sent = torch.full((5,), float(number), device=device, dtype=torch.float32)
+        batch = [Transfer(True, 0, sent, "to itself"), Transfer(False, 0, received, "from itself")]
+        line.start(batch, traffic).wait()
+        received += 1
+    found: list[float] = received.tolist()
+    line.close()
+    dist.destroy_process_group()
+    return found
+
+
+def test_a_batch_on_nccl() -> None:
+    assert run_ranks(1, _with_itself, joined=False) == [[20.0] * 5]
+
+
+def _two_on_one_by_nccl(rank: int) -> tuple[str, float]:
+    begin = time.monotonic()
+    try:
+        AsyncDiff(_pipe("unet"), components=2, executor="distributed", timeout=30)
+    except ExchangeError as error:
+        return str(error), time.monotonic() - begin
+    return "", 0.0
+
+
+def test_two_ranks_on_one_gpu_by_nccl_are_refused() -> None:
+    """NCCL gives every rank a device of its own."""
+    for message, seconds in run_ranks(2, _two_on_one_by_nccl, joined=False, limit=120):
+        assert "backend='gloo'" in message and seconds < 60
