@@ -20,7 +20,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_CONTEXT = multiprocessing.get_context("forkserver")
+# What was forked from a process that has looked at a GPU cannot use it.
+_CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
 
 
 def preload_forkserver() -> None:

@@ -1,0 +1,180 @@
+"""One rank of several, alone in a process: what the others would send is taken from what they made before."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from asyncdiff.denoiser.graph import Edge
+from asyncdiff.exchange.local import Shared
+from asyncdiff.exchange.protocol import Traffic
+from asyncdiff.exchange.store import EdgeStore
+from asyncdiff.exchange.world import Teams
+from asyncdiff.hooks import intercept_call
+from asyncdiff.plan.division import Division
+from asyncdiff.plan.moments import Moment, StepOrder
+from asyncdiff.runtime.attachment import Attachment
+from asyncdiff.runtime.clock import Clock
+from asyncdiff.settings import Settings
+from benchmarks.gpu.loop import Loop
+
+
+class SoloWorld:
+    """A rank's view of its world; which rank it is may be changed between generations.
+
+    Attributes:
+        on_components_done: called when the component of a round has run, before the denoiser's last layers do.
+    """
+
+    rank = None
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.size = size
+        self.device = device
+        self.on_components_done: Callable[[], None] = _nothing
+        self._exchange = SoloExchange(self)
+        self._last: SoloChannel | None = None
+
+    def become(self, rank: int) -> None:
+        """From the next generation on this process is another rank."""
+        self._exchange.ranks = (rank,)
+
+    @property
+    def last(self) -> "SoloChannel":
+        """The channel of the last generation that had any rounds.
+
+        Raises:
+            RuntimeError: none had.
+        """
+        if self._last is None:
+            raise RuntimeError("no generation has come to a round")
+        return self._last
+
+    @last.setter
+    def last(self, channel: "SoloChannel") -> None:
+        self._last = channel
+
+    def exchange(self, teams: Teams) -> "SoloExchange":
+        del teams  # all ranks are one team
+        return self._exchange
+
+    def check_same(self, value: int, what: str) -> None:
+        del value, what  # one process agrees with itself
+
+    def close(self) -> None:
+        return None
+
+
+class SoloExchange:
+    """Nobody is there to exchange with: predictions are taken to be what they were."""
+
+    is_between_processes = False
+
+    def __init__(self, world: SoloWorld) -> None:
+        self.ranks: Sequence[int] = (0,)
+        self.traffic = Traffic()
+        self._world = world
+
+    def open(self, division: Division, device: torch.device) -> "SoloChannel":
+        self._world.last = SoloChannel(division, device, self.ranks[0], self._world.on_components_done)
+        return self._world.last
+
+    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> Shared:
+        return Shared({step: list(results[step]) for step, _ in moment.results})
+
+    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
+        del digest, scale, what  # one process agrees with itself
+
+    def agree(self, mine: bool, what: str) -> bool:
+        del what
+        return mine
+
+    def share_random_state(self) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class SoloChannel:
+    """The live edges of one rank: its own as it makes them, the others' as they were when they were made last.
+
+    What the rank sends is copied into standing buffers, as it would be in a run. What it receives lies in the buffer
+    already: two versions take turns in it.
+
+    Attributes:
+        division: the divided denoiser.
+        rank: the rank.
+    """
+
+    def __init__(self, division: Division, device: torch.device, rank: int, on_end: Callable[[], None]) -> None:
+        self.division = division
+        self.rank = rank
+        self._on_end = on_end
+        self._store = EdgeStore(division.storage_of(rank), division.schedule.kept_versions, device)
+        self.stores: Mapping[int, EdgeStore] = {rank: self._store}
+        self._own = division.own_reads_of(rank)
+        self._order = StepOrder(())
+        self._made: dict[Edge, Tensor] = {}
+        self._sent: dict[tuple[int, Edge], Tensor] = {}
+        self._received: list[Edge] = []
+        self._is_first = True
+
+    def start_round(self, order: StepOrder) -> None:
+        self._order, self._made, self._received = order, {}, []
+
+    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        del rank  # there is one
+        self._made[edge] = tensor
+
+    def exchange(self, moment: Moment) -> None:
+        for message in moment.messages:
+            if message.source == self.rank:
+                for edge in message.edges:
+                    self._send(message.reader, edge)
+            elif message.reader == self.rank:
+                self._received += message.edges
+
+    def end_round(self, version: int) -> None:
+        if self._order.kept:
+            for edge in self._own & self._order.kept:
+                self._store.put(edge, self._made[edge])
+            if self._is_first:
+                for edge in self._received:
+                    self._store.put(edge, self._store.newest(edge, version - 1))
+            self._is_first = False
+            self._store.arrive([version], self._received)
+        self._on_end()
+
+    def close(self) -> None:
+        self._made = {}
+
+    def _send(self, reader: int, edge: Edge) -> None:
+        made = self._made[edge]
+        if (reader, edge) not in self._sent:
+            self._sent[reader, edge] = torch.empty_like(made)
+        self._sent[reader, edge].copy_(made)
+
+
+@contextmanager
+def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]:
+    """The loop's denoiser divided, for one rank of the world at a time."""
+    part, denoiser = loop.subject.part, loop.denoiser
+    clock = Clock(loop)
+    try:
+        mesh = settings.mesh(world.size)
+        attachment = Attachment({part: denoiser}, settings, mesh, world, clock)
+        undo = intercept_call(denoiser, partial(attachment.denoise, part))
+        try:
+            yield
+        finally:
+            undo()
+            attachment.detach()
+    finally:
+        clock.close()
+
+
+def _nothing() -> None:
+    return None
