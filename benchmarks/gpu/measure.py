@@ -93,7 +93,7 @@ class Stopwatch:
         if kind in (Kind.FIRST, Kind.ALONE):
             self._synchronize()
         if kind is Kind.OPERATORS:
-            with _OperatorCounter() as counter:
+            with OperatorCounter() as counter:
                 result = call()
             self._operators = counter.count
             return result
@@ -161,7 +161,7 @@ class Stopwatch:
         return float(begin.elapsed_time(end)) if self._device.type == "cuda" else 1000 * float(end - begin)
 
 
-class _OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts operators that compute something."""
 
     def __init__(self) -> None:

@@ -203,8 +203,6 @@ SUBJECTS = {
         main="hidden_states",
         config=dict(guidance_embeds=True, joint_attention_dim=4096, pooled_projection_dim=768),
         tiny=dict(
-            num_layers=3,
-            num_single_layers=6,
             num_attention_heads=2,
             attention_head_dim=16,
             axes_dims_rope=(4, 6, 6),

@@ -1,8 +1,7 @@
 """A call of a module as one thing: what is called, and what it is given."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +10,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 Forward = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A call that is to be made, or to be answered otherwise.
 
     Attributes:
@@ -41,7 +39,7 @@ class Call:
     def giving(self, given: tuple[tuple[Any, ...], dict[str, Any]]) -> "Call":
         """The same call with other arguments."""
         args, kwargs = given
-        return replace(self, args=args, kwargs=kwargs)
+        return self._replace(args=args, kwargs=kwargs)
 
     def with_own_containers(self) -> "Call":
         """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""

@@ -8,10 +8,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
-from asyncdiff.plan.storage import Span, view_of
-from tests.versions import lay_out_by_hand, leaf_of
+from asyncdiff.plan.storage import Span
+from tests.versions import lay_out_by_hand
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+
+
+def view_of(flat: Tensor, like: Tensor) -> Tensor:
+    """A buffer's part in the form of a tensor."""
+    edge = Edge(0, 0)
+    return lay_out_by_hand({edge: like}).view(edge, flat)
 
 
 @st.composite
@@ -33,8 +39,8 @@ def test_what_is_put_in_comes_out(tensor: Tensor, begin: int) -> None:
     untouched = 1
     buffer = torch.full((begin + tensor.numel() + 3,), untouched, dtype=tensor.dtype)
     part = buffer[begin : begin + tensor.numel()]
-    view_of(part, leaf_of(tensor)).copy_(tensor)
-    found = view_of(part, leaf_of(tensor))
+    view_of(part, tensor).copy_(tensor)
+    found = view_of(part, tensor)
     assert found.dtype == tensor.dtype and torch.equal(found, tensor)
     lying = [step for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1]
     assert [step for step, size in zip(found.stride(), tensor.shape, strict=True) if size > 1] == lying or not len(part)
@@ -45,8 +51,8 @@ def test_what_is_put_in_comes_out(tensor: Tensor, begin: int) -> None:
 def test_a_stride_that_leaves_gaps_becomes_a_contiguous_one(tensor: Tensor, gap: int) -> None:
     gappy = tensor.contiguous().unsqueeze(-1).expand(*tensor.shape, gap).contiguous()[..., 0]
     part = torch.zeros(tensor.numel(), dtype=tensor.dtype)
-    view_of(part, leaf_of(gappy)).copy_(gappy)
-    found = view_of(part, leaf_of(gappy))
+    view_of(part, gappy).copy_(gappy)
+    found = view_of(part, gappy)
     assert torch.equal(found, tensor)
     assert found.is_contiguous() or tensor.numel() == 0
 
@@ -54,7 +60,7 @@ def test_a_stride_that_leaves_gaps_becomes_a_contiguous_one(tensor: Tensor, gap:
 def test_channels_last_by_hand() -> None:
     tensor = torch.arange(6, dtype=torch.uint8).reshape(1, 2, 1, 3).to(memory_format=torch.channels_last)
     part = torch.zeros(6, dtype=torch.uint8)
-    view_of(part, leaf_of(tensor)).copy_(tensor)
+    view_of(part, tensor).copy_(tensor)
     assert part.tolist() == [0, 3, 1, 4, 2, 5], "pixel by pixel, as it lies in memory"
 
 
@@ -77,7 +83,7 @@ def test_every_element_lies_in_the_row_of_its_edge_and_picture(given_tensors: li
         span = storage.spans[edge]
         if not tensor.numel():
             continue
-        found = view_of(of_element[span.start : span.stop], leaf_of(tensor))
+        found = storage.view(edge, of_element[span.start : span.stop])
         members = list(found) if tensor.ndim >= 3 else [found]
         assert all(len(member.unique()) == 1 for member in members), "a row for each picture"
         assert len({int(member.flatten()[0]) for member in members}) == len(members), "and none for two"

@@ -13,7 +13,7 @@ from asyncdiff.exchange.team import Team
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
 from asyncdiff.plan.routing import Message
-from asyncdiff.plan.storage import Span, view_of
+from asyncdiff.plan.storage import Span
 
 
 class DistributedChannel:
@@ -126,7 +126,7 @@ class _Parcel:
                 own = storage.spans[edge]
                 if own.dtype == span.dtype and span.start <= own.start and own.stop <= span.stop:
                     flat = part[own.start - span.start : own.stop - span.start]
-                    self._views[edge] = view_of(flat, storage.leaves[edge])
+                    self._views[edge] = storage.view(edge, flat)
 
     def pack(self, made: dict[Edge, Tensor]) -> None:
         """Copy the edges in, once what was sent last is gone."""

@@ -14,7 +14,7 @@ from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.buffer import VersionedBuffer
 from asyncdiff.plan.forecast import Formula, formula, rounding_of
 from asyncdiff.plan.method import PAPER, Method
-from asyncdiff.plan.storage import Span, Storage, view_of
+from asyncdiff.plan.storage import Span, Storage
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EdgeStore:
         """Copy an edge of the next version in."""
         self.settle()
         span = self._storage.spans[edge]
-        view_of(self.arriving(span), self._storage.leaves[edge]).copy_(tensor)
+        self._storage.view(edge, self.arriving(span)).copy_(tensor)
         self._written.add(edge)
 
     def arriving(self, span: Span) -> Tensor:
@@ -131,7 +131,7 @@ class EdgeStore:
         """
         self._check(edge, [step])
         span = self._storage.spans[edge]
-        return view_of(self._buffers[span.dtype].newest[span.start : span.stop], self._storage.leaves[edge])
+        return self._storage.view(edge, self._buffers[span.dtype].newest[span.start : span.stop])
 
     def expected(self, edge: Edge, reading: Reading) -> Tensor:
         """What an edge is expected to be.
@@ -146,7 +146,7 @@ class EdgeStore:
         if around not in made:
             made[around] = self._buffers[span.dtype].forecast(reading.formula(span.dtype), around)
         flat = made[around][span.start - around.start : span.stop - around.start]
-        return view_of(flat, self._storage.leaves[edge])
+        return self._storage.view(edge, flat)
 
     def errors(self, steps: Sequence[int], method: Method, times: tuple[float, ...]) -> Tensor:
         """How far the newest version is from what the older ones let expect.

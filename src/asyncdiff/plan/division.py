@@ -1,5 +1,6 @@
 """A denoiser divided: its graph, its components, the schedule and the messages that follow. Pure."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -37,6 +38,11 @@ class Division:
     messages: tuple[Message, ...]
     part_of: Mapping[Edge, int]
     method: Method
+
+    @functools.cached_property
+    def replicated(self) -> frozenset[int]:
+        """The units that every device runs."""
+        return frozenset(range(len(self.graph.units))).difference(*self.partition.components)
 
     @property
     def bytes_per_round(self) -> int:

@@ -6,6 +6,8 @@ then each row of a buffer (a tensor's part for one picture) has weights of its o
 """
 
 import functools
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -132,9 +134,9 @@ def fitted_weights(fit: Fit, products: Tensor) -> Tensor:
     order, rows = fit.order, products.shape[-1]
     count = order * order
     # In one tensor, since every copy to a device takes time.
-    filled = [(*term, *[0.0] * (fit.count * (fit.count - 1))) for term in fit.terms]
-    constants = _on_device((*fit.numbers, *filled), products)
-    numbers = (constants[:-order] @ products.reshape(-1, rows)).T
+    constants = _on_device([*itertools.chain(*fit.numbers, *fit.terms)], products)
+    terms = constants[-order * fit.count :].view(order, fit.count)
+    numbers = (constants[: -order * fit.count].view(len(fit.numbers), -1) @ products.view(-1, rows)).T
     matrix, sides = numbers[:, :count].view(rows, order, order), numbers[:, count : count + order]
     squares, longest = numbers[:, count + order : -1].view(rows, order, order), numbers[:, -1]
     # Where nothing has changed at all there is no solution, and nothing to add.
@@ -142,7 +144,7 @@ def fitted_weights(fit: Fit, products: Tensor) -> Tensor:
     # One round's wrong factors would be fed back by the other components, and be wronger in the next.
     length = (factors.mT @ squares @ factors).view(rows).clamp_min(_SMALLEST)
     kept = (longest / length).sqrt().clamp(max=1)
-    weights: Tensor = (factors.squeeze(-1) * kept.unsqueeze(-1)) @ constants[-order:, : fit.count]
+    weights: Tensor = (factors.squeeze(-1) * kept.unsqueeze(-1)) @ terms
     return weights
 
 
@@ -228,10 +230,13 @@ def _add_product(total: list[float], one: Sequence[float], other: Sequence[float
 
 def _picked(vectors: Sequence[Vector], places: Sequence[int | None]) -> tuple[Vector, ...]:
     """Each vector's numbers at some places, 0 where there is none."""
-    return tuple(tuple(0.0 if place is None else vector[place] for place in places) for vector in vectors)
+    pick = operator.itemgetter(*(-1 if place is None else place for place in places))
+    if len(places) == 1:
+        return tuple((pick((*vector, 0.0)),) for vector in vectors)
+    return tuple(pick((*vector, 0.0)) for vector in vectors)
 
 
-def _on_device(rows: Sequence[Vector], like: Tensor) -> Tensor:
+def _on_device(numbers: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor where another one is, without waiting for what the device is doing."""
-    host = torch.tensor(rows, dtype=like.dtype, pin_memory=like.is_cuda)
+    host = torch.tensor(numbers, dtype=like.dtype, pin_memory=like.is_cuda)
     return host.to(like.device, non_blocking=True)

@@ -1,5 +1,6 @@
 """Divide the unit calls of a graph into components, and say which live edges then cross. Pure."""
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,14 @@ class Partition:
     shares: tuple[float, ...]
     end: End
     bases: Mapping[Edge, Base] = field(default_factory=dict)
+
+    @functools.cached_property
+    def base_inputs(self) -> Mapping[int, frozenset[int]]:
+        """For each unit call that is given what a residual is added to, the places among its inputs."""
+        found: dict[int, frozenset[int]] = {}
+        for base in self.bases.values():
+            found[base.unit] = found.get(base.unit, frozenset()) | {base.input}
+        return found
 
     def owner(self, unit: int) -> int | None:
         """The component that owns a unit call; None for a replicated one."""

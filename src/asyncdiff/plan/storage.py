@@ -1,5 +1,6 @@
 """Where each live edge lies in what a rank holds: one buffer for each number format, message by message. Pure."""
 
+import functools
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -50,6 +51,15 @@ class Storage:
 
     leaves: Mapping[Edge, Leaf]
     spans: Mapping[Edge, Span]
+
+    def view(self, edge: Edge, flat: Tensor) -> Tensor:
+        """A buffer's part as an edge's tensor, in the memory order that the tensor was recorded with."""
+        leaf = self.leaves[edge]
+        return flat.as_strided(leaf.shape, self._strides[edge], flat.storage_offset())
+
+    @functools.cached_property
+    def _strides(self) -> dict[Edge, tuple[int, ...]]:
+        return {edge: _packed_stride(leaf) for edge, leaf in self.leaves.items()}
 
     @property
     def sizes(self) -> dict[torch.dtype, int]:
@@ -104,11 +114,6 @@ def lay_out(graph: Graph, groups: Iterable[Collection[Edge]]) -> Storage:
             ends[leaf.dtype] = start + math.prod(leaf.shape)
             leaves[edge], spans[edge] = leaf, Span(leaf.dtype, start, ends[leaf.dtype])
     return Storage(leaves, spans)
-
-
-def view_of(flat: Tensor, leaf: Leaf) -> Tensor:
-    """A buffer's part as an edge's tensor, in the memory order that the tensor was recorded with."""
-    return flat.as_strided(leaf.shape, _packed_stride(leaf), flat.storage_offset())
 
 
 def _packed_stride(leaf: Leaf) -> tuple[int, ...]:

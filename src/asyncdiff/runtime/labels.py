@@ -44,6 +44,7 @@ class Labels:
         self._timetable = timetable
         self._arguments: dict[int, Any] = {}
         self._learnt: dict[int, tuple[float, Any]] = {}
+        self._found: tuple[int | None] | None = None  # where the pipeline began, as far as that was learnt
 
     def given(self, index: int, argument: Any) -> None:
         """The pipeline gave `argument` to the denoiser at step `index`."""
@@ -55,6 +56,7 @@ class Labels:
         values = set() if timestep is None else set(_numbers(timestep).tolist())
         if len(values) == 1:
             self._learnt[index] = (values.pop(), self._arguments[index])
+            self._found = None
 
     def last(self) -> int | None:
         """The index of the generation's last step, where it is known."""
@@ -132,6 +134,11 @@ class Labels:
 
     def _first_position(self) -> int | None:
         """Where in the scheduler's timesteps the pipeline began: image-to-image leaves the first ones out."""
+        if self._found is None:
+            self._found = (self._look_for_first_position(),)
+        return self._found[0]
+
+    def _look_for_first_position(self) -> int | None:
         timesteps = self._timetable.timesteps
         for first in range(len(timesteps) - max(self._learnt, default=len(timesteps))):
             if all(

@@ -16,7 +16,7 @@ from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.stream import Stream
-from asyncdiff.runtime.units import UnitRule, complete_task, compute_task, keep_what_ranks_read
+from asyncdiff.runtime.units import UnitRule, Work, complete_task, compute_task, keep_what_ranks_read
 
 
 class StepRunner:
@@ -36,27 +36,29 @@ class StepRunner:
         """Make the predictions of a stream's step, if there are any to make, and leave them in it on every rank."""
         step = course.step(stream.index)
         if step.kind is StepKind.FULL:
-            self._run_in_full(stream, course, call)
+            self._run_in_full(stream, course, call, counts)
         elif step.kind is StepKind.ROUND:
             self._run_round(stream, course, call, counts)
         elif step.kind is StepKind.BRIDGED:
             for moment in stream.order().of(course, step.index).moments:
-                self._take(stream, self._share(stream, moment, self._completed(stream, step, call, counts)))
+                self._take(
+                    stream, self._share(stream, moment, self._completed(stream, step, call, self._work(stream, counts)))
+                )
 
-    def _run_in_full(self, stream: Stream, course: Course, call: Call) -> None:
+    def _run_in_full(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         step, result, division = course.step(stream.index), None, stream.division
         if division is None:
             result, division = self._divisions.divide(stream, self._lane, call)
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
             try:
-                result = self._run_and_keep(stream, division, [step.index], call)
+                result = self._run_and_keep(stream, division, [step.index], call, counts)
             except ShapeChangedError:
                 _, division = self._divisions.divide(stream, self._lane, call)
                 stream.channel = None
                 # What earlier steps have left is of the old shapes: as if nothing had changed since.
                 versions = range(division.schedule.first_kept, step.index + 1)
-                result = self._run_and_keep(stream, division, versions, call)
+                result = self._run_and_keep(stream, division, versions, call, counts)
         elif result is None:
             result = call()
         leaves, stream.structure = tree_flatten(result)
@@ -64,27 +66,28 @@ class StepRunner:
         for moment in stream.order().of(course, step.index).moments:
             self._take(stream, self._share(stream, moment, stream.predictions))
 
-    def _run_and_keep(self, stream: Stream, division: Division, versions: Sequence[int], call: Call) -> Any:
+    def _run_and_keep(
+        self, stream: Stream, division: Division, versions: Sequence[int], call: Call, counts: Counts
+    ) -> Any:
         """A step in full that others follow on: what they read is stored."""
         exchange = self._context.exchange
         if stream.channel is None:
             stream.channel = exchange.open(division, self._context.device)
-        rule = keep_what_ranks_read(division, exchange.ranks, stream.channel)
+        rule = keep_what_ranks_read(division, exchange.ranks, stream.channel, counts)
         result = self._context.units.walk(division.graph, rule, call)
         for store in stream.channel.stores.values():
             store.arrive(versions)
         return result
 
     def _run_round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
-        division, channel = stream.ready()
-        step = course.step(stream.index)
+        work = self._work(stream, counts)
+        channel, step = work.channel, course.step(stream.index)
         order = stream.order().of(course, step.index)
         self.is_interrupted = True
         channel.start_round(order)
         predictions: dict[int, list[Any]] = {}
         for task in self._tasks(step):
-            rule = compute_task(division, task, channel, counts, stream.moment, order.kept)
-            leaves = self._walk(stream, division, rule, task, call)
+            leaves = self._walk(stream, compute_task(work, task, order.kept), task, call)
             if task.predicts is not None and not task.completes:
                 predictions[task.predicts] = leaves
         is_completed = any(task.completes for task in step.tasks)
@@ -95,7 +98,7 @@ class StepRunner:
                 continue
             if is_completed:
                 channel.end_round(step.index)
-                predictions |= self._completed(stream, step, call, counts)
+                predictions |= self._completed(stream, step, call, work)
             begun.append(self._share(stream, moment, predictions))
         if not is_completed:
             channel.end_round(step.index)
@@ -103,15 +106,18 @@ class StepRunner:
             self._take(stream, sharing)
         self.is_interrupted = False
 
-    def _completed(self, stream: Stream, step: Step, call: Call, counts: Counts) -> dict[int, list[Any]]:
+    def _completed(self, stream: Stream, step: Step, call: Call, work: Work) -> dict[int, list[Any]]:
         """The predictions that no component alone makes, of those of this process."""
+        return {
+            task.predicts: self._walk(stream, complete_task(work, task), task, call)
+            for task in self._tasks(step)
+            if task.completes and task.predicts is not None
+        }
+
+    def _work(self, stream: Stream, counts: Counts) -> Work:
+        """What the tasks of a stream's step share."""
         division, channel = stream.ready()
-        predictions = {}
-        for task in self._tasks(step):
-            if task.completes and task.predicts is not None:
-                rule = complete_task(division, task, channel, counts, stream.moment)
-                predictions[task.predicts] = self._walk(stream, division, rule, task, call)
-        return predictions
+        return Work(division, channel, stream.fillers(), counts, stream.moment)
 
     def _share(self, stream: Stream, moment: Moment, predictions: Mapping[int, list[Any]]) -> SharedLeaves:
         """Begin to give all ranks the predictions of a moment, of which this process has made some."""
@@ -127,8 +133,8 @@ class StepRunner:
         """Those of this process."""
         return [task for task in step.tasks if task.rank in self._context.exchange.ranks]
 
-    def _walk(self, stream: Stream, division: Division, rule: UnitRule, task: Task, call: Call) -> list[Any]:
+    def _walk(self, stream: Stream, rule: UnitRule, task: Task, call: Call) -> list[Any]:
         """Call the denoiser with a task's label and a rule for its units; returns the leaves of the result."""
         if task.label != stream.index:
             call = self._context.form.with_times(call, stream.times(task.label))
-        return tree_flatten(self._context.units.walk(division.graph, rule, call))[0]
+        return tree_flatten(self._context.units.walk(stream.ready()[0].graph, rule, call))[0]

@@ -17,6 +17,7 @@ from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Order
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.report import WARM_UP
+from asyncdiff.runtime.fillers import Fillers
 from asyncdiff.runtime.labels import Labels, Timetable
 
 # Conditioning up to this size is kept to be compared by value; of a larger one only the object's identity is kept.
@@ -90,6 +91,7 @@ class Stream:
     course: Course | None = None
     judged: int = -1
     _order: Order | None = None
+    _fillers: Fillers | None = None
 
     def goes_on_with(self, arguments: Arguments) -> bool:
         """Whether a call can be the next one: of the same form, with the same conditioning."""
@@ -129,6 +131,13 @@ class Stream:
         if self._order is None or self._order.division is not self.division:
             self._order = Order(self.division)
         return self._order
+
+    def fillers(self) -> Fillers:
+        """What stands for outputs that nothing reads."""
+        division, _ = self.ready()
+        if self._fillers is None or self._fillers.graph is not division.graph:
+            self._fillers = Fillers(division.graph)
+        return self._fillers
 
     def follow(self, schedule: Schedule) -> Course:
         """What a schedule makes of its generation, as far as that is known by now."""

@@ -1,17 +1,15 @@
 """The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
-from asyncdiff.denoiser.trace import Leaf
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.exchange.store import Reading
@@ -20,9 +18,22 @@ from asyncdiff.plan.division import Division
 from asyncdiff.plan.partition import Partition
 from asyncdiff.plan.schedule import Task, Version
 from asyncdiff.report import Counts
+from asyncdiff.runtime.fillers import Fillers
 
-UnitRule = Callable[[int, Call], Any]
-"""What to do when a unit is called: given its number in the graph, and the call."""
+
+@dataclass(frozen=True)
+class UnitRule:
+    """What to do when a unit is called.
+
+    Attributes:
+        run: given the unit's number in the graph, and the call.
+        answers: for units of which nothing is read and nothing has to be known, by name and ordinal.
+        counts: of units run and skipped.
+    """
+
+    run: Callable[[int, Call], Any]
+    counts: Counts
+    answers: Mapping[tuple[str, int], Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -51,7 +62,9 @@ class UnitHooks:
         for unit in graph.units:
             module = self._denoiser.get_submodule(unit.name)
             if unit.name not in self._undo or not is_intercepted(module):
-                self._undo[unit.name] = intercept_call(module, functools.partial(self._on_call, unit.name))
+                self._undo[unit.name] = intercept_call(
+                    module, functools.partial(self._on_call, unit.name), functools.partial(self._answer, unit.name)
+                )
 
     def remove(self) -> None:
         """Leave all units as they were."""
@@ -78,12 +91,24 @@ class UnitHooks:
             return call()
         walk.is_in_unit = True
         try:
-            return walk.rule(unit, call)
+            return walk.rule.run(unit, call)
         finally:
             walk.is_in_unit = False
 
+    def _answer(self, name: str) -> Any:
+        """The output of a unit's next call, where it does not depend on the call."""
+        walk = self._walk
+        if walk is None or walk.is_in_unit:
+            return None
+        ordinal = walk.calls.get(name, 0)
+        known = walk.rule.answers.get((name, ordinal))
+        if known is not None:
+            walk.calls[name] = ordinal + 1
+            walk.rule.counts.units_skipped += 1
+        return known
 
-def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel) -> UnitRule:
+
+def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel, counts: Counts) -> UnitRule:
     """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
 
     It raises ShapeChangedError where the division was made for tensors of other shapes.
@@ -107,64 +132,87 @@ def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Chan
                     channel.stores[rank].put(edge, kept)
         return result
 
-    return rule
+    return UnitRule(rule, counts)
 
 
-def compute_task(
-    division: Division,
-    task: Task,
-    channel: Channel,
-    counts: Counts,
-    moment: Callable[[int], float],
-    kept: frozenset[Edge],
-) -> UnitRule:
+@dataclass(frozen=True)
+class Work:
+    """What the tasks of a step share.
+
+    Attributes:
+        division: the divided denoiser.
+        channel: where live edges come from, and go to.
+        fillers: what stands for outputs that nothing reads.
+        counts: of units run and skipped.
+        moment: the place of a step's label in the scheduler's own time.
+        everywhere: for each rank of this process, the results of units that every device runs, if they will be needed
+            again with the same label.
+    """
+
+    division: Division
+    channel: Channel
+    fillers: Fillers
+    counts: Counts
+    moment: Callable[[int], float]
+    everywhere: dict[int, dict[int, Any]] = field(default_factory=dict)
+
+
+def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
     """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
 
-    `moment` gives the place of a step's label in the scheduler's own time; `kept` are the live edges that will be read.
+    `kept` are the live edges that will be read.
     """
-    graph, partition = division.graph, division.partition
+    division, partition, counts = work.division, work.division.partition, work.counts
     own = frozenset[int]() if task.component is None else partition.components[task.component]
+    replicated = division.replicated
+    again = work.everywhere.setdefault(task.rank, {}) if task.completes else None
     passed_on = kept if task.feeds else kept & division.own_reads_of(task.rank)
+    makers = {edge.unit for edge in passed_on}
     residuals = _Residuals(partition)
     reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
-    received = _Received(division, task.rank, task.reads, task.label, channel, moment, reads)
+    received = _Received(work, task.rank, task.reads, task.label, reads)
 
     def rule(unit: int, call: Call) -> Any:
-        known = graph.units[unit]
         residuals.note(unit, call)
-        if unit in own or partition.owner(unit) is None:
-            counts.units_run += 1
-            result = call()
+        if unit not in own and unit not in replicated:
+            counts.units_skipped += 1
+            return _substitute(work, unit, residuals, received, call)
+        counts.units_run += 1
+        result = call()
+        if unit in makers:
+            known = division.graph.units[unit]
             for number, leaf in enumerate(tree_leaves(result)):
                 edge = Edge(unit, number)
                 if edge in passed_on:
                     _check_shape(known, number, leaf)
-                    channel.made(task.rank, edge, residuals.of(edge, _unshared(known, edge, leaf)))
-            return result
-        counts.units_skipped += 1
-        return _substitute(known, unit, residuals, received, call.tensors)
+                    work.channel.made(task.rank, edge, residuals.of(edge, _unshared(known, edge, leaf)))
+        elif again is not None and unit in replicated and not division.graph.units[unit].overwritten:
+            again[unit] = result
+        return result
 
-    return rule
+    return UnitRule(rule, counts, _answers(work, own | replicated, received, residuals))
 
 
-def complete_task(
-    division: Division, task: Task, channel: Channel, counts: Counts, moment: Callable[[int], float]
-) -> UnitRule:
+def complete_task(work: Work, task: Task) -> UnitRule:
     """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
-    partition = division.partition
+    partition, counts = work.division.partition, work.counts
     residuals = _Residuals(partition)
     made = frozenset[int]() if task.component is None else partition.components[task.component]
-    received = _Received(division, task.rank, task.completes, task.label, channel, moment, partition.end.reads, made)
+    received = _Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
+    run = partition.end.units | work.division.replicated
+    known = work.everywhere.get(task.rank, {})
 
     def rule(unit: int, call: Call) -> Any:
         residuals.note(unit, call)
-        if unit in partition.end.units or partition.owner(unit) is None:
+        if unit in known:
+            return known[unit]
+        if unit in run:
             counts.units_run += 1
             return call()
         counts.units_skipped += 1
-        return _substitute(division.graph.units[unit], unit, residuals, received, call.tensors)
+        return _substitute(work, unit, residuals, received, call)
 
-    return rule
+    return UnitRule(rule, counts, _answers(work, run, received, residuals))
 
 
 class _Residuals:
@@ -172,10 +220,13 @@ class _Residuals:
 
     def __init__(self, partition: Partition) -> None:
         self._bases = partition.bases
-        self._wanted: dict[int, set[int]] = {}
-        for base in partition.bases.values():
-            self._wanted.setdefault(base.unit, set()).add(base.input)
+        self._wanted = partition.base_inputs
         self._given: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def units(self) -> frozenset[int]:
+        """The units whose inputs are wanted."""
+        return frozenset(self._wanted)
 
     def note(self, unit: int, call: Call) -> None:
         """A unit is about to be called."""
@@ -198,6 +249,9 @@ class _Residuals:
 class _Received:
     """What a rank holds of live edges, forecast to the label of its task.
 
+    Attributes:
+        units: those of which something is read.
+
     Args:
         reads: the edges that are read.
         exact: the units, if any, whose edges the rank made itself with this very label.
@@ -205,26 +259,25 @@ class _Received:
 
     def __init__(
         self,
-        division: Division,
+        work: Work,
         rank: int,
         versions: Sequence[Version],
         label: int,
-        channel: Channel,
-        moment: Callable[[int], float],
         reads: frozenset[Edge],
         exact: frozenset[int] = frozenset(),
     ) -> None:
+        self.units = frozenset(edge.unit for edge in reads)
         self._reads = reads
         self._exact = exact
-        self._output_reads = division.graph.output_reads
-        self._store = channel.stores[rank]
+        self._output_reads = work.division.graph.output_reads
+        self._store = work.channel.stores[rank]
         # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
         is_timed = len(versions) > 1
         self._reading = Reading(
             steps=tuple(version.step for version in versions),
-            times=tuple(moment(version.label) for version in versions) if is_timed else (0.0,),
-            target=moment(label) if is_timed else 0.0,
-            method=division.method,
+            times=tuple(work.moment(version.label) for version in versions) if is_timed else (0.0,),
+            target=work.moment(label) if is_timed else 0.0,
+            method=work.division.method,
             among=self._store.spans_of(reads, exact),
         )
 
@@ -240,8 +293,18 @@ class _Received:
         return found.clone() if edge in self._output_reads else found
 
 
-def _substitute(known: UnitCall, unit: int, residuals: _Residuals, received: _Received, given: list[Tensor]) -> Any:
+def _answers(
+    work: Work, run: frozenset[int], received: "_Received", residuals: "_Residuals"
+) -> Mapping[tuple[str, int], Any]:
+    """Fillers for the units that are not run, of which nothing is read, and whose inputs nobody adds to."""
+    needed = run | received.units | residuals.units
+    return work.fillers.answers(needed)
+
+
+def _substitute(work: Work, unit: int, residuals: _Residuals, received: _Received, call: Call) -> Any:
     """A unit's output, made of what was received for it."""
+    known = work.division.graph.units[unit]
+    given = call.tensors if any(leaf.input_index is not None for leaf in known.outputs) else []
     made: list[Any] = []
     for number, leaf in enumerate(known.outputs):
         origin = known.origins[number]
@@ -255,7 +318,7 @@ def _substitute(known: UnitCall, unit: int, residuals: _Residuals, received: _Re
         elif received.has(edge):
             made.append(_unshared(known, edge, residuals.added(edge, received.tensor(edge))))
         else:
-            made.append(_placeholder(leaf, number in known.overwritten))
+            made.append(work.fillers.leaf(unit, number))
     return tree_unflatten(made, known.structure)
 
 
@@ -273,11 +336,3 @@ def _check_shape(known: UnitCall, number: int, leaf: Any) -> None:
 def _unshared(known: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
     """The tensor, or a copy where the denoiser writes to it later on."""
     return tensor.clone() if edge.leaf in known.overwritten else tensor
-
-
-def _placeholder(leaf: Leaf, is_overwritten: bool) -> Tensor:
-    """Stands for a tensor that nothing alive depends on: not a number, so that a mistake would show."""
-    floating = leaf.dtype is not None and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
-    filler = torch.full((), float("nan") if floating else 0, dtype=leaf.dtype, device=leaf.device)
-    expanded = filler.expand(leaf.shape)
-    return expanded.clone() if is_overwritten else expanded
