@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, build_graph
+from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import Operator, Trace, record
 
 
@@ -77,7 +78,7 @@ class MaskOfItsShape(nn.Module):
 
 
 def test_what_has_only_the_shape_of_a_tensor_does_not_read_it() -> None:
-    graph = build_graph(recorded(MaskOfItsShape(), torch.randn(2, 4)), 8.0)
+    graph = build_graph(recorded(MaskOfItsShape(), torch.randn(2, 4)), CPU)
     assert units(graph) == [("layers.0", 0), ("layers.1", 0), ("layers.2", 0)]
     assert graph.units[2].reads == {Edge(1, 0)}
 
@@ -107,7 +108,7 @@ def test_a_list_of_a_called_module_does_not_take_its_owner_apart() -> None:
     module = nn.Module()
     module.blocks = nn.ModuleList(Block() for _ in range(2))
     module.forward = lambda hidden: module.blocks[1](module.blocks[0](hidden))
-    assert units(build_graph(recorded(module, torch.randn(2, 4)), 8.0)) == [("blocks.0", 0), ("blocks.1", 0)]
+    assert units(build_graph(recorded(module, torch.randn(2, 4)), CPU)) == [("blocks.0", 0), ("blocks.1", 0)]
 
 
 class Attends(nn.Module):
@@ -158,6 +159,6 @@ class Sharing(nn.Module):
 
 def test_calls_inside_of_units_are_not_counted() -> None:
     """A device that does not run the unit does not see them."""
-    graph = build_graph(recorded(Sharing(), torch.randn(2, 4), torch.tensor(0.5)), 8.0)
+    graph = build_graph(recorded(Sharing(), torch.randn(2, 4), torch.tensor(0.5)), CPU)
     expected = [[(f"blocks.{number}", 0), ("shared", number)] for number in range(4)]
     assert units(graph) == [unit for pair in expected for unit in pair]

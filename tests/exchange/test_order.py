@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.call import Call
+from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
 from asyncdiff.plan import routing
 from asyncdiff.plan.course import Course
@@ -163,7 +164,7 @@ def _division(name: str, schedule: Schedule, method: Any) -> Division:
     denoiser = specimen.build()
     with torch.no_grad():
         _, trace = record(denoiser, Call(denoiser.forward, (), specimen.inputs()))
-    return divide_denoiser(trace, schedule, None, 8.0, method)
+    return divide_denoiser(trace, schedule, None, CPU, method)
 
 
 @pytest.mark.parametrize("method", [PAPER, FORECAST], ids=["paper", "forecast"])

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map, tree_structure
 from asyncdiff import SplitError
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import REPLICATED_BUDGET, REPLICATED_COST_SHARE, Edge, Graph, UnitCall, build_graph
+from asyncdiff.denoiser.rates import CPU, DeviceRates
 from asyncdiff.denoiser.trace import Leaf, Trace, record
 from asyncdiff.plan.division import divide_denoiser
 from asyncdiff.plan.partition import BALANCE_TOLERANCE, divide
@@ -21,7 +22,7 @@ from asyncdiff.plan.schedule import Schedule
 from tests.golden import golden_pipeline, golden_split
 from tests.tiny import PIPELINES, run
 
-WEIGHT = 8.0
+WEIGHT = CPU
 
 
 def traced(pipe: DiffusionPipeline, denoiser: str, call: Any) -> tuple[Trace, tuple[Any, ...], dict[str, Any]]:
@@ -148,6 +149,7 @@ def chain(costs: list[int], skips: set[tuple[int, int]]) -> Graph:
                 name=f"unit{number}",
                 ordinal=0,
                 cost=float(cost),
+                time=float(cost),
                 flops=cost,
                 reads=frozenset(Edge(source, 0) for source in sources if source >= 0),
                 outputs=(Leaf(number, (number + 1,), (1,), torch.float32),),
@@ -157,7 +159,7 @@ def chain(costs: list[int], skips: set[tuple[int, int]]) -> Graph:
                 replicated=False,
             )
         )
-    return Graph(tuple(units), frozenset({Edge(len(costs) - 1, 0)}), 0.0)
+    return Graph(tuple(units), frozenset({Edge(len(costs) - 1, 0)}), 0.0, 0.0)
 
 
 @settings(max_examples=60, deadline=None)
@@ -219,3 +221,27 @@ def test_bad_splits(split: list[list[str]], message: str) -> None:
     trace, _, _ = traced(pipe, "unet", lambda: pipe(**{**inputs, "num_inference_steps": 1}))
     with pytest.raises(SplitError, match=message):
         divide_denoiser(trace, Schedule(2, 1, 1), split, WEIGHT)
+
+
+def test_where_the_host_binds_operators_are_balanced_and_not_arithmetic() -> None:
+    """Many small operators and one large product: on a device that runs ahead of its host, the small ones count."""
+    torch.manual_seed(0)
+
+    class Uneven(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(64, 64 if number else 4096, bias=False) for number in range(9))
+
+        def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+            for block in self.blocks:
+                sample = block(sample[:, :64])
+            return sample
+
+    with torch.no_grad():
+        denoiser = Uneven()
+        _, trace = record(denoiser, Call(denoiser.forward, (torch.ones(40, 64), torch.tensor(1.0)), {}))
+    by_arithmetic = build_graph(trace, DeviceRates(0.0, 0.0))
+    by_operators = build_graph(trace, DeviceRates(0.0, 1e12))
+    assert len(divide(by_arithmetic, 2).components[0]) <= 2, "the large product, and at most one of the small ones"
+    assert sorted(len(own) for own in divide(by_operators, 2).components) == [4, 5]
+    assert [unit.cost for unit in by_operators.units] == [unit.cost for unit in by_arithmetic.units]

@@ -1,4 +1,4 @@
-"""Which parts of a pipeline are denoisers, and how their device weighs bytes against arithmetic."""
+"""Which parts of a pipeline are denoisers, and where they run."""
 
 from typing import Any
 
@@ -7,11 +7,6 @@ from torch import nn
 
 from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.errors import ConfigurationError
-
-# Floating-point operations that a device does in the time in which it moves one byte, roughly.
-# Constants, not measurements: the same model must be divided in the same way in every run.
-_OPERATIONS_PER_BYTE = {"cpu": 8.0}
-_OPERATIONS_PER_BYTE_ELSEWHERE = 100.0
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
@@ -38,11 +33,6 @@ def device_of(pipe: Any, denoiser: nn.Module) -> torch.device:
     """Where the denoiser runs; with offloading that is not where its weights are."""
     device = getattr(pipe, "_execution_device", None)
     return device if isinstance(device, torch.device) else next(denoiser.parameters()).device
-
-
-def operations_per_byte(device: torch.device) -> float:
-    """How `build_graph` should weigh bytes moved on a device."""
-    return _OPERATIONS_PER_BYTE.get(device.type, _OPERATIONS_PER_BYTE_ELSEWHERE)
 
 
 def _predicts_noise(module: nn.Module) -> bool:

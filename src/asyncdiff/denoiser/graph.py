@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch.utils._pytree import TreeSpec
 
+from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.trace import Leaf, ModuleCall, Trace, ValueId
 from asyncdiff.errors import TraceError
 
@@ -50,7 +51,8 @@ class UnitCall:
         name: dotted module name below the denoiser.
         ordinal: how many calls of the same module came before it in the pass, those inside of other units
             left out: a device that does not run those units does not see them.
-        cost: operations, with exponentials and bytes moved counted as operations (see `build_graph`).
+        cost: of the device: operations, with exponentials and bytes moved counted as operations (see `build_graph`).
+        time: what it takes, counted so: the cost, and what the host does, where the host takes longer.
         flops: floating-point operations of matrix products, convolutions and attention.
         reads: the outputs of other unit calls that it needs, through any amount of glue.
         outputs: the leaves of its output; `origins` gives, for each, the first leaf that is the same tensor.
@@ -62,6 +64,7 @@ class UnitCall:
     name: str
     ordinal: int
     cost: float
+    time: float
     flops: int
     reads: frozenset[Edge]
     outputs: tuple[Leaf, ...]
@@ -83,6 +86,7 @@ class Graph:
     units: tuple[UnitCall, ...]
     output_reads: frozenset[Edge]
     glue_cost: float
+    glue_time: float
     index: dict[tuple[str, int], int] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,20 +102,22 @@ class Graph:
         """Cost of one pass."""
         return self.glue_cost + sum(unit.cost for unit in self.units)
 
+    @property
+    def time(self) -> float:
+        """Time of one pass, counted as operations."""
+        return self.glue_time + sum(unit.time for unit in self.units)
+
     def bytes(self, edges: Iterable[Edge]) -> int:
         """Size of some live edges together, in bytes."""
         return sum(self.units[edge.unit].outputs[edge.leaf].bytes for edge in edges)
 
 
-def build_graph(
-    trace: Trace, operations_per_byte: float, inside: Iterable[str] = (), times_larger: float = 1.0
-) -> Graph:
+def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = (), times_larger: float = 1.0) -> Graph:
     """Find the units of a traced call and follow the data between them.
 
     Args:
         trace: the recorded call.
-        operations_per_byte: how many floating-point operations a device does in the time in which
-            it moves one byte; weighs memory-bound units against compute-bound ones.
+        rates: weigh memory-bound units against compute-bound ones, and both against the host's work.
         inside: module names that a unit may not enclose (those that a split names).
         times_larger: costs are those of a batch so many times as large as the recorded one: a denoiser is to be divided
             in one way, and so to draw one picture, whether or not several groups of devices share a batch out. (With a
@@ -119,17 +125,23 @@ def build_graph(
     """
     numbers = tuple(_find_units(trace, tuple(inside)))
     reads, output_reads, overwritten, _ = follow(trace, numbers)
-    costs = [_cost(trace, trace.calls[number], operations_per_byte, times_larger) for number in numbers]
-    total = _cost(trace, trace.calls[0], operations_per_byte, times_larger)
-    sent = [LINK_BYTE * operations_per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
+    costs = [_cost(trace, trace.calls[number], rates.per_byte, times_larger) for number in numbers]
+    total = _cost(trace, trace.calls[0], rates.per_byte, times_larger)
+    hosts = [rates.per_operator * _operators(trace, trace.calls[number]) for number in numbers]
+    total_of_host = rates.per_operator * _operators(trace, trace.calls[0])
+    # Host and device work at the same time: what the host does counts where it takes longer.
+    is_host_bound = total_of_host > total
+    times = [cost + host if is_host_bound else cost for cost, host in zip(costs, hosts, strict=True)]
+    total_time = total + total_of_host if is_host_bound else total
+    sent = [LINK_BYTE * rates.per_byte * times_larger * _bytes(trace.calls[number]) for number in numbers]
     limits = [_most_replicated(trace.calls[number]) for number in numbers]
     replicated = _replicated(reads, [cost / total for cost in costs], [cost / total for cost in sent], limits)
     ordinals = _ordinals(trace, numbers)
     units = tuple(
-        _unit_call(trace, number, unit, ordinals[number], costs[unit], reads[unit], overwritten, unit in replicated)
-        for unit, number in enumerate(numbers)
+        _unit_call(trace, number, unit, ordinals[number], spent, reads[unit], overwritten, unit in replicated)
+        for unit, (number, spent) in enumerate(zip(numbers, zip(costs, times, strict=True), strict=True))
     )
-    return Graph(units, output_reads, max(0.0, total - sum(costs)))
+    return Graph(units, output_reads, max(0.0, total - sum(costs)), max(0.0, total_time - sum(times)))
 
 
 def _most_replicated(call: ModuleCall) -> float:
@@ -203,10 +215,13 @@ def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[G
     units = []
     for unit, (number, members) in enumerate(groups):
         cost = sum(unit_of_call[member].cost for member in members)
+        time = sum(unit_of_call[member].time for member in members)
         replicated = all(unit_of_call[member].replicated for member in members)
-        units.append(_unit_call(trace, number, unit, ordinals[number], cost, reads[unit], overwritten, replicated))
+        units.append(
+            _unit_call(trace, number, unit, ordinals[number], (cost, time), reads[unit], overwritten, replicated)
+        )
     new_owners = tuple(owner_of_call[members[0]] for _, members in groups)
-    return Graph(tuple(units), output_reads, graph.glue_cost), new_owners
+    return Graph(tuple(units), output_reads, graph.glue_cost, graph.glue_time), new_owners
 
 
 def _unit_call(
@@ -214,7 +229,7 @@ def _unit_call(
     number: int,
     unit: int,
     ordinal: int,
-    cost: float,
+    spent: tuple[float, float],
     reads: frozenset[Edge],
     overwritten: set[Edge],
     replicated: bool,
@@ -226,7 +241,8 @@ def _unit_call(
         call=number,
         name=call.name,
         ordinal=ordinal,
-        cost=cost,
+        cost=spent[0],
+        time=spent[1],
         flops=_flops(trace, call),
         reads=reads,
         outputs=call.outputs,
@@ -281,6 +297,12 @@ def _own_flops(trace: Trace, number: int) -> int:
     call = trace.calls[number]
     operators = trace.operators[call.first_operator : call.end_operator]
     return sum(operator.flops for operator in operators if operator.call == number)
+
+
+def _operators(trace: Trace, call: ModuleCall) -> int:
+    """How many of a call's operators do anything; others make views."""
+    operators = trace.operators[call.first_operator : call.end_operator]
+    return sum(operator.flops > 0 or operator.bytes > 0 for operator in operators)
 
 
 def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float, times_larger: float) -> float:

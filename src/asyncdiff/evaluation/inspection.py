@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.find import device_of, find_denoisers, operations_per_byte
+from asyncdiff.denoiser.find import device_of, find_denoisers
+from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import intercept_call
@@ -122,10 +123,10 @@ def _inspection(
     schedules: Sequence[Schedule],
     steps: int,
 ) -> Inspection:
-    divisions = [divide_denoiser(trace, schedule, None, operations_per_byte(device)) for schedule in schedules]
+    divisions = [divide_denoiser(trace, schedule, None, rates_of(device)) for schedule in schedules]
     graph, partition = divisions[0].graph, divisions[0].partition
     units = tuple(
-        UnitCost(unit.name, unit.ordinal, unit.cost / graph.cost, partition.owner(index))
+        UnitCost(unit.name, unit.ordinal, unit.time / graph.time, partition.owner(index))
         for index, unit in enumerate(graph.units)
     )
     parts = []

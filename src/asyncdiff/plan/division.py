@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from asyncdiff.denoiser.graph import Edge, Graph, build_graph, coarsen
+from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.residual import find_bases
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.cost import cost, fast_enough, speedup
@@ -83,7 +84,7 @@ def divide_denoiser(
     trace: Trace,
     schedule: Schedule,
     split: Sequence[Sequence[str]] | None,
-    operations_per_byte: float,
+    rates: DeviceRates,
     method: Method = PAPER,
     goal: Goal | None = None,
     times_larger: float = 1.0,
@@ -96,7 +97,7 @@ def divide_denoiser(
         SplitError: the denoiser cannot be divided so.
     """
     named = [name for names in split or () for name in names]
-    fine = build_graph(trace, operations_per_byte, named, times_larger)
+    fine = build_graph(trace, rates, named, times_larger)
     partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)
@@ -111,5 +112,5 @@ def divide_denoiser(
     if goal is not None:
         schedule = fast_enough(schedule, goal.steps, goal.speedup, max(partition.shares), partition.end.share)
     sent = messages(schedule, partition)
-    part_of = parts_of_round(graph, partition, sent, operations_per_byte)
+    part_of = parts_of_round(graph, partition, sent, rates)
     return Division(graph, partition, schedule, sent, part_of, method)

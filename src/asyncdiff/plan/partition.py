@@ -82,7 +82,7 @@ def divide(graph: Graph, components: int) -> Partition:
             f"the denoiser has {len(units)} units that can be given to a device, "
             f"which is too few for components={components}; at most components={max(len(units), 1)} is possible"
         )
-    costs = [graph.units[unit].cost for unit in units]
+    costs = [graph.units[unit].time for unit in units]
     limit = _lightest_maximum(costs, components) * (1 + BALANCE_TOLERANCE)
     cuts = _cheapest_cuts(graph, units, costs, components, limit)
     candidates: list[list[Sequence[int]]] = [[units[a:b] for a, b in itertools.pairwise([0, *cuts, len(units)])]]
@@ -193,7 +193,7 @@ def _traffic(graph: Graph, parts: Sequence[Collection[int]]) -> int:
 
 
 def _unevenness(graph: Graph, parts: Sequence[Collection[int]]) -> float:
-    return sum(sum(graph.units[unit].cost for unit in part) ** 2 for part in parts)
+    return sum(sum(graph.units[unit].time for unit in part) ** 2 for part in parts)
 
 
 def _owners(graph: Graph, components: Sequence[Collection[int]]) -> tuple[int | None, ...]:
@@ -222,15 +222,15 @@ def wire(graph: Graph, owners: Sequence[int | None], bases: Mapping[Edge, Base] 
         if number == predictor:
             needed |= graph.output_reads
         reads.append(_received(needed, [unit for unit in owner if unit not in units], bases))
-    common = graph.glue_cost + sum(unit.cost for unit in everywhere)
-    shares = tuple((common + sum(graph.units[unit].cost for unit in units)) / graph.cost for units in components)
+    common = graph.glue_time + sum(unit.time for unit in everywhere)
+    shares = tuple((common + sum(graph.units[unit].time for unit in units)) / graph.time for units in components)
     end_units = _end_units(graph, components[predictor])
     needed = {*graph.output_reads, *read_everywhere}
     needed |= {edge for unit in end_units for edge in graph.units[unit].reads}
     end = End(
         units=end_units,
         reads=_received(needed, [unit for unit in owner if unit not in end_units], bases),
-        share=(common + sum(graph.units[unit].cost for unit in end_units)) / graph.cost,
+        share=(common + sum(graph.units[unit].time for unit in end_units)) / graph.time,
     )
     return Partition(components, tuple(reads), predictor, shares, end, bases)
 

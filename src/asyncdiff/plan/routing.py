@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from asyncdiff.denoiser.graph import LINK_BYTE, Edge, Graph
+from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.plan.partition import Partition
 from asyncdiff.plan.schedule import Schedule
 
@@ -45,17 +46,17 @@ def messages(schedule: Schedule, partition: Partition) -> tuple[Message, ...]:
 
 
 def parts_of_round(
-    graph: Graph, partition: Partition, messages: Sequence[Message], operations_per_byte: float
+    graph: Graph, partition: Partition, messages: Sequence[Message], rates: DeviceRates
 ) -> Mapping[Edge, int]:
     """In which part of a round each live edge is made that travels; one part, where edges are light.
 
-    `operations_per_byte` is that of `build_graph`.
+    `rates` are those of `build_graph`.
     """
     heaviest = _heaviest_traffic(graph, messages)
     edges = [edge for message in messages for edge in message.edges]
     count = 1
     if heaviest > _MOST_AT_THE_END:
-        share = heaviest * LINK_BYTE * operations_per_byte / (max(partition.shares) * graph.cost)
+        share = heaviest * LINK_BYTE * rates.per_byte / (max(partition.shares) * graph.time)
         count = min(_MOST_PARTS, max(1, round(share / _SHARE_AT_THE_END)))
     return {edge: min(count - 1, int(count * _progress(graph, partition, edge))) for edge in edges}
 
@@ -73,5 +74,5 @@ def _heaviest_traffic(graph: Graph, messages: Sequence[Message]) -> int:
 def _progress(graph: Graph, partition: Partition, edge: Edge) -> float:
     """How much of its component's work is done when an edge is made."""
     own = partition.components[partition.owner(edge.unit) or 0]
-    done = sum(graph.units[unit].cost for unit in own if unit <= edge.unit)
-    return done / max(sum(graph.units[unit].cost for unit in own), 1e-30)
+    done = sum(graph.units[unit].time for unit in own if unit <= edge.unit)
+    return done / max(sum(graph.units[unit].time for unit in own), 1e-30)

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.find import operations_per_byte
 from asyncdiff.denoiser.form import Signature
+from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.denoiser.trace import record
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
@@ -70,7 +70,7 @@ class Divisions:
             trace,
             context.schedule,
             context.settings.split,
-            operations_per_byte(context.device),
+            rates_of(context.device),
             context.settings.chosen_method,
             goal,
             stream.times_larger,

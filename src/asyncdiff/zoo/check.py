@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call, tensors_of
-from asyncdiff.denoiser.find import operations_per_byte
 from asyncdiff.denoiser.graph import Edge, build_graph
+from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.plan.division import Division, divide_denoiser
@@ -101,11 +101,11 @@ class _Subject:
         result, self.trace = record(self.model, Call(self.model.forward, (), self.inputs(0)))
         _expect(_is_equal(tensors_of(result), self.plain), "recording the call changes its result")
         _expect(all(bool(leaf.isfinite().all()) for leaf in self.plain), "the plain model's output is not finite")
-        self.weight = operations_per_byte(torch.device("cpu"))
-        self.graph = build_graph(self.trace, self.weight)
+        self.rates = CPU
+        self.graph = build_graph(self.trace, self.rates)
 
     def divide(self, components: int) -> Division:
-        return divide_denoiser(self.trace, Schedule(components, 1, 1), None, self.weight)
+        return divide_denoiser(self.trace, Schedule(components, 1, 1), None, self.rates)
 
     def inputs(self, step: int, label: int | None = None) -> dict[str, Any]:
         """The arguments of the call at a step, with the timestep of another one where `label` says so."""

@@ -1,0 +1,30 @@
+"""How a kind of device weighs bytes, arithmetic and started operators against each other.
+
+Constants, not measurements: the same model must be divided in the same way in every run.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class DeviceRates(NamedTuple):
+    """In floating-point operations, roughly.
+
+    Attributes:
+        per_byte: done in the time in which the device moves one byte.
+        per_operator: done in the time in which the host starts one operator; 0 where the device does not run ahead.
+    """
+
+    per_byte: float
+    per_operator: float
+
+
+CPU = DeviceRates(8.0, 0.0)
+# A host starts an operator in some ten microseconds. On an H200, SD 1.5's calls took 32 each (benchmarks/results).
+ELSEWHERE = DeviceRates(100.0, 2e9)
+
+
+def rates_of(device: torch.device) -> DeviceRates:
+    """Those of a device's kind."""
+    return CPU if device.type == "cpu" else ELSEWHERE
