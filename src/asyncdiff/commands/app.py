@@ -1,12 +1,15 @@
 """The command line: the commands put together."""
 
+import os
+import sys
+
 import typer
 
 from asyncdiff.commands.evaluate import evaluate
 from asyncdiff.commands.generate import generate
 from asyncdiff.commands.inspect import inspect
 from asyncdiff.commands.models import models
-from asyncdiff.commands.terminal import EXIT_CODES
+from asyncdiff.commands.terminal import EXIT_CODES, SIGNALLED
 
 app = typer.Typer(
     name="asyncdiff",
@@ -22,4 +25,12 @@ for _command in (generate, inspect, models, evaluate):
 
 def main() -> None:
     """Entry point of the `asyncdiff` command."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if not isinstance(end.code, int) or end.code <= SIGNALLED:
+            raise
+        # Interrupted: torch's launcher may still have threads, with which the interpreter sometimes aborts.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)

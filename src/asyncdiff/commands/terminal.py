@@ -14,6 +14,7 @@ from asyncdiff.launch import WorkerFailedError
 
 WORKER_FAILED = 1
 BAD_USAGE = 2
+SIGNALLED = 128  # and the signal's number
 
 EXIT_CODES = "Exit codes: 0 fine, 1 a process failed, 2 bad usage, 130 interrupted."
 
@@ -52,4 +53,4 @@ def refuse(message: str) -> NoReturn:
 def _interrupted(by: signal.Signals) -> NoReturn:
     stderr.show_cursor(True)  # a worker that was drawing a bar had hidden it
     stderr.print(f"Interrupted ({by.name}); all processes have ended.", markup=False)
-    raise typer.Exit(128 + by)
+    raise typer.Exit(SIGNALLED + by)

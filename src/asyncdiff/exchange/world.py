@@ -196,7 +196,7 @@ def _not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
             f"rank {rank}: two ranks are on one GPU, which NCCL refuses; give every rank a device of its own "
             f"(pipe.to(f\"cuda:{{os.environ['LOCAL_RANK']}}\")), or use backend='gloo', which is slower: {error}"
         )
-    return f"rank {rank}: not all of the {size} ranks got ready within {timeout:g} s: {error}"
+    return f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s: {error}"
 
 
 def _present(group: Present | None) -> Present:
