@@ -12,6 +12,7 @@ from asyncdiff.errors import (
     SplitError,
     TraceError,
 )
+from asyncdiff.exchange.world import local_device
 from asyncdiff.plan.method import Method
 from asyncdiff.report import DenoiserReport, Report
 
@@ -29,4 +30,5 @@ __all__ = [
     "SplitError",
     "TraceError",
     "load_demo",
+    "local_device",
 ]

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from asyncdiff.api import AsyncDiff
 from asyncdiff.demo import load_demo, quiet_loading
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.exchange.world import local_device
 from asyncdiff.report import Report
 from asyncdiff.settings import Settings
 
@@ -152,12 +153,10 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
 def enter_process() -> tuple[int, torch.device]:
     """Make a process that `run_processes` started ready: its rank, and the device that it computes on."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # end at once and in silence: the parent tells of it
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+    rank, device = int(os.environ["RANK"]), local_device()
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        device = torch.device("cpu")
         torch.set_num_threads(1)
     if rank:
         warnings.simplefilter("ignore")

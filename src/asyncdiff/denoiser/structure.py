@@ -24,12 +24,18 @@ def structure_of(denoiser: nn.Module) -> Structure:
     )
 
 
-def surroundings_of(modules: list[nn.Module], device_type: str) -> Structure:
-    """What may change from call to call: the hooks that guiders put on modules, and automatic casting."""
+def surroundings_of(modules: list[dict[str, Any]], device_type: str) -> Structure:
+    """What may change from call to call: the hooks that guiders put on modules, and automatic casting.
+
+    Args:
+        modules: the attributes of each.
+    """
     hooks = tuple(
-        (number, tuple(registry.hooks))
-        for number, module in enumerate(modules)
-        if (registry := vars(module).get("_diffusers_hook")) is not None and registry.hooks
+        [
+            (number, tuple(registry.hooks))
+            for number, attributes in enumerate(modules)
+            if (registry := attributes.get("_diffusers_hook")) is not None and registry.hooks
+        ]
     )
     casting = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     return hooks, casting

@@ -155,6 +155,17 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def local_device() -> torch.device:
+    """The device for this process: GPUs are dealt out to the processes of a machine by torchrun's LOCAL_RANK.
+
+    Where each process sees one GPU only, as cluster software arranges it, that one. The CPU where there is none.
+    """
+    count = torch.cuda.device_count()
+    if not count:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+
+
 def backend_for(device: torch.device) -> str:
     """What moves tensors of a device in the default process group; gloo, by way of the host, if nothing does."""
     backends = dict(part.split(":", 1) for part in dist.get_backend_config().split(",") if ":" in part)
@@ -194,7 +205,7 @@ def _not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
     if "Duplicate GPU" in str(error):
         return (
             f"rank {rank}: two ranks are on one GPU, which NCCL refuses; give every rank a device of its own "
-            f"(pipe.to(f\"cuda:{{os.environ['LOCAL_RANK']}}\")), or use backend='gloo', which is slower: {error}"
+            f"(pipe.to(asyncdiff.local_device())), or use backend='gloo', which is slower: {error}"
         )
     return f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s: {error}"
 

@@ -1,9 +1,9 @@
 """How a denoiser is divided for its calls: found in one of them, for every structure and shape, and kept."""
 
 import logging
+from typing import Any
 
 import torch
-from torch import nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
@@ -27,7 +27,7 @@ class Divisions:
     def __init__(self, context: Context) -> None:
         self.structure: Structure = None
         self._context = context
-        self._modules: list[nn.Module] = []
+        self._modules: list[dict[str, Any]] = []  # their attributes
         self._known: dict[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = {}
 
     def look_again(self) -> None:
@@ -41,7 +41,7 @@ class Divisions:
         structure = structure_of(denoiser)
         if structure != self.structure:
             self.structure = structure
-            self._modules = [module for module in denoiser.modules() if next(module.children(), None) is not None]
+            self._modules = [vars(module) for module in denoiser.modules() if next(module.children(), None) is not None]
             units.remove()
         for (made_for, *_), divisions in self._known.items():
             if made_for == structure:
