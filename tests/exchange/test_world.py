@@ -43,7 +43,7 @@ def test_the_backend_follows_the_process_group(
 
 
 def _contradict(rank: int) -> None:
-    with pytest.raises(ConfigurationError, match="backend='nccl', but the process group that exists moves .* 'gloo'"):
+    with pytest.raises(ConfigurationError, match=r"backend='nccl', but the process group that exists moves .* 'gloo'"):
         AsyncDiff(PIPELINES["sd3"].build(), components=2, executor="distributed", backend="nccl")
 
 
