@@ -21,8 +21,9 @@ class DeviceRates(NamedTuple):
 
 
 CPU = DeviceRates(8.0, 0.0)
-# A host starts an operator in some ten microseconds. On an H200, SD 1.5's calls took 32 each (benchmarks/results).
-ELSEWHERE = DeviceRates(100.0, 2e9)
+# A large GPU's host takes some 15 microseconds for an operator of a denoiser, Python's part included; the virtual machine
+# of benchmarks/results/gpu-h200.json took twice that.
+ELSEWHERE = DeviceRates(100.0, 5e9)
 
 
 def rates_of(device: torch.device) -> DeviceRates:
