@@ -112,6 +112,7 @@ class DenoiserReport:
         shares: each component's part of the cost of one ordinary call.
         live_edges: for each component, the tensors that it reads from others ("unit → leaf").
         bytes_per_round: what all ranks together send in one round, predictions left out.
+        held_bytes: the memory that this process takes for versions of live edges, as long as the generation runs.
         counts: steps by kind, and the time in them.
         modelled_speedup: of the denoising loop, from the shares and the groups, without communication.
         bridge: k, of how many steps one is a round.
@@ -123,6 +124,7 @@ class DenoiserReport:
     shares: tuple[float, ...]
     live_edges: tuple[tuple[str, ...], ...]
     bytes_per_round: int
+    held_bytes: int
     counts: Counts
     modelled_speedup: float
     bridge: int = 1
@@ -156,7 +158,8 @@ class DenoiserReport:
                 f"reads {len(self.live_edges[number])} live edges"
             )
         lines.append(
-            f"  {self.bytes_per_round / 2**20:.2f} MiB of live edges per round over all ranks; "
+            f"  {self.bytes_per_round / 2**20:.2f} MiB of live edges per round over all ranks, "
+            f"{self.held_bytes / 2**20:.2f} MiB held here; "
             f"modelled speed-up of this loop without communication {self.modelled_speedup:.2f}x"
         )
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -12,7 +13,7 @@ from rich.table import Column, Table
 from asyncdiff.commands.options import Model, Steps, Warmup, Weights
 from asyncdiff.commands.terminal import exit_codes, fail, refuse, stdout
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.evaluation.inspection import Inspection, inspect_denoisers
+from asyncdiff.evaluation.inspection import Inspection, Sent, inspect_denoisers
 from asyncdiff.launch import load_pipeline
 
 
@@ -23,6 +24,9 @@ def inspect(
     steps: Steps = 50,
     prompt: Annotated[str, typer.Option(help="Of the two steps that are run to look at the denoiser.")] = "rocket",
     dtype: Weights = None,
+    exchange: Annotated[
+        bool, typer.Option("--exchange", help="Show what the ranks of a group exchange, step by step, in which order.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON instead of tables.")] = False,
 ) -> None:
     """Show how a pipeline's denoiser is divided, before any device is used for it.
@@ -34,6 +38,8 @@ def inspect(
     Examples:
 
     - `asyncdiff inspect --model demo-dit --components 3`
+
+    - `asyncdiff inspect --components 3 --exchange`
 
     - `asyncdiff inspect --json > division.json`
 
@@ -54,7 +60,10 @@ def inspect(
         print(json.dumps({"model": model, "denoisers": [dataclasses.asdict(found) for found in inspections]}, indent=2))
         return
     for found in inspections:
-        _print_inspection(found, steps, warmup)
+        if exchange:
+            _print_exchange(found)
+        else:
+            _print_inspection(found, steps, warmup)
 
 
 def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
@@ -83,3 +92,40 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
             f"{forecast.modelled_speedup:.2f}x",
         )
     stdout.print(forecasts)
+
+
+def _print_exchange(found: Inspection) -> None:
+    """A table for every kind of step: a row for each moment, a column for each rank."""
+    for exchanged in found.exchange:
+        sent = [message for moment in exchanged.moments for message in moment]
+        ranks = range(len(found.components))
+        numbers = _ranges(exchanged.steps)
+        title = f"{found.denoiser}, {exchanged.kind}: step{'s' if len(exchanged.steps) > 1 else ''} {numbers}"
+        if not sent:
+            stdout.print(f"{title}: nothing is exchanged")
+            continue
+        table = Table("moment", *(f"rank {rank}" for rank in ranks), title=title)
+        for number, moment in enumerate(exchanged.moments):
+            cells = [
+                "\n".join(_part(message, rank) for message in moment if rank in (message.source, message.reader))
+                for rank in ranks
+            ]
+            table.add_row(str(number), *cells)
+        stdout.print(table)
+
+
+def _part(message: Sent, rank: int) -> str:
+    """A rank's part in a message."""
+    size = f"{message.what}, {message.bytes / 1024:.1f} KiB"
+    return f"to {message.reader}: {size}" if rank == message.source else f"from {message.source}: {size}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Numbers in rising order, neighbours joined: 3-7, 9."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)

@@ -21,8 +21,8 @@ class DeviceRates(NamedTuple):
 
 
 CPU = DeviceRates(8.0, 0.0)
-# A large GPU's host takes some 15 microseconds for an operator of a denoiser, Python's part included; the virtual machine
-# of benchmarks/results/gpu-h200.json took twice that.
+# The host of a large GPU takes some 15 microseconds for an operator of a denoiser, Python's part included; the virtual
+# machine of benchmarks/results/gpu-h200.json took twice that.
 ELSEWHERE = DeviceRates(100.0, 5e9)
 
 

@@ -14,8 +14,11 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import intercept_call
-from asyncdiff.plan.division import divide_denoiser
+from asyncdiff.plan.course import Course
+from asyncdiff.plan.division import Division, divide_denoiser
+from asyncdiff.plan.moments import Moment, Order
 from asyncdiff.plan.schedule import Schedule
+from asyncdiff.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,37 @@ class StrideForecast:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """One tensor, or several in one message, on its way.
+
+    Attributes:
+        source, reader: ranks of a group.
+        what: how many live edges, or which prediction.
+        bytes: how large.
+    """
+
+    source: int
+    reader: int
+    what: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ExchangedStep:
+    """What is exchanged in a step, moment by moment; every moment is one batch.
+
+    Attributes:
+        steps: the steps of a generation in which it is so, from 0.
+        kind: of these steps.
+        moments: in the order in which all ranks take part.
+    """
+
+    steps: tuple[int, ...]
+    kind: str
+    moments: tuple[tuple[Sent, ...], ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
     """A denoiser's division into components."""
 
@@ -67,6 +101,7 @@ class Inspection:
     units: tuple[UnitCost, ...]
     components: tuple[ComponentPart, ...]
     forecasts: tuple[StrideForecast, ...]
+    exchange: tuple[ExchangedStep, ...]
 
 
 def inspect_denoisers(
@@ -78,6 +113,8 @@ def inspect_denoisers(
     strides: Sequence[int],
 ) -> tuple[Inspection, ...]:
     """Trace one ordinary call of each denoiser of the pipeline and divide it.
+
+    The exchange is that of the first stride and the default method.
 
     Raises:
         ConfigurationError: the pipeline has no denoiser, or numbers that cannot work.
@@ -151,4 +188,34 @@ def _inspection(
         )
         for division in divisions
     )
-    return Inspection(name, type(denoiser).__name__, units, tuple(parts), forecasts)
+    settings = Settings(components=schedules[0].components, stride=schedules[0].stride, warmup=schedules[0].warmup)
+    method = settings.chosen_method
+    by_default = divide_denoiser(trace, settings.schedule(), None, rates_of(device), method)
+    exchange = _exchange(by_default, steps, sum(leaf.bytes for leaf in trace.calls[0].outputs))
+    return Inspection(name, type(denoiser).__name__, units, tuple(parts), forecasts, exchange)
+
+
+def _exchange(division: Division, steps: int, prediction: int) -> tuple[ExchangedStep, ...]:
+    """The exchanges of a generation, equal steps together; `prediction` is the size of one in bytes."""
+    course, order = Course(division.schedule, steps - 1), Order(division)
+    found: dict[tuple[str, tuple[tuple[Sent, ...], ...]], list[int]] = {}
+    for step in course.steps():
+        moments = tuple(
+            _sent(division, moment, step.index, prediction) for moment in order.of(course, step.index).moments
+        )
+        found.setdefault((step.kind.value, moments), []).append(step.index)
+    return tuple(ExchangedStep(tuple(indices), kind, moments) for (kind, moments), indices in found.items())
+
+
+def _sent(division: Division, moment: Moment, index: int, prediction: int) -> tuple[Sent, ...]:
+    edges = [
+        Sent(message.source, message.reader, f"{len(message.edges)} live edges", division.graph.bytes(message.edges))
+        for message in moment.messages
+    ]
+    predictions = [
+        Sent(source, reader, "prediction" if at == index else f"prediction of {at - index} steps later", prediction)
+        for at, source in moment.results
+        for reader in range(division.schedule.world_size)
+        if reader != source
+    ]
+    return (*edges, *predictions)

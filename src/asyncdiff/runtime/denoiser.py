@@ -119,7 +119,7 @@ class DenoiserRuntime:
         division = self._computing.division
         guidance = GuidanceCounts() if self.outer is None else replace(self.outer.counts)
         if division is None:
-            return DenoiserReport(self.context.name, (), (), (), 0, counts, guidance.speedup, guidance=guidance)
+            return DenoiserReport(self.context.name, (), (), (), 0, 0, counts, guidance.speedup, guidance=guidance)
         units, partition = division.graph.units, division.partition
         return DenoiserReport(
             name=self.context.name,
@@ -129,6 +129,7 @@ class DenoiserRuntime:
                 tuple(f"{units[edge.unit].name} → {edge.leaf}" for edge in sorted(reads)) for reads in partition.reads
             ),
             bytes_per_round=division.bytes_per_round,
+            held_bytes=sum(lane.streams.held_bytes for lane in self._lanes),
             counts=counts,
             bridge=division.schedule.bridge,
             modelled_speedup=counts.speedup * guidance.speedup,

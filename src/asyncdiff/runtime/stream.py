@@ -225,6 +225,12 @@ class Streams:
         is_alike = any(stream.arguments.signature == arguments.signature for stream in idle)
         return "new stream" if is_alike or not idle else "inputs of another shape"
 
+    @property
+    def held_bytes(self) -> int:
+        """The memory that this process takes for versions of live edges."""
+        channels = [stream.channel for stream in self._streams if stream.channel is not None]
+        return sum(store.bytes for channel in channels for store in channel.stores.values())
+
     def forget(self) -> None:
         """Drop all streams, without waiting for what is on its way."""
         self._streams.clear()
