@@ -49,6 +49,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/exchange/test_order.py",
         "tests/exchange/test_rules.py",
     ),
+    "Rounds start hardly more operators than their part of a call": ("tests/benchmarks/test_overhead.py",),
+    "A rank that stops ends the run also where waits do not hold the host": (
+        "tests/exchange/test_line.py::test_a_stuck_rank_where_waits_do_not_hold_the_host",
+        "tests/exchange/test_line.py::test_a_stuck_rank_where_the_host_is_held_by_its_device",
+    ),
+    "The ranks' pace does not matter": ("tests/exchange/test_line.py::test_ranks_at_an_uneven_pace",),
     "Ranks that disagree, die or hang end in an error in bounded time": (
         "tests/test_errors.py::test_ranks_with_different_inputs",
         "tests/test_errors.py::test_a_rank_that_dies",

@@ -60,8 +60,8 @@ class Line:
     def __init__(self, device: torch.device, backend: str, timeout: float) -> None:
         self.rank, self.timeout = dist.get_rank(), timeout
         self.device = device
-        self._is_staged = device.type != "cpu" and backend == "gloo"
-        self.holds_host = backend == "gloo"
+        self._is_staged = goes_by_way_of_the_host(device, backend)
+        self.holds_host = holds_host(backend)
         self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
@@ -81,8 +81,8 @@ class Line:
         if not batch:
             return Pending(self, (), (), (), traffic)
         held = tuple(self._staged(each) if self._is_staged else _bytes(each.tensor) for each in batch)
-        if self._is_staged:
-            torch.cuda.current_stream(self.device).synchronize()
+        if self._is_staged and self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()  # what is to be sent must have been copied
         operations = [
             dist.P2POp(
                 dist.isend if transfer.is_sent else dist.irecv,
@@ -199,6 +199,16 @@ class Pending:
             self._line.finish(work, transfer.what, self._traffic)
             if self._staged and not is_sent:
                 _bytes(transfer.tensor).copy_(self._staged[number], non_blocking=True)
+
+
+def goes_by_way_of_the_host(device: torch.device, backend: str) -> bool:
+    """Whether a backend cannot reach the memory of a device."""
+    return device.type != "cpu" and backend == "gloo"
+
+
+def holds_host(backend: str) -> bool:
+    """Whether waiting for an operation of a backend holds the host; else it orders the device's own work."""
+    return backend == "gloo"
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""The line between ranks: whatever their pace, by way of the host's memory, and when somebody does not come."""
+
+import functools
+import random
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asyncdiff import AsyncDiff, ExchangeError
+from asyncdiff.exchange import line
+from asyncdiff.exchange.watch import Watcher
+from tests.comparison import relative_error
+from tests.processes import RankError, run_ranks
+from tests.tiny import PIPELINES, run
+
+STEPS = 10
+TIMEOUT = 4
+
+
+def _delay(generator: random.Random, slowness: float, module: nn.Module, given: Any) -> None:
+    del module, given
+    time.sleep(slowness * generator.uniform(0, 0.0008))
+
+
+def _at_uneven_pace(rank: int, name: str, settings: dict[str, Any], slow: int) -> Tensor:
+    """Random delays before many modules; one rank is ten times as slow."""
+    pipe = PIPELINES[name].build()
+    generator, slowness = random.Random(rank), 10.0 if rank == slow else 1.0
+    denoiser = getattr(pipe, PIPELINES[name].denoiser)
+    for module in denoiser.modules():
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            module.register_forward_pre_hook(functools.partial(_delay, generator, slowness))
+    with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
+        return run(pipe, PIPELINES[name], num_inference_steps=STEPS)
+
+
+def _alone(name: str, settings: dict[str, Any]) -> Tensor:
+    pipe = PIPELINES[name].build()
+    with AsyncDiff(pipe, executor="local", **settings):
+        return run(pipe, PIPELINES[name], num_inference_steps=STEPS)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "slow"),
+    [
+        ("sd15", {"components": 4}, 3),
+        ("sd3", {"components": 3, "stride": 2}, 1),
+        ("sd15", {"components": 2, "guidance": 2, "bridge": 2}, 0),
+        pytest.param("sd3", {"components": 4}, 0, marks=pytest.mark.whole),
+        pytest.param("sd15", {"components": 3, "stride": 2}, 3, marks=pytest.mark.whole),
+    ],
+    ids=str,
+)
+def test_ranks_at_an_uneven_pace(name: str, settings: dict[str, Any], slow: int) -> None:
+    expected = _alone(name, settings)
+    found, *others = run_ranks(4, _at_uneven_pace, name, settings, slow)
+    assert relative_error(found, expected) < 1e-5
+    assert all(torch.equal(other, found) for other in others)
+
+
+def _staged(rank: int, settings: dict[str, Any]) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line, "goes_by_way_of_the_host", lambda device, backend: True)
+        pipe = PIPELINES["sd15"].build()
+        with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
+            return run(pipe, PIPELINES["sd15"], num_inference_steps=STEPS)
+
+
+def test_by_way_of_the_host() -> None:
+    """As for GPUs with gloo, where every tensor is copied before it is sent, and after it was received."""
+    expected = _alone("sd15", {"components": 2})
+    for found in run_ranks(2, _staged, {"components": 2}):
+        assert torch.equal(found, expected)
+
+
+def _stuck(rank: int, waits_return: bool) -> float:
+    """Rank 1 stops in the middle; waits of rank 0 do not hold its host, or hold it for good."""
+    pipe = PIPELINES["sd3"].build()
+    begin = [time.monotonic()]
+
+    def dawdle(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 3:
+            begin[0] = time.monotonic()
+        if rank == 1 and index == 3:
+            time.sleep(TIMEOUT + 9)
+        if rank == 0 and index >= 3:
+            time.sleep(1)  # what a pipeline does beside
+        return values
+
+    def finish(self: Any, work: Any, what: str, traffic: Any) -> None:
+        # Gloo's operations count as done only when they were waited for.
+        waiting = threading.Thread(target=work.wait, daemon=True)
+        waiting.start()
+        waiting.join(timeout=0.3)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            patch.setattr(line, "holds_host", lambda backend: False)
+        if rank == 0 and waits_return:
+            patch.setattr(line.Line, "finish", finish)
+        AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
+        what = r"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within 4 s"
+        with pytest.raises(ExchangeError, match=what if rank == 0 else "rank 1"):
+            run(pipe, PIPELINES["sd3"], callback_on_step_end=dawdle, num_inference_steps=40)
+    return time.monotonic() - begin[0]
+
+
+def test_a_stuck_rank_where_waits_do_not_hold_the_host() -> None:
+    """The next that comes by raises."""
+    seconds, _ = run_ranks(2, _stuck, True, joined=False, limit=TIMEOUT + 30)
+    assert not isinstance(seconds, RankError), seconds
+    assert seconds < TIMEOUT + 10
+
+
+def test_a_stuck_rank_where_the_host_is_held_by_its_device(capfd: pytest.CaptureFixture[str]) -> None:
+    """Nobody comes by: the process is ended, and says why."""
+    begin = time.monotonic()
+    ended, _ = run_ranks(2, _stuck, False, joined=False, limit=TIMEOUT + 40)
+    assert isinstance(ended, RankError) and "rank 0 died" in str(ended)
+    said = capfd.readouterr().err
+    assert "asyncdiff: rank 0: the" in said and "rank 1" in said and "did not finish within 4 s" in said
+    assert time.monotonic() - begin < TIMEOUT + 10 + 30
+
+
+class _Work:
+    def __init__(self, is_done: bool) -> None:
+        self.is_done = is_done
+
+    def is_completed(self) -> bool:
+        return self.is_done
+
+
+def test_the_watcher_lets_what_is_done_be() -> None:
+    watcher = Watcher(3, 0.5)
+    try:
+        watcher.watch([_Work(True)], "what is done")
+        slow = _Work(False)
+        watcher.watch([slow], "what is done in the end")
+        time.sleep(0.3)
+        slow.is_done = True
+        time.sleep(0.6)
+        watcher.check()
+        watcher.watch([_Work(True), _Work(False)], "a batch of two")
+        time.sleep(1.0)
+        with pytest.raises(ExchangeError, match=r"rank 3: a batch of two did not finish within 0\.5 s"):
+            watcher.check()
+    finally:
+        watcher.close()
