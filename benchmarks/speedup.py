@@ -19,7 +19,15 @@ from typing import Any, TypeVar, cast
 import diffusers
 import torch
 import torch.distributed as dist
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from rich.console import Console
 from rich.table import Table
 from torch.multiprocessing.spawn import spawn
@@ -42,6 +50,22 @@ LARGE_UNET = dict(
     cross_attention_dim=768,
 )
 LARGE_UNET_TEXT_LENGTH = 77
+
+# Stable Diffusion 3 with fewer channels and layers, for pictures of as many tokens.
+LARGE_DIT = dict(
+    sample_size=32,
+    patch_size=2,
+    in_channels=16,
+    out_channels=16,
+    num_layers=12,
+    attention_head_dim=64,
+    num_attention_heads=6,
+    joint_attention_dim=384,
+    caption_projection_dim=384,
+    pooled_projection_dim=64,
+    pos_embed_max_size=32,
+)
+LARGE_DIT_TEXT_LENGTH = 20
 
 # What these denoisers consist of, many times over.
 REPEATED_BLOCKS = {"BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D"}
@@ -299,6 +323,34 @@ def large_unet() -> Subject:
     return Subject(pipe, {"prompt_embeds": embeds, "negative_prompt_embeds": negative})
 
 
+def large_dit() -> Subject:
+    """A transformer shaped like that of Stable Diffusion 3, with random weights that are the same in every process."""
+    torch.manual_seed(0)
+    transformer = SD3Transformer2DModel(**LARGE_DIT)
+    with torch.no_grad():
+        for parameter in transformer.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+    missing = dict.fromkeys(f"{kind}{number}" for kind in ("text_encoder", "tokenizer") for number in ("", "_2", "_3"))
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=16).eval(),
+        **missing,
+    )
+    embeds, negative = torch.randn(2, 1, LARGE_DIT_TEXT_LENGTH, LARGE_DIT["joint_attention_dim"]).unbind()
+    pooled, negative_pooled = torch.randn(2, 1, LARGE_DIT["pooled_projection_dim"]).unbind()
+    arguments = {
+        "prompt_embeds": embeds,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": pooled,
+        "negative_pooled_prompt_embeds": negative_pooled,
+        "height": 32,
+        "width": 32,
+    }
+    return Subject(pipe, arguments)
+
+
 def with_compiled_blocks(build: Callable[[], Subject]) -> Callable[[], Subject]:
     """The same subject, each repeated block of its denoiser compiled on its own."""
 
@@ -316,6 +368,7 @@ MODELS: dict[str, Callable[[], Subject]] = {
     "demo-unet": demo_unet,
     "demo-dit": demo_dit,
     "large-unet": large_unet,
+    "large-dit": large_dit,
 }
 COMPILED = {f"{name}-compiled": with_compiled_blocks(build) for name, build in MODELS.items()}
 
@@ -532,7 +585,13 @@ def save(path: Path, settings: Settings, measured: list[ModelResult]) -> None:
     """Write everything as JSON."""
     content = {
         "machine": machine(),
-        "settings": {"components": COMPONENTS, "stride": STRIDE, "large_unet": LARGE_UNET, **asdict(settings)},
+        "settings": {
+            "components": COMPONENTS,
+            "stride": STRIDE,
+            "large_unet": LARGE_UNET,
+            "large_dit": LARGE_DIT,
+            **asdict(settings),
+        },
         "models": [asdict(result) for result in measured],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asyncdiff import ConfigurationError, Method
+from asyncdiff.exchange import buffer
 from asyncdiff.plan.forecast import step_ratio
 from tests import textbook
 from tests.textbook import best_factors, divided_differences
@@ -157,6 +158,15 @@ def test_as_the_textbook_has_it(times: list[float], count: int, dtype: torch.dty
     by_definition = textbook.forecast(FITTED, versions, at, target)
     moved = float((by_definition - versions[0]).norm()) + 1e-3
     assert float((found - by_definition).norm()) < (1e-4 if dtype == torch.float64 else 2e-3) * moved
+
+
+def test_large_buffers_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    versions = list(torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64))
+    times = [50.0, 57.0, 70.0, 78.0, 91.0, 100.0]
+    at_once = forecast(FITTED, versions, times, 44.0)
+    monkeypatch.setattr(buffer, "_ELEMENTS_AT_ONCE", 70)
+    assert torch.allclose(forecast(FITTED, versions, times, 44.0), at_once, rtol=1e-12)
 
 
 def test_noise_is_hardly_forecast() -> None:

@@ -7,6 +7,7 @@ from asyncdiff.plan.forecast import Fit, Formula, fitted_weights
 from asyncdiff.plan.storage import Rows, Span, Storage
 
 _SMALLEST = 1e-30
+_ELEMENTS_AT_ONCE = 2**22  # of a buffer, where something of all versions is computed: what that takes is not held long
 _LARGEST_TABLE = 2**24  # numbers; sums over rows are a matrix product up to this size, so as to be the same every time
 
 
@@ -103,12 +104,23 @@ class VersionedBuffer:
         if self._products is None:
             self._products = torch.zeros(count, count, rows.total, dtype=_exact(self._device), device=self._device)
         for slot in self._unknown:
-            newest = self._differences[slot]
-            found = self._by_row(self._differences * (newest.float() if newest.element_size() < 4 else newest))
+            found = self._products_with(self._differences[slot])
             self._products[slot] = found
             self._products[:, slot] = found
         self._unknown = []
         return self._products
+
+    def _products_with(self, difference: Tensor) -> Tensor:
+        """Its inner products with all differences, row by row; a part of the buffer after the other."""
+        rows, exact = self._known_rows(), _exact(self._device)
+        step = max(_ELEMENTS_AT_ONCE // rows.block, 1) * rows.block
+        sums = []
+        for start in range(0, len(difference), step):
+            part = difference[start : start + step]
+            exactly = part.float() if part.element_size() < 4 else part
+            products = self._differences[:, start : start + step] * exactly
+            sums.append(products.view(len(products), -1, rows.block).sum(-1, dtype=exact))
+        return self._of_rows(sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1))
 
     def _known_rows(self) -> Rows:
         if self._rows is None:
@@ -118,12 +130,16 @@ class VersionedBuffer:
 
     def _by_row(self, numbers: Tensor) -> Tensor:
         """Sums over every row, shape (…, elements) to (…, rows)."""
-        rows, exact = self._known_rows(), _exact(self._device)
-        blocks = numbers.view(len(numbers), -1, rows.block).sum(-1, dtype=exact)
+        rows = self._known_rows()
+        return self._of_rows(numbers.view(len(numbers), -1, rows.block).sum(-1, dtype=_exact(self._device)))
+
+    def _of_rows(self, blocks: Tensor) -> Tensor:
+        """Sums of rows, from those of their blocks, shape (…, blocks) to (…, rows)."""
+        rows = self._known_rows()
         if blocks.shape[-1] * rows.total > _LARGEST_TABLE:
             return blocks.new_zeros(len(blocks), rows.total).index_add_(1, rows.of_block, blocks)
         if self._sums is None:
-            self._sums = torch.zeros(blocks.shape[-1], rows.total, dtype=exact, device=self._device)
+            self._sums = torch.zeros(blocks.shape[-1], rows.total, dtype=blocks.dtype, device=self._device)
             self._sums[torch.arange(blocks.shape[-1], device=self._device), rows.of_block] = 1
         return blocks @ self._sums
 
