@@ -1,9 +1,11 @@
 """The line between ranks: whatever their pace, by way of the host's memory, and when somebody does not come."""
 
 import functools
+import os
 import random
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,8 +79,13 @@ def test_by_way_of_the_host() -> None:
         assert torch.equal(found, expected)
 
 
-def _stuck(rank: int, waits_return: bool) -> float:
-    """Rank 1 stops in the middle; waits of rank 0 do not hold its host, or hold it for good."""
+def _stuck(rank: int, waits_return: bool, said: str) -> float:
+    """Rank 1 stops in the middle; waits of rank 0 do not hold its host, or hold it for good.
+
+    What rank 0 prints goes to the file `said`.
+    """
+    if rank == 0:
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
     pipe = PIPELINES["sd3"].build()
     begin = [time.monotonic()]
 
@@ -109,19 +116,19 @@ def _stuck(rank: int, waits_return: bool) -> float:
     return time.monotonic() - begin[0]
 
 
-def test_a_stuck_rank_where_waits_do_not_hold_the_host() -> None:
+def test_a_stuck_rank_where_waits_do_not_hold_the_host(tmp_path: Path) -> None:
     """The next that comes by raises."""
-    seconds, _ = run_ranks(2, _stuck, True, joined=False, limit=TIMEOUT + 30)
+    seconds, _ = run_ranks(2, _stuck, True, str(tmp_path / "said"), joined=False, limit=TIMEOUT + 30)
     assert not isinstance(seconds, RankError), seconds
     assert seconds < TIMEOUT + 10
 
 
-def test_a_stuck_rank_where_the_host_is_held_by_its_device(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_stuck_rank_where_the_host_is_held_by_its_device(tmp_path: Path) -> None:
     """Nobody comes by: the process is ended, and says why."""
     begin = time.monotonic()
-    ended, _ = run_ranks(2, _stuck, False, joined=False, limit=TIMEOUT + 40)
+    ended, _ = run_ranks(2, _stuck, False, str(tmp_path / "said"), joined=False, limit=TIMEOUT + 40)
     assert isinstance(ended, RankError) and "rank 0 died" in str(ended)
-    said = capfd.readouterr().err
+    said = (tmp_path / "said").read_text()
     assert "asyncdiff: rank 0: the" in said and "rank 1" in said and "did not finish within 4 s" in said
     assert time.monotonic() - begin < TIMEOUT + 10 + 30
 
