@@ -1,5 +1,6 @@
 """`AsyncDiff`: attach asynchronous denoising to a diffusers pipeline."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -173,12 +174,10 @@ class AsyncDiff:
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
         self._advise_on_reasons(self._clock.generation)
-        for undo in self._undo:
-            undo()
-        self._undo = []
-        self._detach()
-        self._clock.close()
-        self._world.close()
+        with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
+            for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
+                stack.callback(leave)
+            self._undo = []
 
     def __enter__(self) -> "AsyncDiff":
         return self
@@ -193,9 +192,9 @@ class AsyncDiff:
         self._attachment = Attachment(self._denoisers, self.settings, mesh, self._world, self._clock)
 
     def _detach(self) -> None:
-        if self._attachment is not None:
-            self._attachment.detach()
-            self._attachment = None
+        attached, self._attachment = self._attachment, None
+        if attached is not None:
+            attached.detach()
 
     def _denoise(self, name: str, call: Call) -> Any:
         """Stands in for a call of a denoiser."""

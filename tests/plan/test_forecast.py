@@ -169,6 +169,16 @@ def test_large_buffers_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert torch.allclose(forecast(FITTED, versions, times, 44.0), at_once, rtol=1e-12)
 
 
+def test_a_picture_that_is_no_number_does_not_reach_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    versions = list(torch.randn(6, 3, 4, 5, generator=generator))
+    times = [8.0, 9.0, 10.0, 11.0, 12.0, 13.0]
+    expected = forecast(FITTED, versions, times, 7.0)
+    versions[2][1, 0, 0] = float("inf")
+    found = forecast(FITTED, versions, times, 7.0)
+    assert torch.allclose(found[[0, 2]], expected[[0, 2]])
+
+
 def test_noise_is_hardly_forecast() -> None:
     """Where every version is the same picture with fresh noise, as of an ancestral sampler, reuse is near best."""
     generator = torch.Generator().manual_seed(0)

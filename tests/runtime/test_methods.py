@@ -267,3 +267,14 @@ def test_processes_give_what_one_process_gives(world_size: int) -> None:
         for one, other in itertools.pairwise(found[number] for found in ranks):
             assert torch.equal(one, other)
         assert relative_error(ranks[0][number], expected) < 1e-5, case
+
+
+def test_the_last_layer_left_to_all_devices_is_made_of_what_came_in_the_same_round() -> None:
+    """A split that names no head gives what the division does that has it in the last component."""
+    found = []
+    halves = [[f"blocks.{number}" for number in numbers] for numbers in (range(3), range(3, BLOCKS))]
+    for knobs in ({"components": 2}, {"split": halves}):
+        pipe = _Pipeline()
+        with AsyncDiff(pipe, warmup=WARMUP, executor="local", **knobs), torch.no_grad():  # type: ignore[arg-type]
+            found.append(pipe())
+    assert relative_error(found[1], found[0]) < 1e-9

@@ -68,7 +68,8 @@ class VersionedBuffer:
         """|F − F̂|² / |F|² of every row of the newest version, with F̂ forecast from the versions before it."""
         before = self.newest - self._differences[self._slots[0]]
         expected = self._moved(before, 1, by, Span(self._dtype, 0, len(self.newest)))
-        off = self._by_row((self.newest - expected).square().unsqueeze(0))
+        difference = (self.newest.float() - expected.float()).square()
+        off = self._by_row(difference.unsqueeze(0))
         return (off / self._by_row(self.newest.float().square().unsqueeze(0)).clamp_min(_SMALLEST)).squeeze(0)
 
     def _next_slot(self) -> int | None:
@@ -120,7 +121,8 @@ class VersionedBuffer:
             exactly = part.float() if part.element_size() < 4 else part
             products = self._differences[:, start : start + step] * exactly
             sums.append(products.view(len(products), -1, rows.block).sum(-1, dtype=exact))
-        return self._of_rows(sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1))
+        blocks = sums[0] if len(sums) == 1 else torch.cat(sums, dim=-1)
+        return self._of_rows(blocks.nan_to_num(0.0, 0.0, 0.0))  # what is no number must not reach the other rows
 
     def _known_rows(self) -> Rows:
         if self._rows is None:

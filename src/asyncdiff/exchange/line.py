@@ -66,7 +66,11 @@ class Line:
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
         self._group = cast(dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit)))
-        self._introduce()
+        try:
+            self._introduce()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self, batch: Sequence[Transfer], traffic: Traffic) -> "Pending":
         """Start some transfers at the same time.
@@ -151,7 +155,7 @@ class Line:
         """A place in the host's memory for a transfer, with what is to be sent."""
         tensor = transfer.tensor
         host = torch.empty(tensor.nbytes, dtype=torch.uint8, pin_memory=tensor.is_cuda)
-        return host.copy_(_bytes(tensor), non_blocking=True) if transfer.is_sent else host
+        return host.copy_(_bytes(tensor), non_blocking=tensor.is_cuda) if transfer.is_sent else host
 
 
 class Pending:
@@ -198,7 +202,7 @@ class Pending:
             self._works = (*self._works[:number], None, *self._works[number + 1 :])
             self._line.finish(work, transfer.what, self._traffic)
             if self._staged and not is_sent:
-                _bytes(transfer.tensor).copy_(self._staged[number], non_blocking=True)
+                _bytes(transfer.tensor).copy_(self._staged[number], non_blocking=transfer.tensor.is_cuda)
 
 
 def goes_by_way_of_the_host(device: torch.device, backend: str) -> bool:

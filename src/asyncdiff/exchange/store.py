@@ -58,6 +58,7 @@ class EdgeStore:
     def __init__(self, storage: Storage, depth: int, device: torch.device) -> None:
         self._storage = storage
         self._depth = depth
+        self._device = device
         self._buffers = {
             dtype: VersionedBuffer(storage, dtype, depth, device) for dtype, size in storage.sizes.items() if size
         }
@@ -84,7 +85,8 @@ class EdgeStore:
         """Copy an edge of the next version in."""
         self.settle()
         span = self._storage.spans[edge]
-        self._storage.view(edge, self.arriving(span)).copy_(tensor)
+        if span.start < span.stop:
+            self._storage.view(edge, self.arriving(span)).copy_(tensor)
         self._written.add(edge)
 
     def arriving(self, span: Span) -> Tensor:
@@ -131,6 +133,8 @@ class EdgeStore:
         """
         self._check(edge, [step])
         span = self._storage.spans[edge]
+        if span.start == span.stop:
+            return self._nothing(edge)
         return self._storage.view(edge, self._buffers[span.dtype].newest[span.start : span.stop])
 
     def expected(self, edge: Edge, reading: Reading) -> Tensor:
@@ -141,6 +145,8 @@ class EdgeStore:
         """
         self._check(edge, reading.steps)
         span = self._storage.spans[edge]
+        if span.start == span.stop:
+            return self._nothing(edge)
         around = reading.around(span)
         made = self._expected.setdefault(reading, {})
         if around not in made:
@@ -171,6 +177,11 @@ class EdgeStore:
         return [
             members for dtype in self._buffers if dtype.is_floating_point for members in self._storage.members(dtype)
         ]
+
+    def _nothing(self, edge: Edge) -> Tensor:
+        """An edge without elements."""
+        leaf = self._storage.leaves[edge]
+        return torch.empty(leaf.shape, dtype=leaf.dtype, device=self._device)
 
     def _check(self, edge: Edge, steps: Sequence[int]) -> None:
         if list(steps) != self._steps[: len(steps)] or edge not in self._known:

@@ -71,16 +71,16 @@ class Watcher:
                     f"rank {self._rank}: {overdue} did not finish within {self._timeout:g} s; "
                     "that rank may have died or be doing other work"
                 )
-                if not self._has_told.wait(_SECONDS_TO_RAISE) and not self._is_closed.is_set():
+                if self._has_told.wait(_SECONDS_TO_RAISE) or self._is_closed.is_set():
+                    return
+                if self._overdue():
                     self._end()
-                return
+                self._failure = ""  # it came after all
 
     def _overdue(self) -> str:
         """The first operation that has taken too long; forgets those that are done."""
         with self._lock:
-            self._outstanding = [
-                entry for entry in self._outstanding if not all(work.is_completed() for work in entry[1])
-            ]
+            self._outstanding = [entry for entry in self._outstanding if not all(map(_is_over, entry[1]))]
             late = time.monotonic() - self._timeout
             return next((what for begin, _, what in self._outstanding if begin < late), "")
 
@@ -90,3 +90,12 @@ class Watcher:
         handler = get_error_handler()
         handler.record_exception(ExchangeError(self._failure))
         os._exit(1)
+
+
+def _is_over(operation: Operation) -> bool:
+    """Whether an operation has finished; one that cannot be asked any more has not."""
+    try:
+        return operation.is_completed()
+    except RuntimeError as error:
+        logger.warning("an operation cannot be asked whether it has finished: %s", error)
+        return False

@@ -45,6 +45,15 @@ class Division:
         """The units that every device runs."""
         return frozenset(range(len(self.graph.units))).difference(*self.partition.components)
 
+    @functools.cached_property
+    def independent(self) -> frozenset[int]:
+        """Those of them that depend on the denoiser's inputs alone; a split may leave others to all devices."""
+        found: set[int] = set()
+        for number in sorted(self.replicated):
+            if all(edge.unit in found for edge in self.graph.units[number].reads):
+                found.add(number)
+        return frozenset(found)
+
     @property
     def bytes_per_round(self) -> int:
         """What all ranks together send in one round, predictions left out."""

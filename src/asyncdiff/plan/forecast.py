@@ -98,7 +98,7 @@ def formula(method: Method, times: tuple[float, ...], target: float, rounding: f
     Newton's form, and the factors cᵢ are those with which the newest versions would have been forecast best from those
     before them; far beyond the last step between versions it is the line, and it never moves much farther from F than
     the line does. Exact where the tensor is a linear function of the time and α is 1, however uneven the steps are.
-    Between versions both are the line through them.
+    Between versions both are the line through them; before the last two the older one.
 
     Args:
         method: how to forecast.
@@ -109,7 +109,7 @@ def formula(method: Method, times: tuple[float, ...], target: float, rounding: f
     """
     ratio = step_ratio(times, target)
     if method.forecast == "reuse" or ratio <= 0:
-        return Formula(0.0 if method.forecast == "reuse" else ratio)
+        return Formula(0.0 if method.forecast == "reuse" else max(ratio, -1.0))
     order = _order(times) if ratio <= _FARTHEST and method.forecast == "fitted" else 0
     if order == 0:
         return Formula(ratio * (method.damping if method.forecast == "linear" else 1.0))

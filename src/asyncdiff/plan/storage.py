@@ -72,7 +72,9 @@ class Storage:
     def joined(self, edges: Iterable[Edge]) -> tuple[Span, ...]:
         """The spans of some edges, neighbours joined."""
         found: list[Span] = []
-        for span in sorted((self.spans[edge] for edge in edges), key=lambda span: (str(span.dtype), span.start)):
+        spans = (self.spans[edge] for edge in edges)
+        filled = (span for span in spans if span.start < span.stop)
+        for span in sorted(filled, key=lambda span: (str(span.dtype), span.start)):
             if found and (found[-1].dtype, found[-1].stop) == (span.dtype, span.start):
                 found[-1] = Span(span.dtype, found[-1].start, span.stop)
             else:

@@ -1,5 +1,6 @@
 """All that is attached to a pipeline's denoisers for one mesh of ranks."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -85,9 +86,10 @@ class Attachment:
 
     def detach(self) -> None:
         """Leave the denoisers as they were."""
-        for runtime in self._runtimes.values():
-            runtime.detach()
-        for guidance in self._guidances:
-            guidance.detach()
-        for exchange in (self._axis, self._exchange):
-            exchange.close()
+        with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
+            stack.callback(self._exchange.close)
+            stack.callback(self._axis.close)
+            for guidance in self._guidances:
+                stack.callback(guidance.detach)
+            for runtime in self._runtimes.values():
+                stack.callback(runtime.detach)

@@ -55,16 +55,21 @@ class StepRunner:
                 result = self._run_and_keep(stream, division, [step.index], call, counts)
             except ShapeChangedError:
                 _, division = self._divisions.divide(stream, self._lane, call)
+                if stream.channel is not None:
+                    stream.channel.close()
                 stream.channel = None
                 # What earlier steps have left is of the old shapes: as if nothing had changed since.
-                versions = range(division.schedule.first_kept, step.index + 1)
+                earlier = course.history(step.index, division.schedule.kept_versions)
+                versions = [*reversed([version.step for version in earlier]), step.index]
                 result = self._run_and_keep(stream, division, versions, call, counts)
         elif result is None:
             result = call()
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
+        self.is_interrupted = True
         for moment in stream.order().of(course, step.index).moments:
             self._take(stream, self._share(stream, moment, stream.predictions))
+        self.is_interrupted = False
 
     def _run_and_keep(
         self, stream: Stream, division: Division, versions: Sequence[int], call: Call, counts: Counts

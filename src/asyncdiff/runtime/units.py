@@ -186,7 +186,7 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
                 if edge in passed_on:
                     _check_shape(known, number, leaf)
                     work.channel.made(task.rank, edge, residuals.of(edge, _unshared(known, edge, leaf)))
-        elif again is not None and unit in replicated and not division.graph.units[unit].overwritten:
+        elif again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
             again[unit] = result
         return result
 
