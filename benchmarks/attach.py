@@ -32,6 +32,7 @@ from asyncdiff.denoiser.rates import ELSEWHERE
 from asyncdiff.denoiser.trace import record
 from asyncdiff.plan.division import divide_denoiser
 from asyncdiff.plan.schedule import Schedule
+from benchmarks.gpu import models
 from benchmarks.machine import machine
 
 COMPONENTS = 4
@@ -88,19 +89,7 @@ def sd15_inputs() -> dict[str, Any]:
 
 
 def sdxl_unet() -> Any:
-    return UNet2DConditionModel(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
+    return UNet2DConditionModel(**models.SUBJECTS["sdxl"].config)
 
 
 def sdxl_inputs() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """One rank of several, alone in a process: what the others would send is taken from what they made before."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
-from asyncdiff.exchange.local import Shared
-from asyncdiff.exchange.protocol import Traffic
+from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.store import EdgeStore
-from asyncdiff.exchange.world import Teams
+from asyncdiff.exchange.world import LocalWorld, Teams
 from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
@@ -21,18 +20,15 @@ from asyncdiff.settings import Settings
 from benchmarks.gpu.loop import Loop
 
 
-class SoloWorld:
+class SoloWorld(LocalWorld):
     """A rank's view of its world; which rank it is may be changed between generations.
 
     Attributes:
         on_components_done: called when the component of a round has run, before the denoiser's last layers do.
     """
 
-    rank = None
-
     def __init__(self, size: int, device: torch.device) -> None:
-        self.size = size
-        self.device = device
+        super().__init__(size, device)
         self.on_components_done: Callable[[], None] = _nothing
         self._exchange = SoloExchange(self)
         self._last: SoloChannel | None = None
@@ -60,42 +56,17 @@ class SoloWorld:
         del teams  # all ranks are one team
         return self._exchange
 
-    def check_same(self, value: int, what: str) -> None:
-        del value, what  # one process agrees with itself
 
-    def close(self) -> None:
-        return None
-
-
-class SoloExchange:
+class SoloExchange(LocalExchange):
     """Nobody is there to exchange with: predictions are taken to be what they were."""
 
-    is_between_processes = False
-
     def __init__(self, world: SoloWorld) -> None:
-        self.ranks: Sequence[int] = (0,)
-        self.traffic = Traffic()
+        super().__init__(world_size=1)
         self._world = world
 
-    def open(self, division: Division, device: torch.device) -> "SoloChannel":
+    def open(self, division: Division, device: torch.device) -> "SoloChannel":  # type: ignore[override]
         self._world.last = SoloChannel(division, device, self.ranks[0], self._world.on_components_done)
         return self._world.last
-
-    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> Shared:
-        return Shared({step: list(results[step]) for step, _ in moment.results})
-
-    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
-        del digest, scale, what  # one process agrees with itself
-
-    def agree(self, mine: bool, what: str) -> bool:
-        del what
-        return mine
-
-    def share_random_state(self) -> None:
-        return None
-
-    def close(self) -> None:
-        return None
 
 
 class SoloChannel:
