@@ -550,7 +550,14 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
     inputs = {key: value.to(dtype) for key, value in divided.tiny.inputs(None).items() if isinstance(value, Tensor)}
     half, _ = check(family, 2, 3, lambda pipe: pipe.to(dtype=dtype), 8 * torch.finfo(dtype).eps, **inputs)
     assert half.dtype == dtype
-    assert 0 < relative_error(half, single) < 0.5
+    if draws_as_in_single_precision(dtype):
+        assert 0 < relative_error(half, single) < 0.5
+
+
+def draws_as_in_single_precision(dtype: torch.dtype) -> bool:
+    """Whether a seed gives the same noise in a number format, rounded; in older versions of torch it gives another."""
+    ours, single = (torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=of) for of in (dtype, None))
+    return torch.allclose(ours.float(), single, atol=0.02)
 
 
 @ignore_short
