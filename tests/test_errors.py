@@ -192,5 +192,7 @@ def _different_inputs(rank: int) -> None:
 
 
 def test_ranks_with_different_inputs() -> None:
-    with pytest.raises(RankError, match=r"RankMismatchError.*inputs of the denoiser 'transformer' of rank 1"):
+    with pytest.raises(
+        RankError, match=r"RankMismatchError.*the argument 'hidden_states' of rank 1 is not that of rank 0"
+    ):
         run_ranks(2, _different_inputs)

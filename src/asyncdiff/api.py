@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -22,6 +22,7 @@ from asyncdiff.report import Report
 from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.clock import Clock, find_schedulers
+from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.settings import Executor, MethodName, Settings, Split
 
@@ -128,28 +129,31 @@ class AsyncDiff:
             _check_split(name, denoiser, split)
         self._pipe = pipe
         self._denoisers = denoisers
-        self._chosen_in_generation = -1
+        self._begun = self._broken_off = -1  # generations
         self._attachment: Attachment | None = None
         self._undo: list[Callable[[], None]] = []
         self._world = _join_world(settings, pipe, denoisers)
         self._clock = Clock(pipe)
-        self._advice = Advice(settings, self._clock)
+        self._advice = Advice(settings)
         try:
             self._layout = Layout(settings, self._world)
             if self._layout.told is not None:
                 self._attach(self._layout.told)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
+            self._generations = Generations(pipe, denoisers, self._clock, settings.timeout, self._break_off)
+            self._undo.append(self._generations.close)
         except AsyncDiffError:
             self.disable()
             raise
         self._clock.on_generation.append(self._begin_generation)
+        self._clock.on_end.append(self._end_generation)
 
     def report(self) -> Report:
-        """What the last generation really did, on this rank; warns where nothing was accelerated."""
+        """What the last generation really did, on this rank."""
         attached, settings, world = self._attachment, self.settings, self._world
         mesh = Mesh(1, world.size) if attached is None else attached.mesh
-        report = Report(
+        return Report(
             executor="local" if world.rank is None else "distributed",
             ranks=tuple(range(mesh.world_size)) if world.rank is None else (world.rank,),
             world_size=mesh.world_size,
@@ -161,19 +165,23 @@ class AsyncDiff:
             denoisers=() if attached is None else attached.reports(),
             guidance=mesh.guidance,
         )
-        if self._clock.is_over and not report.accelerated:
-            self._advice.not_accelerated()
-        self._advise_on_reasons(self._clock.generation)
-        return report
 
     @property
     def rank(self) -> int:
         """This process's rank; 0 where one process computes for all. Save pictures on rank 0: they are all the same."""
         return self._world.rank or 0
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the denoiser, and of the pipeline, in this thread are computed in full, as if nothing were attached.
+
+        For calls of the denoiser that are no step of a generation: log-probabilities, an inversion, a loss.
+        """
+        with self._generations.paused():
+            yield
+
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
-        self._advise_on_reasons(self._clock.generation)
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)
@@ -198,41 +206,67 @@ class AsyncDiff:
 
     def _denoise(self, name: str, call: Call) -> Any:
         """Stands in for a call of a denoiser."""
-        if self._layout.told is None:
-            self._clock.check_schedulers()
-            if self._chosen_in_generation != self._clock.generation:
-                self._choose(name, call)
-        attached = self._attachment
-        if attached is None:
-            raise RuntimeError("nothing is attached")
-        result = attached.denoise(name, call)
+        if self._attachment is not None and self._attachment.is_computing(name):
+            return call()
+        why_outside = self._generations.why_outside(name, call)
+        if why_outside:
+            if why_outside != PAUSED:
+                self._advice.on_call_outside(name, why_outside)
+            return call()
+        try:
+            result = self._attached(name, call).denoise(name, call)
+        except BaseException as error:
+            self._break_off(told(error))
+            raise
         # A generation may begin unannounced; that shows in its first call, which then has been computed already.
-        self._chosen_in_generation = self._clock.generation
+        self._begun = self._clock.generation
         return result
 
-    def _choose(self, name: str, call: Call) -> None:
+    def _attached(self, name: str, call: Call) -> Attachment:
+        """What computes a call; at the first one of a generation the ranks agree on it."""
+        if self._begun != self._clock.generation:
+            if self._world.renew():
+                self._detach()
+            self._world.share_random_state()
+            mesh = self._layout.told or self._choose(name, call)
+            if self._attachment is None or self._attachment.mesh != mesh:
+                logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
+                self._attach(mesh)
+        if self._attachment is None:
+            raise RuntimeError("nothing is attached")
+        return self._attachment
+
+    def _choose(self, name: str, call: Call) -> Mesh:
         """Share the devices out among groups and components, by the first call of a generation."""
         main = CallForm(self._denoisers[name]).main(call)
         was_shared = self._attachment is None or self._attachment.is_shared
-        mesh = self._layout.choose(main, _has_branches(self._pipe), was_shared)
-        if self._attachment is None or self._attachment.mesh != mesh:
-            logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
-            self._attach(mesh)
+        return self._layout.choose(main, _has_branches(self._pipe), was_shared)
 
     def _begin_generation(self) -> None:
         for name, denoiser in self._denoisers.items():
             _check_attached(name, denoiser, getattr(self._pipe, name))
-        self._advise_on_reasons(self._clock.generation - 1)
-        if self._attachment is None:
-            return
-        self._attachment.begin_generation()
-        if self._attachment.mesh.guidance == 1:
-            self._advice.on_length()
+        if self._attachment is not None:
+            self._attachment.begin_generation()
 
-    def _advise_on_reasons(self, generation: int) -> None:
-        attached = self._attachment
-        if attached is not None and not (attached.mesh.guidance > 1 and attached.is_shared):
-            self._advice.on_reasons(generation, attached.counts)
+    def _end_generation(self) -> None:
+        """Free what the generation held, and say what is to be said about it."""
+        attached, clock = self._attachment, self._clock
+        if attached is None or self._broken_off == clock.generation:
+            return
+        try:
+            if clock.is_over:
+                attached.check_numbers()
+        finally:
+            attached.end()
+        if clock.is_over:
+            self._advice.on_generation(self.report(), clock.steps_done)
+
+    def _break_off(self, reason: str) -> None:
+        """End the generation on all ranks; the next one begins anew."""
+        self._broken_off = self._clock.generation
+        self._world.fail(reason)
+        if self._attachment is not None:
+            self._attachment.forget()
 
 
 def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) -> World:

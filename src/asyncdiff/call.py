@@ -45,15 +45,6 @@ class Call(NamedTuple):
         """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
         return self.giving(tree_map(lambda leaf: leaf, self.given))
 
-    def digest(self) -> tuple[Tensor, Tensor]:
-        """Mean and root mean square of every tensor given, and for each number the scale of its rounding."""
-        floats = [leaf.detach().double() for leaf in self.tensors if leaf.is_floating_point() and leaf.numel()]
-        means = [leaf.mean() for leaf in floats]
-        sizes = [leaf.square().mean().sqrt() for leaf in floats]
-        if not floats:
-            return torch.zeros(0), torch.zeros(0)
-        return torch.stack([*means, *sizes]), torch.stack([*sizes, *sizes])
-
 
 def tensors_of(arguments: Any) -> list[Tensor]:
     """All tensors in arguments or results of any form, in a fixed order."""

@@ -31,3 +31,15 @@ class ExchangeError(AsyncDiffError, RuntimeError):
 
 class RankMismatchError(AsyncDiffError, RuntimeError):
     """The ranks were not given the same work."""
+
+
+class StoppedError(ExchangeError):
+    """Another rank has ended the generation: it was stopped there, or has failed."""
+
+
+class BusyError(AsyncDiffError, RuntimeError):
+    """Another thread is generating with the same denoiser."""
+
+
+class NotANumberError(AsyncDiffError, ArithmeticError):
+    """The noise prediction holds numbers that are none, and did not in the warm-up."""

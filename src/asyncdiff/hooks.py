@@ -1,9 +1,11 @@
-"""Reversible hooks on modules and on a scheduler. Nothing is changed on a class."""
+"""Reversible hooks on modules, on a scheduler and on a pipeline. Nothing is changed on a class that others use."""
 
 import contextlib
 import copy
+import copyreg
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from torch import nn
@@ -132,6 +134,47 @@ def listen(owner: Any, name: str, listener: Callable[..., None]) -> Callable[[],
 def listen_to_context(owner: Any, name: str, listener: Callable[[Any], None]) -> Callable[[], None]:
     """Tell `listener` in which context (its first argument) an object is; returns how to undo it."""
     return _place(_ListenedContext(owner, name, listener), owner, name)
+
+
+class Around(Protocol):
+    """The context in which every call of an object runs, given the call's named arguments."""
+
+    def __call__(self, kwargs: dict[str, Any]) -> AbstractContextManager[Any]: ...
+
+
+def surround_calls(owner: Any, around: Around) -> Callable[[], None]:
+    """Run every call of one object inside of a context; returns how to undo it.
+
+    A call is looked up on the class: the object gets one of its own, which is called like the one it had. A copied or
+    pickled object is of the class that it had.
+    """
+    kind: Any = type(owner)
+    is_active = True
+
+    @functools.wraps(kind.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_active:
+            return kind.__call__(self, *args, **kwargs)
+        with around(kwargs):
+            return kind.__call__(self, *args, **kwargs)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        made, arguments, *rest = kind.__reduce_ex__(self, protocol)
+        # Pickle insists that what `__newobj__` makes is of the object's own class.
+        made = kind.__new__ if made is copyreg.__newobj__ else made  # type: ignore[attr-defined]
+        return made, tuple(kind if argument is own else argument for argument in arguments), *rest
+
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    own: Any = type(kind)(kind.__name__, (kind,), {**names, "__call__": call, "__reduce_ex__": reduce})
+    owner.__class__ = own
+
+    def undo() -> None:
+        nonlocal is_active
+        is_active = False
+        if type(owner) is own:  # else somebody has given it another one, made from this
+            owner.__class__ = kind
+
+    return undo
 
 
 def _place(stand_in: _StandIn, owner: Any, name: str) -> Callable[[], None]:

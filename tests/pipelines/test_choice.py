@@ -80,7 +80,7 @@ def _different_calls(rank: int) -> None:
 
 
 def test_ranks_that_would_choose_differently() -> None:
-    with pytest.raises(RankError, match="the number of groups that share out every step must be the same"):
+    with pytest.raises(RankError, match="the number of groups that share out every step is not the same on all ranks"):
         run_ranks(2, _different_calls)
 
 

@@ -351,5 +351,5 @@ def _different_inputs(rank: int) -> None:
 
 
 def test_groups_with_different_inputs() -> None:
-    with pytest.raises(RankError, match=r"RankMismatchError.*inputs of the denoiser 'transformer' of rank 1"):
+    with pytest.raises(RankError, match=r"RankMismatchError.*the argument 'hidden_states' of rank 1 is not"):
         run_ranks(2, _different_inputs)

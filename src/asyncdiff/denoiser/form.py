@@ -69,9 +69,13 @@ class CallForm:
         if not self._times:
             raise ConfigurationError(f"{type(denoiser).__name__} takes no timestep: it is no denoiser")
 
+    def arguments(self, call: Call) -> dict[str, Any]:
+        """A call's arguments by name."""
+        return dict(self._signature.bind(*call.args, **call.kwargs).arguments)
+
     def read(self, call: Call) -> CallParts:
         """The parts of a call's arguments."""
-        arguments = dict(self._signature.bind(*call.args, **call.kwargs).arguments)
+        arguments = self.arguments(call)
         times = {name: arguments.pop(name) for name in self._times if _is_number(arguments.get(name))}
         leaves, structure = tree_flatten(arguments)
         signature = (_Shape(structure), *(_trait(leaf) for leaf in leaves))
@@ -79,7 +83,7 @@ class CallForm:
 
     def main(self, call: Call) -> Any:
         """The argument that is denoised: the first tensor, or list of tensors, that is no time; None without one."""
-        arguments = self._signature.bind(*call.args, **call.kwargs).arguments
+        arguments = self.arguments(call)
         candidates = (value for name, value in arguments.items() if name not in self._times)
         return next((value for value in candidates if isinstance(value, Tensor) or _is_list_of_tensors(value)), None)
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.watch import Watcher
 
@@ -48,6 +49,7 @@ class Line:
         backend: torch.distributed's name for what moves them. Gloo cannot read the memory of a GPU: tensors then go
             through the host's.
         timeout: seconds that an operation may take.
+        fault: what the others say when they leave before their time.
 
     Attributes:
         rank: this process's, as the world counts.
@@ -57,15 +59,18 @@ class Line:
         ExchangeError: a rank does not take part in time.
     """
 
-    def __init__(self, device: torch.device, backend: str, timeout: float) -> None:
+    def __init__(self, device: torch.device, backend: str, timeout: float, fault: Fault) -> None:
         self.rank, self.timeout = dist.get_rank(), timeout
         self.device = device
+        self._fault = fault
         self._is_staged = goes_by_way_of_the_host(device, backend)
         self.holds_host = holds_host(backend)
         self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
-        self._group = cast(dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit)))
+        self._group: dist.ProcessGroup | None = cast(
+            dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit))
+        )
         try:
             self._introduce()
         except BaseException:
@@ -82,6 +87,8 @@ class Line:
         """
         if self._watcher is not None:
             self._watcher.check()
+        if self._group is None:
+            raise ExchangeError(f"rank {self.rank}: {_names(batch)} cannot be had any more: the ranks have been left")
         if not batch:
             return Pending(self, (), (), (), traffic)
         held = tuple(self._staged(each) if self._is_staged else _bytes(each.tensor) for each in batch)
@@ -100,6 +107,7 @@ class Line:
         try:
             works = dist.batch_isend_irecv(operations)
         except RuntimeError as error:
+            self._fault.raise_if_told()
             raise ExchangeError(f"rank {self.rank}: {batch[0].what} could not be started: {error}") from error
         traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
         if self._watcher is not None:
@@ -112,6 +120,7 @@ class Line:
         try:
             finished = work.wait(timedelta(seconds=self.timeout)) if self.holds_host else work.wait()
         except RuntimeError as error:
+            self._fault.raise_if_told()
             raise ExchangeError(
                 f"rank {self.rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
                 f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
@@ -123,11 +132,12 @@ class Line:
         traffic.seconds_waited += time.perf_counter() - begin
 
     def close(self) -> None:
-        """Destroy the communicator."""
+        """Destroy the communicator: what others still wait for on it fails at once."""
         if self._watcher is not None:
             self._watcher.close()
-        if dist.is_initialized():
-            dist.destroy_process_group(self._group)
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
+from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.plan.division import Division
@@ -14,8 +15,6 @@ from asyncdiff.plan.moments import Moment, StepOrder
 
 class LocalExchange:
     """All ranks in this process: nothing moves, the numbers are those of the distributed run."""
-
-    is_between_processes = False
 
     def __init__(self, world_size: int) -> None:
         self.ranks: Sequence[int] = range(world_size)
@@ -27,15 +26,12 @@ class LocalExchange:
     def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "Shared":
         return Shared({key: list(results[key]) for key, _ in moment.results})
 
-    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
-        del digest, scale, what  # one process agrees with itself
+    def check_agreement(self, statements: Statements, what: str) -> None:
+        del statements, what  # one process agrees with itself
 
     def agree(self, mine: bool, what: str) -> bool:
         del what
         return mine
-
-    def share_random_state(self) -> None:
-        return None
 
     def close(self) -> None:
         return None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
+from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
@@ -57,12 +58,10 @@ class Exchange(Protocol):
     Attributes:
         ranks: those of this process.
         traffic: what this process has sent, and waited for.
-        is_between_processes: whether messages may be outstanding when a call ends early.
     """
 
     ranks: Sequence[int]
     traffic: Traffic
-    is_between_processes: bool
 
     def open(self, division: Division, device: torch.device) -> Channel:
         """A channel for one stream, whose live edges are kept on a device."""
@@ -74,14 +73,11 @@ class Exchange(Protocol):
         the results.
         """
 
-    def check_agreement(self, digest: Tensor, scale: Tensor, what: str) -> None:
-        """Raise RankMismatchError if `digest` differs between ranks by more than rounding of `scale`."""
+    def check_agreement(self, statements: Statements, what: str) -> None:
+        """Raise RankMismatchError if one of the statements is another on another rank; `what` names them all."""
 
     def agree(self, mine: bool, what: str) -> bool:
         """Whether all ranks say so; what it is about is told where a rank does not answer."""
-
-    def share_random_state(self) -> None:
-        """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
 
     def close(self) -> None:
         """Leave the run."""

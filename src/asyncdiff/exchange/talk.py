@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.protocol import Traffic
 
 # By this name a record of what was started can tell this group from the one that moves the devices' tensors.
@@ -24,6 +25,7 @@ class Talk:
         device: of this process; its random state is taken over too.
         timeout: seconds that waiting may take.
         traffic: where the time spent waiting is counted.
+        fault: what the others say when they leave before their time.
     """
 
     def __init__(
@@ -33,8 +35,10 @@ class Talk:
         device: torch.device,
         timeout: float,
         traffic: Traffic,
+        fault: Fault,
     ) -> None:
-        self._group = group
+        self._group: dist.ProcessGroup | None = group
+        self._fault = fault
         self._members = members
         self._device = device
         self._timeout = timeout
@@ -64,17 +68,21 @@ class Talk:
         return True
 
     def close(self) -> None:
-        """Destroy the group."""
-        if dist.is_initialized():
-            dist.destroy_process_group(self._group)
+        """Destroy the group: what others still wait for on it fails at once."""
+        group, self._group = self._group, None
+        if group is not None and dist.is_initialized():
+            dist.destroy_process_group(group)
 
     def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
         """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
         begin = time.perf_counter()
+        if self._group is None:
+            raise ExchangeError(f"rank {self._rank}: {what} cannot be had any more: the ranks have been left")
         try:
             work = operation(*arguments, group=self._group, async_op=True)
             work.wait(timedelta(seconds=self._timeout))
         except RuntimeError as error:
+            self._fault.raise_if_told()
             raise ExchangeError(
                 f"rank {self._rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
                 f"(limit {self._timeout:g} s); a rank may have died or be doing other work: {error}"

@@ -4,14 +4,18 @@ import atexit
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeVar, cast
+from typing import Protocol, cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
-from asyncdiff.errors import ConfigurationError, ExchangeError, RankMismatchError
+from asyncdiff.errors import ConfigurationError, ExchangeError
+from asyncdiff.exchange.agreement import Statements, compare
 from asyncdiff.exchange.distributed import DistributedExchange
+from asyncdiff.exchange.fault import Fault, Store
 from asyncdiff.exchange.line import SECONDS_BEHIND, Line
 from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.protocol import Exchange, Traffic
@@ -20,7 +24,6 @@ from asyncdiff.exchange.team import Team
 
 logger = logging.getLogger(__name__)
 
-Present = TypeVar("Present")
 Teams = Sequence[Sequence[int]]
 """Lists of ranks of the world, every rank in one of them."""
 
@@ -43,11 +46,36 @@ class World(Protocol):
     def exchange(self, teams: Teams) -> Exchange:
         """The exchange among the ranks of the own team, where they are counted from 0; every rank must ask for it."""
 
-    def check_same(self, value: int, what: str) -> None:
-        """Raise RankMismatchError if a number is not the same on all ranks."""
+    def check_agreement(self, statements: Statements, what: str) -> None:
+        """Raise RankMismatchError if one of the statements is another on another rank; `what` names them all."""
+
+    def share_random_state(self) -> None:
+        """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
+
+    def fail(self, reason: str) -> None:
+        """A generation is broken off here: end it on all ranks, and tell them why. All exchanges are closed."""
+
+    def renew(self) -> bool:
+        """Begin anew if the generation before was broken off on any rank; every rank must call it before it generates.
+
+        Returns whether it did: then all exchanges must be asked for again.
+        """
 
     def close(self) -> None:
         """Leave the run."""
+
+
+class _Closing(Protocol):
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all ranks exchange with, until a generation is broken off."""
+
+    talk: Talk
+    line: Line
+    fault: Fault
 
 
 class LocalWorld:
@@ -62,8 +90,17 @@ class LocalWorld:
     def exchange(self, teams: Teams) -> LocalExchange:
         return LocalExchange(len(teams[0]))
 
-    def check_same(self, value: int, what: str) -> None:
-        del value, what  # one process agrees with itself
+    def check_agreement(self, statements: Statements, what: str) -> None:
+        del statements, what  # one process agrees with itself
+
+    def share_random_state(self) -> None:
+        return None
+
+    def fail(self, reason: str) -> None:
+        del reason  # nobody else has to be told
+
+    def renew(self) -> bool:
+        return False
 
     def close(self) -> None:
         return None
@@ -94,51 +131,84 @@ class DistributedWorld:
         # A script may end without disable(): a group whose threads still run then aborts the interpreter.
         atexit.register(self._leave)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self._talk: Talk | None = None
-        self._line: Line | None = None
+        self._opened: list[_Closing] = []
+        self._run: _Run | None = None
         try:
-            self._talk = self._talk_among([range(self.size)], Traffic())
-            self._talk.take_over_random_state()
-            self._line = Line(device, backend_for(device), timeout)
-        except (RuntimeError, ExchangeError) as error:
+            self._open()
+        except BaseException:
             self.close()
-            raise ExchangeError(_not_ready(self.rank, self.size, timeout, error)) from error
+            raise
 
     def exchange(self, teams: Teams) -> DistributedExchange:
-        traffic = Traffic()
+        run, traffic = self._present(), Traffic()
         members = next(tuple(team) for team in teams if self.rank in team)
         try:
-            talk = self._talk_among(teams, traffic)
+            talk = self._talk_among(teams, traffic, run.fault)
         except RuntimeError as error:
             raise ExchangeError(_not_ready(self.rank, self.size, self._timeout, error)) from error
-        return DistributedExchange(Team(members, members.index(self.rank), _present(self._line), talk, traffic))
+        return DistributedExchange(Team(members, members.index(self.rank), run.line, talk, traffic))
 
-    def check_same(self, value: int, what: str) -> None:
-        values = [int(other) for other in _present(self._talk).gather(torch.tensor([value]), what)]
-        if len(set(values)) > 1:
-            raise RankMismatchError(
-                f"rank {self.rank}: {what} must be the same on all ranks, but they have {values}; every rank must run "
-                "the same call, with the same prompts"
-            )
+    def check_agreement(self, statements: Statements, what: str) -> None:
+        compare(statements, self._present().talk, self.rank, range(self.size), what)
+
+    def share_random_state(self) -> None:
+        if self._present().talk.take_over_random_state():
+            logger.warning("rank %d: its random state was not that of rank 0, and is so now", self.rank)
+
+    def fail(self, reason: str) -> None:
+        if self._run is not None:
+            logger.info("rank %d: this generation is broken off: %s", self.rank, reason)
+            self._run.fault.tell(reason)
+            self._close_run()
+
+    def renew(self) -> bool:
+        if self._run is not None and not self._run.fault.told():
+            return False
+        self._close_run()
+        self._open()
+        return True
 
     def close(self) -> None:
-        for group in (self._line, self._talk):
-            if group is not None:
-                group.close()
-        self._line = self._talk = None
+        self._close_run()
         self._leave()
 
-    def _talk_among(self, teams: Teams, traffic: Traffic) -> Talk:
-        """The own team's; every rank of the world takes part in making all of them."""
-        limit = timedelta(seconds=self._timeout)
-        groups = {
-            tuple(team): cast(
-                dist.ProcessGroup, dist.new_group(list(team), backend="gloo", timeout=limit, group_desc=TALK)
-            )
-            for team in teams
-        }
+    def _open(self) -> None:
+        """Make what the ranks exchange with; all of them take part."""
+        try:
+            group = self._new_group(range(self.size))
+            fault = Fault(_store(), f"asyncdiff/{group.group_name}", self.rank)
+            talk = Talk(group, tuple(range(self.size)), self.device, self._timeout, Traffic(), fault)
+            self._opened.append(talk)
+            talk.take_over_random_state()
+            line = Line(self.device, backend_for(self.device), self._timeout, fault)
+            self._opened.append(line)
+        except (RuntimeError, ExchangeError) as error:
+            raise ExchangeError(_not_ready(self.rank, self.size, self._timeout, error)) from error
+        self._run = _Run(talk, line, fault)
+
+    def _close_run(self) -> None:
+        self._run = None
+        opened, self._opened = self._opened, []
+        for each in opened:
+            each.close()
+
+    def _present(self) -> "_Run":
+        if self._run is None:
+            raise ExchangeError(f"rank {self.rank}: the generation was broken off; the next one begins anew")
+        return self._run
+
+    def _talk_among(self, teams: Teams, traffic: Traffic, fault: Fault) -> Talk:
+        """Small talk in the own team; all ranks make the groups of all teams."""
+        groups = {tuple(team): self._new_group(team) for team in teams}
         members = next(team for team in groups if self.rank in team)
-        return Talk(groups[members], members, self.device, self._timeout, traffic)
+        talk = Talk(groups[members], members, self.device, self._timeout, traffic, fault)
+        self._opened.append(talk)
+        return talk
+
+    def _new_group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
+        limit = timedelta(seconds=self._timeout)
+        made = dist.new_group(list(ranks), backend="gloo", timeout=limit, group_desc=TALK)
+        return cast(dist.ProcessGroup, made)
 
     def _leave(self) -> None:
         if self._has_started and dist.is_initialized():
@@ -210,8 +280,6 @@ def _not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
     return f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s: {error}"
 
 
-def _present(group: Present | None) -> Present:
-    """A group of a run that was not left yet."""
-    if group is None:
-        raise RuntimeError("this run was left")
-    return group
+def _store() -> Store:
+    """Through which the ranks of the default process group found each other."""
+    return cast(Store, distributed_c10d._get_default_store())

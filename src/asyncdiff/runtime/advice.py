@@ -1,46 +1,52 @@
-"""What a user is told of a generation in which nothing is accelerated: once, as a warning."""
+"""What a user is told that is no error: once, and in a way that ends no call."""
 
+import logging
 import warnings
-from collections.abc import Sequence
 
-from asyncdiff.report import GUARD, RESYNC, WARM_UP, Counts
-from asyncdiff.runtime.clock import Clock
+from asyncdiff.report import GUARD, RESYNC, WARM_UP, Report
 from asyncdiff.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def advise(message: str) -> None:
+    """Warn; where warnings are made errors, write to the log: a pipeline's call never fails because of advice."""
+    try:
+        warnings.warn(message, UserWarning, stacklevel=2)
+    except UserWarning:
+        logger.warning(message)
 
 
 class Advice:
-    """Warns at most once for each generation."""
+    """On generations in which nothing was accelerated, and on calls that are part of none."""
 
-    def __init__(self, settings: Settings, clock: Clock) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._schedule = settings.schedule()
-        self._clock = clock
-        self._warned_of = -1
+        self._told: set[str] = set()
 
-    def on_length(self) -> None:
-        """Whether the generation that begins has any step between warm-up and cool-down."""
-        if 0 < len(self._clock.timetable.timesteps) <= self._schedule.warmup + self._schedule.cooldown:
-            self.not_accelerated()
-
-    def not_accelerated(self) -> None:
-        """No step of this generation is a parallel round."""
-        self._warn(
-            self._clock.generation,
-            f"asyncdiff accelerates nothing in this generation of {len(self._clock.timetable.timesteps)} steps: "
-            f"no step is a parallel round (warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); "
-            "see report()",
-        )
-
-    def on_reasons(self, generation: int, counts: Sequence[Counts]) -> None:
-        """Whether all steps of a generation were computed in full, although the warm-up was over."""
-        reasons = {reason for count in counts for reason in count.full}
-        if reasons - {WARM_UP, RESYNC, GUARD} and not any(count.rounds for count in counts):
-            self._warn(
-                generation,
+    def on_generation(self, report: Report, steps: int) -> None:
+        """A generation of so many steps is over."""
+        counts = [denoiser.counts for denoiser in report.denoisers]
+        if report.accelerated or not any(count.steps for count in counts):
+            return
+        reasons = {reason for count in counts for reason in count.full} - {WARM_UP, RESYNC, GUARD}
+        if reasons and steps > self._schedule.warmup + self._schedule.cooldown:
+            advise(
                 "asyncdiff accelerated nothing in this generation: no step was a parallel round, because the calls of "
-                f"the denoiser do not go on from step to step ({', '.join(sorted(reasons))}); see report()",
+                f"the denoiser do not go on from step to step ({', '.join(sorted(reasons))}); see report()"
+            )
+        else:
+            parts = "one component, " if report.components == 1 else ""
+            advise(
+                f"asyncdiff accelerates nothing in this generation of {steps} steps: no step is a parallel round "
+                f"({parts}warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); see report()"
             )
 
-    def _warn(self, generation: int, message: str) -> None:
-        if self._warned_of < generation:
-            self._warned_of = generation
-            warnings.warn(message, stacklevel=5)
+    def on_call_outside(self, name: str, why: str) -> None:
+        """A call of a denoiser is computed in full, because it is part of no generation."""
+        if why not in self._told:
+            self._told.add(why)
+            advise(
+                f"a call of the {name!r} is part of no generation ({why}), and is computed in full on this device, as "
+                "if asyncdiff were not there; to say so beforehand: with async_diff.paused(): ..."
+            )

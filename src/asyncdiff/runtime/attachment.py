@@ -40,7 +40,18 @@ class Attachment:
         try:
             for name, denoiser in denoisers.items():
                 form, units = CallForm(denoiser), UnitHooks(denoiser)
-                context = Context(name, denoiser, form, units, settings, schedule, self._exchange, clock, world.device)
+                context = Context(
+                    name=name,
+                    denoiser=denoiser,
+                    form=form,
+                    units=units,
+                    settings=settings,
+                    schedule=schedule,
+                    exchange=self._exchange,
+                    check=world.check_agreement,
+                    clock=clock,
+                    device=world.device,
+                )
                 runtime = DenoiserRuntime(context, lanes=len(self._axis.ranks))
                 self._runtimes[name] = runtime
                 if mesh.guidance > 1:
@@ -79,6 +90,29 @@ class Attachment:
         for exchange in (self._exchange, self._axis):
             exchange.traffic.bytes_sent = 0
             exchange.traffic.seconds_waited = 0.0
+
+    def is_computing(self, name: str) -> bool:
+        """Whether a call of a denoiser is under way in this thread."""
+        return self._runtimes[name].context.units.is_walking
+
+    def end(self) -> None:
+        """The generation is over: free what it held."""
+        for runtime in self._runtimes.values():
+            runtime.end()
+
+    def forget(self) -> None:
+        """The generation is broken off: free what it held, without waiting for anything."""
+        for runtime in self._runtimes.values():
+            runtime.forget()
+
+    def check_numbers(self) -> None:
+        """Look at what the generation has come to, before it is ended.
+
+        Raises:
+            NotANumberError: rounds have made what is no number.
+        """
+        for runtime in self._runtimes.values():
+            runtime.check_numbers()
 
     def reports(self) -> tuple[DenoiserReport, ...]:
         """What the denoisers did in this generation so far."""

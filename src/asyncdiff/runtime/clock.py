@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from asyncdiff.runtime.labels import Timetable
 
 # In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
 _WATCHED_STEPS = 2
+# Of a scheduler's step: every scheduler takes them first, in this order.
+_STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 
 
 class Clock:
@@ -23,38 +26,80 @@ class Clock:
     Attributes:
         generation: how many generations have begun.
         steps: how many steps of this generation are over.
-        timetable: the timesteps of this generation, as the scheduler has set them.
+        timetable: the timesteps that this generation goes through.
+        is_complete: whether the pipeline has come to its end, whatever is known of its steps.
+        is_open: whether a generation has begun, and has not ended.
+        thread: the thread in which it has begun.
+        on_generation, on_step, on_end: told when a generation begins, a step is over (with its timestep), and a
+            generation has ended: as soon as its last step is over, as far as that is known.
     """
 
     def __init__(self, pipeline: Any) -> None:
         self.generation = 0
         self.steps = 0
         self.timetable = Timetable()
+        self.is_open = self.is_complete = False
+        self.thread = threading.get_ident()
         self.on_generation: list[Callable[[], None]] = []
         self.on_step: list[Callable[[Any], None]] = []
+        self.on_end: list[Callable[[], None]] = []
         self._pipeline = pipeline
         self._schedulers: dict[str, Any] = {}
+        self._set_up: Any = None  # the scheduler that was set up last
+        self._whole = Timetable()  # as the scheduler was set up; a pipeline may leave out the first or last steps
         self._undo: list[Callable[[], None]] = []
+        self._is_announced = False
+        self._is_at_first_call = False
+        self._has_no_known_end = False
         self._times: dict[str, Any] = {}
         self._pending: list[Any] = []
         self._has_views = False
         self._bind()
 
-    def check_schedulers(self) -> None:
-        """Follow the pipeline to another scheduler, if the user has given it one."""
-        changed = [name for name, old in self._schedulers.items() if getattr(self._pipeline, name) is not old]
-        if changed:
-            self.close()
-            self._bind()
-            self._begin(self._schedulers[changed[0]])
-
     @property
     def is_over(self) -> bool:
         """Whether all steps of the generation are over."""
-        return 0 < len(self.timetable.timesteps) <= self.steps + len(self._pending)
+        return self.is_complete or 0 < len(self.timetable.timesteps) <= self.steps_done
+
+    @property
+    def steps_done(self) -> int:
+        """How many steps of the generation the scheduler has taken."""
+        return self.steps + len(self._pending)
+
+    def follow(self, pipeline: Any) -> None:
+        """Listen to the schedulers of a pipeline that is about to generate."""
+        self.end()
+        self._is_announced = False
+        if self._is_elsewhere(pipeline):
+            self._listen_to(pipeline)
+
+    def rest(self, pipeline: Any) -> None:
+        """No pipeline is generating: listen to the one that may be driven by hand."""
+        if not self.is_open and self._is_elsewhere(pipeline):
+            self._listen_to(pipeline)
+            self._is_announced = False
+
+    def find(self, pipeline: Any) -> None:
+        """A pipeline is generating; if that was not heard, as of another one or another scheduler, begin."""
+        if self._is_elsewhere(pipeline):
+            self.end()
+            self._listen_to(pipeline)
+            self._is_announced = False
+        if not self._is_announced:
+            self._begin(self._likely_scheduler())
+
+    def goes_on(self, times: dict[str, Any]) -> bool:
+        """Whether a call with these time arguments can be the next one of a generation whose steps are all heard."""
+        return bool(self._pending) or not self._times or _are_equal(times, self._times)
 
     def call(self, times: dict[str, Any]) -> None:
         """A denoiser is about to be called with these time arguments."""
+        if not self.is_open:
+            # It was ended too early: what follows goes on to count, and nobody knows where it ends.
+            self.is_open = self._has_no_known_end = True
+        if self._is_at_first_call:
+            self._is_at_first_call = False
+            self.timetable = self._cut(times)
         if self._pending:
             # Each of several views of a picture may have a scheduler step of its own. That shows in the first steps;
             # values are read off a device no longer than that.
@@ -75,13 +120,25 @@ class Clock:
 
     def begin_again(self) -> None:
         """The pipeline goes through the timesteps from the first."""
+        self.end()
         self.generation += 1
         self.steps = 0
+        self.timetable = self._whole
+        self.is_open = self._is_announced = self._is_at_first_call = True
+        self.thread = threading.get_ident()
+        self.is_complete = False
         self._times = {}
         self._pending = []
-        self._has_views = False
+        self._has_views = self._has_no_known_end = False
         for notify in self.on_generation:
             notify()
+
+    def end(self) -> None:
+        """The generation is over, or is broken off."""
+        if self.is_open:
+            self.is_open = False
+            for notify in self.on_end:
+                notify()
 
     def close(self) -> None:
         """Leave the schedulers as they were."""
@@ -89,37 +146,75 @@ class Clock:
             undo()
         self._undo = []
 
+    def _is_elsewhere(self, pipeline: Any) -> bool:
+        """Whether the schedulers that this listens to are not those of a pipeline."""
+        if pipeline is not self._pipeline:
+            return True
+        return any(getattr(pipeline, name) is not known for name, known in self._schedulers.items())
+
+    def _listen_to(self, pipeline: Any) -> None:
+        self.close()
+        self._pipeline = pipeline
+        self._bind()
+
     def _bind(self) -> None:
         self._schedulers = find_schedulers(self._pipeline)
+        self._set_up = None
         for scheduler in self._schedulers.values():
             self._undo.append(listen(scheduler, "set_timesteps", functools.partial(self._begin, scheduler)))
             self._undo.append(listen(scheduler, "step", self._reader_of(scheduler)))
+
+    def _likely_scheduler(self) -> Any:
+        """The one that drives a generation that was not announced."""
+        is_ready = (each for each in self._schedulers.values() if getattr(each, "num_inference_steps", None))
+        return self._set_up or next(is_ready, next(iter(self._schedulers.values())))
 
     def _reader_of(self, scheduler: Any) -> Callable[..., None]:
         """What is called after each of a scheduler's steps; not every scheduler has the timestep in the same place."""
         signature = inspect.signature(scheduler.step)
 
         def end_step(*args: Any, **kwargs: Any) -> None:
-            self._end_step(signature.bind(*args, **kwargs).arguments.get("timestep"))
+            given = signature.bind(*args, **kwargs).arguments
+            if "timestep" not in given:  # a method that passes its arguments on does not name them
+                given = {**dict(zip(_STEP_ARGUMENTS, args, strict=False)), **kwargs}
+            self._end_step(given.get("timestep"))
 
         return end_step
 
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
-        self.timetable = Timetable(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
+        timesteps, sigmas = numbers_of(scheduler.timesteps), numbers_of(getattr(scheduler, "sigmas", ()))
+        self._whole = Timetable(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
+        self._set_up = scheduler
         self.begin_again()
+
+    def _cut(self, times: dict[str, Any]) -> Timetable:
+        """The steps that the pipeline really takes, as far as it says so when it first calls its denoiser.
+
+        Image-to-image leaves out the first ones, and tells the scheduler where it begins or just begins there; part of
+        a schedule may be left to another model.
+        """
+        whole = self._whole
+        first = getattr(self._set_up, "begin_index", None)
+        if first is None:
+            first = _place_of(next(iter(times.values()), None), whole.timesteps)
+        count = getattr(self._pipeline, "num_timesteps", None)
+        if not isinstance(count, int) or not 0 < count <= len(whole.timesteps) - first:
+            count = len(whole.timesteps) - first
+        return Timetable(whole.timesteps[first : first + count], whole.sigmas[first : first + count])
 
     def _end_step(self, timestep: Any) -> None:
         # A pipeline may call the scheduler several times for one step: for each frame, for sound beside pictures.
         if self._pending and not is_equal(timestep, self._pending[-1]):
             self.tick()
         self._pending = [timestep]
+        if self.is_over and not self._has_views and not self._has_no_known_end:
+            self.end()
 
     def _is_of_same_step(self, times: dict[str, Any]) -> bool:
         """Whether a call has the times of the one before, and no second-order scheduler has repeated them."""
-        if times.keys() != self._times.keys() or not all(is_equal(times[name], self._times[name]) for name in times):
+        if not _are_equal(times, self._times):
             return False
-        timestep = _numbers(self._pending[-1])
+        timestep = () if self._pending[-1] is None else numbers_of(self._pending[-1])
         return len(timestep) != 1 or self.timetable.timesteps.count(timestep[0]) <= 1
 
 
@@ -133,5 +228,17 @@ def _is_scheduler(part: Any) -> bool:
     return callable(getattr(part, "set_timesteps", None)) and callable(getattr(part, "step", None))
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
-    return tuple(torch.as_tensor(values).double().flatten().tolist())
+def numbers_of(values: Any) -> tuple[float, ...]:
+    """All numbers of an argument, read off its device; not every device has double precision."""
+    return tuple(torch.as_tensor(() if values is None else values).detach().cpu().double().flatten().tolist())
+
+
+def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
+    return times.keys() == others.keys() and all(is_equal(times[name], others[name]) for name in times)
+
+
+def _place_of(time: Any, timesteps: tuple[float, ...]) -> int:
+    """Where in a timetable a call's time stands; at its beginning, where that cannot be told."""
+    numbers = set(numbers_of(time))
+    number = numbers.pop() if len(numbers) == 1 else None
+    return timesteps.index(number) if number in timesteps else 0

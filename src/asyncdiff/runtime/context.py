@@ -1,11 +1,13 @@
 """One denoiser of one pipeline, with all that its calls are run with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from asyncdiff.denoiser.form import CallForm
+from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.runtime.clock import Clock
@@ -25,6 +27,7 @@ class Context:
         settings: the user's; `target_speedup` is what each group of ranks is to reach.
         schedule: before the denoiser is divided.
         exchange: among the ranks of a group.
+        check: compares what has to be the same on all ranks of all groups.
         clock: where the pipeline stands.
         device: where this process computes.
     """
@@ -36,5 +39,6 @@ class Context:
     settings: Settings
     schedule: Schedule
     exchange: Exchange
+    check: Callable[[Statements, str], None]
     clock: Clock
     device: torch.device

@@ -5,13 +5,14 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from asyncdiff.call import Call
-from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.agreement import Statement
 from asyncdiff.hooks import listen_to_context
 from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.deferred import settled
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.lane import Lane, Prospect
+from asyncdiff.runtime.statements import Fingerprint, about_settings
 from asyncdiff.runtime.stream import Arguments, Streams
 
 
@@ -22,6 +23,8 @@ class Outer(Protocol):
     counts: GuidanceCounts
 
     def __call__(self, call: Call, whole: Arguments) -> Any: ...
+
+    def end(self) -> None: ...
 
 
 class DenoiserRuntime:
@@ -41,6 +44,7 @@ class DenoiserRuntime:
         self.context = context
         self.outer: Outer | None = None
         self._divisions = Divisions(context)
+        self._fingerprint = Fingerprint(context.name, context.denoiser)
         self._lanes = [Lane(context, self._divisions, number) for number in range(lanes)]
         self._computing = self._lanes[0]  # the one that computes, or has computed last
         self._guidance_context: Any = None
@@ -48,7 +52,6 @@ class DenoiserRuntime:
         self._undo: list[Callable[[], None]] = []
         if hasattr(context.denoiser, "cache_context"):
             self._undo.append(listen_to_context(context.denoiser, "cache_context", self._enter_context))
-        context.clock.on_generation.append(self._begin_generation)
         context.clock.on_step.append(self._end_step)
 
     @property
@@ -58,21 +61,17 @@ class DenoiserRuntime:
 
     def detach(self) -> None:
         """Leave the denoiser as it was."""
-        self.context.clock.on_generation.remove(self._begin_generation)
         self.context.clock.on_step.remove(self._end_step)
         self.context.units.remove()
         for undo in self._undo:
             undo()
-        self._begin_generation()
+        self.end()
 
     def denoise(self, call: Call) -> Any:
         """Stands in for a call of the denoiser."""
-        if self.context.units.is_walking:
-            return call()
         if self.outer is not None:
             call = call.giving(settled(call.given))
         clock = self.context.clock
-        clock.check_schedulers()
         if self._generation != clock.generation:
             self._look_again()
         arguments = self._arguments(call, self._guidance_context)
@@ -129,16 +128,31 @@ class DenoiserRuntime:
                 tuple(f"{units[edge.unit].name} → {edge.leaf}" for edge in sorted(reads)) for reads in partition.reads
             ),
             bytes_per_round=division.bytes_per_round,
-            held_bytes=sum(lane.streams.held_bytes for lane in self._lanes),
+            held_bytes=sum(lane.held_bytes for lane in self._lanes),
             counts=counts,
             bridge=division.schedule.bridge,
             modelled_speedup=counts.speedup * guidance.speedup,
             guidance=guidance,
         )
 
-    def _begin_generation(self) -> None:
+    def end(self) -> None:
+        """The generation is over: nothing of it is kept but what the report tells. Waits for what is on its way."""
         for lane in self._lanes:
-            lane.streams.close()
+            lane.end()
+        if self.outer is not None:
+            self.outer.end()
+
+    def check_numbers(self) -> None:
+        """See `Lane.check_numbers`."""
+        for lane in self._lanes:
+            lane.check_numbers()
+
+    def forget(self) -> None:
+        """The generation is broken off: nothing of it is kept, and nothing waited for."""
+        for lane in self._lanes:
+            lane.forget()
+        if self.outer is not None:
+            self.outer.end()
 
     def _enter_context(self, name: Any) -> None:
         self._guidance_context = name
@@ -146,6 +160,9 @@ class DenoiserRuntime:
     def _end_step(self, timestep: Any) -> None:
         for lane in self._lanes:
             lane.end_step(timestep)
+
+    def _statements(self) -> list[Statement]:
+        return about_settings(self.context.settings) + self._fingerprint.statements(self._divisions.structure)
 
     def _arguments(self, call: Call, context: Any) -> Arguments:
         parts = self.context.form.read(call)
@@ -155,14 +172,8 @@ class DenoiserRuntime:
     def _look_again(self) -> None:
         """Once a generation: count anew, and see what of the denoiser has changed."""
         self._generation = self.context.clock.generation
-        is_interrupted = any(lane.is_interrupted for lane in self._lanes)
         for lane in self._lanes:
             lane.count_anew()
         self._computing = self._lanes[0]
-        if is_interrupted and self.context.exchange.is_between_processes:
-            raise ExchangeError(
-                f"a round of the denoiser {self.context.name!r} was interrupted, so messages between the ranks may be "
-                "outstanding; call disable() and attach again"
-            )
         self._divisions.look_again()
-        self.context.exchange.share_random_state()
+        self.context.check(self._statements, f"what the denoiser {self.context.name!r} is made of")

@@ -3,13 +3,12 @@
 import logging
 from typing import Any
 
-import torch
-
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.denoiser.trace import record
+from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.stream import Stream
@@ -80,8 +79,9 @@ class Divisions:
         if goal is not None:
             self._say_if_out_of_reach(division, goal)
         context.units.add(division.graph)
-        owners = torch.tensor([division.partition.owner(unit) or 0 for unit in range(len(division.graph.units))])
-        context.exchange.check_agreement(owners, 0 * owners, f"the division of the denoiser {context.name!r}")
+        what = f"the division of the denoiser {context.name!r}"
+        owners = [division.partition.owner(unit) for unit in range(len(division.graph.units))]
+        context.exchange.check_agreement(lambda: [Statement(what, str(owners))], what)
         return result, division
 
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:

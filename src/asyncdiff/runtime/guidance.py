@@ -9,7 +9,6 @@ only gains nothing. A batch whose parts must overlap is divided only if the step
 """
 
 import itertools
-import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from asyncdiff.exchange.protocol import Exchange, SharedLeaves
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
+from asyncdiff.runtime.advice import advise
 from asyncdiff.runtime.batch import (
     BatchRule,
     batch_rules,
@@ -34,6 +34,7 @@ from asyncdiff.runtime.batch import (
 from asyncdiff.runtime.deferred import Settlement, deferred
 from asyncdiff.runtime.denoiser import DenoiserRuntime
 from asyncdiff.runtime.lane import is_checked_again
+from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
 # What a denoiser may raise when it is given a batch that was divided in a wrong way.
@@ -116,12 +117,10 @@ class Guidance:
         self._whole_before = 0
         self._warned_of: set[str] = set()
         runtime.outer = self
-        self._clock.on_generation.append(self._begin_generation)
 
     def detach(self) -> None:
         """Forget all; the runtime is detached on its own."""
-        self._clock.on_generation.remove(self._begin_generation)
-        self._begin_generation()
+        self.end()
 
     def __call__(self, call: Call, whole: Arguments) -> Any:
         """The result of a call, shared out among the groups."""
@@ -129,7 +128,6 @@ class Guidance:
             self._generation, self._step, self._steps, self._whole_before = self._clock.generation, -1, 0, 0
             self._calls = 0
             self.counts = GuidanceCounts(self._groups)
-            self._axis.share_random_state()
         try:
             if self._step != self._clock.steps:
                 self._begin_step()
@@ -137,7 +135,8 @@ class Guidance:
             if is_new:
                 self._belongings.append(self._belonging(stream))
             if is_new or is_checked_again(self._context, stream.index):
-                self._axis.check_agreement(*call.digest(), f"the inputs of the denoiser {self._context.name!r}")
+                what = f"the inputs of the denoiser {self._context.name!r}"
+                self._axis.check_agreement(lambda: about_arguments(self._context.form.arguments(call)), what)
             key = self._runtime.kind_of_call(whole)
             if key not in self._kinds:
                 self._kinds[key] = self._look(call)
@@ -150,14 +149,11 @@ class Guidance:
             self.counts.reason = self.counts.reason or kind.reason
             return self._compute_by_owner(kind, belonging, call)
         except BaseException:
-            self._forget()
+            self.end()
             raise
 
-    def _begin_generation(self) -> None:
-        self.streams.close()
-        self._forget()
-
-    def _forget(self) -> None:
+    def end(self) -> None:
+        """The generation is over, or is broken off."""
         self.streams.forget()
         self._belongings = []
         self._owed = []
@@ -175,10 +171,9 @@ class Guidance:
         self._belongings = [known for known in self._belongings if known.stream.last_step >= self._step - 1]
         if self._steps == 3 and not self.counts.is_shared and self.counts.reason not in self._warned_of:
             self._warned_of.add(self.counts.reason)
-            warnings.warn(
+            advise(
                 f"guidance={self._groups}: the calls of the denoiser {self._context.name!r} cannot be shared out among "
-                f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}",
-                stacklevel=6,
+                f"the groups of devices, so that one group computes and the others wait: {self.counts.reason}"
             )
 
     def _belonging(self, stream: Stream) -> _Belonging:

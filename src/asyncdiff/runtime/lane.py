@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdiff.call import Call
+from asyncdiff.errors import NotANumberError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Step, StepKind
@@ -12,6 +13,7 @@ from asyncdiff.report import GUARD, RESYNC, Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.guard import forecast_error
+from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.steps import StepRunner
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
@@ -42,25 +44,43 @@ class Lane:
         streams: which calls belong together.
         counts: what was done in this generation.
         division: that of the last call.
+        held_bytes: the memory that the generation took for versions of live edges.
     """
 
     def __init__(self, context: Context, divisions: Divisions, number: int) -> None:
         self.streams = Streams()
         self.counts = Counts()
         self.division: Division | None = None
+        self.held_bytes = 0
         self._context = context
         self._divisions = divisions
         self._number = number
         self._runner = StepRunner(context, divisions, number)
 
-    @property
-    def is_interrupted(self) -> bool:
-        """Whether a round was not brought to its end, so that messages may be outstanding."""
-        return self._runner.is_interrupted
-
     def count_anew(self) -> None:
         """A generation begins."""
-        self.counts = Counts()
+        self.counts, self.held_bytes = Counts(), 0
+
+    def end(self) -> None:
+        """The generation is over: nothing of it is kept but what the report tells."""
+        self.streams.close()
+
+    def check_numbers(self) -> None:
+        """Look at the last predictions.
+
+        Raises:
+            NotANumberError: they are no numbers, although those of the warm-up were.
+        """
+        if any(stream.has_lost_its_numbers() for stream in self.streams):
+            raise NotANumberError(
+                f"the denoiser {self._context.name!r} gave numbers in the warm-up, and NaN at the end. Either it does "
+                "so by itself (warmup=1000 computes all steps in full), or it depends on something that asyncdiff does "
+                "not see: please report that"
+            )
+
+    def forget(self) -> None:
+        """The generation is broken off: nothing of it is kept, and nothing waited for."""
+        self.streams.forget()
 
     def compute(self, call: Call, arguments: Arguments) -> Any:
         """The prediction of a call by the schedule."""
@@ -77,7 +97,8 @@ class Lane:
         stream, is_new = self.streams.of_call(arguments, clock.steps, clock.timetable)
         try:
             if is_new or is_checked_again(context, stream.index):
-                context.exchange.check_agreement(*call.digest(), f"the inputs of the denoiser {context.name!r}")
+                what = f"the inputs of the denoiser {context.name!r}"
+                context.exchange.check_agreement(lambda: about_arguments(context.form.arguments(call)), what)
             if is_new:
                 stream.times_larger = times_larger
                 stream.division = self._divisions.known(stream, self._number)
@@ -104,10 +125,13 @@ class Lane:
         except BaseException:
             self.streams.forget()
             raise
+        if stream.index == course.schedule.warmup - 1:
+            stream.look_at_warm_up()
         counts.add(step.kind, time.perf_counter() - begin, _reason(stream, step, course))
         self.division = stream.division
         counts.cost += 1.0 if stream.division is None else stream.division.cost(step)
         stream.index += 1
+        self.held_bytes = max(self.held_bytes, self.streams.held_bytes)
         return stream.result(step.prediction)
 
     def end_step(self, timestep: Any) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.world import World
 from asyncdiff.plan.choice import choose_groups
 from asyncdiff.plan.mesh import Mesh
@@ -45,7 +46,8 @@ class Layout:
         groups = 1
         if self._kind not in self._not_shared:
             groups = choose_groups(self._world.size, self._settings.stride, *self._kind)
-        self._world.check_same(groups, "the number of groups that share out every step")
+        what = "the number of groups that share out every step"
+        self._world.check_agreement(lambda: [Statement(what, str(groups))], what)
         return Mesh(groups, self._world.size // groups)
 
     def _told_mesh(self) -> Mesh | None:

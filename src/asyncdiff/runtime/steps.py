@@ -20,14 +20,9 @@ from asyncdiff.runtime.units import UnitRule, Work, complete_task, compute_task,
 
 
 class StepRunner:
-    """Runs the steps of one group's streams.
-
-    Attributes:
-        is_interrupted: whether a round was not brought to its end, so that messages may be outstanding.
-    """
+    """Runs the steps of one group's streams."""
 
     def __init__(self, context: Context, divisions: Divisions, lane: int) -> None:
-        self.is_interrupted = False
         self._context = context
         self._divisions = divisions
         self._lane = lane
@@ -66,10 +61,8 @@ class StepRunner:
             result = call()
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
-        self.is_interrupted = True
         for moment in stream.order().of(course, step.index).moments:
             self._take(stream, self._share(stream, moment, stream.predictions))
-        self.is_interrupted = False
 
     def _run_and_keep(
         self, stream: Stream, division: Division, versions: Sequence[int], call: Call, counts: Counts
@@ -88,7 +81,6 @@ class StepRunner:
         work = self._work(stream, counts)
         channel, step = work.channel, course.step(stream.index)
         order = stream.order().of(course, step.index)
-        self.is_interrupted = True
         channel.start_round(order)
         predictions: dict[int, list[Any]] = {}
         for task in self._tasks(step):
@@ -109,7 +101,6 @@ class StepRunner:
             channel.end_round(step.index)
         for sharing in begun:
             self._take(stream, sharing)
-        self.is_interrupted = False
 
     def _completed(self, stream: Stream, step: Step, call: Call, work: Work) -> dict[int, list[Any]]:
         """The predictions that no component alone makes, of those of this process."""

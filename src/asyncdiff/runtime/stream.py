@@ -1,7 +1,7 @@
 """Streams: the denoiser calls, one per step, that belong together."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,7 @@ class Stream:
     structure: TreeSpec | None = None
     course: Course | None = None
     judged: int = -1
+    _is_nan_before: Tensor | None = None
     _order: Order | None = None
     _fillers: Fillers | None = None
 
@@ -158,6 +159,15 @@ class Stream:
         """The time arguments of another step."""
         return {name: labels.argument(step, self.index) for name, labels in self.labels.items()}
 
+    def look_at_warm_up(self) -> None:
+        """Note, on the device, whether the last prediction holds what is no number; that is read at the end only."""
+        self._is_nan_before = _any_nan(self.predictions)
+
+    def has_lost_its_numbers(self) -> bool:
+        """Whether the last predictions hold what is no number, and those of the warm-up did not."""
+        before, now = self._is_nan_before, _any_nan(self.predictions)
+        return before is not None and now is not None and bool(now) and not bool(before)
+
     def result(self, step: int) -> Any:
         """The prediction of a step, in the form of the denoiser's own result."""
         if self.structure is None:
@@ -175,6 +185,9 @@ class Streams:
 
     def __init__(self) -> None:
         self._streams: list[Stream] = []
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._streams)
 
     def begins_step(self, arguments: Arguments, now: int) -> bool:
         """Whether a call must be of the step after `now`, though nothing has said that `now` is over.
@@ -241,6 +254,13 @@ class Streams:
             if stream.channel is not None:
                 stream.channel.close()
         self._streams.clear()
+
+
+def _any_nan(predictions: Mapping[int, Sequence[Any]]) -> Tensor | None:
+    """Whether there is one, as a tensor that is still on the device."""
+    leaves = [leaf for step in predictions.values() for leaf in step if isinstance(leaf, Tensor)]
+    found = [leaf.isnan().any() for leaf in leaves if leaf.is_floating_point()]
+    return torch.stack(found).any() if found else None
 
 
 def _most_alike(streams: Sequence[Stream], arguments: Arguments) -> Stream | None:

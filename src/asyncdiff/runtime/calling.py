@@ -1,0 +1,66 @@
+"""Who makes a call of a denoiser: which pipeline, through which of its callbacks, with gradients or not."""
+
+import sys
+from collections.abc import Collection, Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from asyncdiff.call import Call
+from asyncdiff.runtime.clock import find_schedulers
+
+
+def wants_gradients(denoiser: nn.Module, call: Call) -> bool:
+    """Whether the result is to be differentiated: rounds give the gradients of another function."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(tensor.requires_grad for tensor in (*call.tensors, *denoiser.parameters()))
+
+
+def pipeline_calling(denoisers: Collection[nn.Module], thread: int | None = None) -> Any:
+    """The pipeline a method of which is running, the innermost one that has one of these denoisers; None without.
+
+    Args:
+        thread: by default the calling one.
+    """
+    first = sys._getframe(1) if thread is None else sys._current_frames().get(thread)
+    for frame in _outwards(first):
+        code = frame.f_code
+        if code.co_argcount and code.co_varnames[0] == "self":
+            candidate = frame.f_locals.get("self")
+            if _holds(candidate, denoisers) and _is_pipeline(candidate):
+                return candidate
+    return None
+
+
+def callbacks_among(arguments: dict[str, Any]) -> frozenset[CodeType]:
+    """The code of the callbacks that a pipeline was given."""
+    given = (value for name, value in arguments.items() if "callback" in name and callable(value))
+    found = (getattr(each, "__code__", None) or getattr(type(each).__call__, "__code__", None) for each in given)
+    return frozenset(code for code in found if code is not None)
+
+
+def is_made_by(callbacks: frozenset[CodeType]) -> bool:
+    """Whether one of these is running in the calling thread."""
+    return bool(callbacks) and any(frame.f_code in callbacks for frame in _outwards(sys._getframe(1)))
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _is_pipeline(candidate: Any) -> bool:
+    is_assembled = isinstance(getattr(candidate, "components", None), dict) and callable(candidate)
+    return is_assembled and bool(find_schedulers(candidate))
+
+
+def _holds(candidate: Any, denoisers: Collection[nn.Module]) -> bool:
+    """Whether an object is none of torch's modules and has a denoiser as an attribute."""
+    attributes = getattr(candidate, "__dict__", None)
+    if not isinstance(attributes, dict) or isinstance(candidate, nn.Module):
+        return False
+    return any(value is denoiser for value in list(attributes.values()) for denoiser in denoisers)

@@ -1,0 +1,147 @@
+"""When is a call of a denoiser part of a generation, and of which? The one place where that is decided.
+
+It is if a pipeline makes it: the one that was attached to, every call of which is surrounded, or another one that has
+the same denoiser, which is found on the stack; or if it is made by hand, between `set_timesteps` and the last `step` of
+the scheduler, in order and in one thread. It is not if gradients are wanted, if a callback makes it, or if the user has
+paused. What is not part of a generation is computed in full, and leaves no trace.
+"""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from asyncdiff.call import Call
+from asyncdiff.denoiser.form import CallForm
+from asyncdiff.hooks import surround_calls
+from asyncdiff.runtime.calling import callbacks_among, is_made_by, pipeline_calling, wants_gradients
+from asyncdiff.runtime.clock import Clock
+from asyncdiff.runtime.turn import Turn
+
+PAUSED = "paused"
+
+
+class Generations:
+    """Follows a pipeline's generations.
+
+    Args:
+        pipeline: the one that is attached to.
+        denoisers: its denoisers by name.
+        clock: is set on the generation that a call is part of.
+        timeout: seconds that one thread waits for another one's generation.
+        on_failure: told why a generation is broken off.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        denoisers: Mapping[str, nn.Module],
+        clock: Clock,
+        timeout: float,
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._denoisers = denoisers
+        self._forms = {name: CallForm(denoiser) for name, denoiser in denoisers.items()}
+        self._clock = clock
+        self._turn = Turn(timeout)
+        self._on_failure = on_failure
+        self._callbacks: dict[int, list[frozenset[Any]]] = {}  # of the pipeline's running calls, by thread
+        self._paused: Counter[int] = Counter()
+        self._undo = surround_calls(pipeline, self._run) if callable(pipeline) else None
+        clock.on_end.append(self._end)
+
+    def why_outside(self, name: str, call: Call) -> str:
+        """Why a call of a denoiser is not part of a generation; empty if it is. Then the clock is set on that one.
+
+        Raises:
+            BusyError: another thread is generating with the denoiser.
+        """
+        thread = threading.get_ident()
+        if self._paused[thread]:
+            return PAUSED
+        if wants_gradients(self._denoisers[name], call):
+            return "gradients are wanted"
+        running = self._callbacks.get(thread)
+        if running:
+            if is_made_by(running[-1]):
+                return "a callback made it"
+            self._clock.find(self._pipeline)
+            return ""
+        pipeline = pipeline_calling(self._denoisers.values())
+        if pipeline is not None:
+            self._turn.take(lambda: pipeline_calling(self._denoisers.values(), thread) is pipeline)
+            self._clock.find(pipeline)
+            return ""
+        if not self._is_driven_by_hand(thread):
+            return "no pipeline is generating"
+        if not self._clock.goes_on(self._forms[name].read(call).times):
+            self._clock.end()
+            return "it is none of the steps in order"
+        self._turn.take(lambda: self._is_driven_by_hand(thread))
+        return ""
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Calls of the denoisers in this thread are part of no generation."""
+        thread = threading.get_ident()
+        self._paused[thread] += 1
+        try:
+            yield
+        finally:
+            self._paused[thread] -= 1
+            if not self._paused[thread]:
+                del self._paused[thread]
+
+    def close(self) -> None:
+        """Leave the pipeline as it was."""
+        self._clock.end()
+        if self._end in self._clock.on_end:
+            self._clock.on_end.remove(self._end)
+        if self._undo is not None:
+            self._undo()
+
+    @contextlib.contextmanager
+    def _run(self, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Around every call of the pipeline."""
+        thread, clock = threading.get_ident(), self._clock
+        self._turn.take(lambda: thread in self._callbacks)
+        self._callbacks.setdefault(thread, []).append(callbacks_among(kwargs))
+        clock.follow(self._pipeline)
+        before = clock.generation
+        try:
+            yield
+        except BaseException as error:
+            if clock.is_open or clock.generation == before:
+                self._on_failure(told(error))
+            raise
+        else:
+            if clock.is_open and not clock.is_over and getattr(self._pipeline, "_interrupt", False) is True:
+                self._on_failure(f"it was stopped after step {clock.steps_done} of {len(clock.timetable.timesteps)}")
+            elif clock.is_open:
+                clock.is_complete = True
+        finally:
+            clock.end()
+            self._callbacks[thread].pop()
+            if not self._callbacks[thread]:
+                del self._callbacks[thread]
+                self._turn.leave()
+
+    def _is_driven_by_hand(self, thread: int) -> bool:
+        """Whether a thread has set the scheduler up, and has not taken all steps."""
+        is_alive = any(each.ident == thread for each in threading.enumerate())
+        return self._clock.is_open and self._clock.thread == thread and is_alive
+
+    def _end(self) -> None:
+        self._clock.rest(self._pipeline)
+        if threading.get_ident() not in self._callbacks:
+            self._turn.leave()
+
+
+def told(error: BaseException) -> str:
+    """An error in one line."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
