@@ -96,6 +96,7 @@ def _find_difference(
     """Everyone tells all; only where something differs. Raises what is the first difference."""
     everything = [each for whole in statements for each in (*whole.parts(), whole)]
     told = {each.name: (hashed(each.exact), each.exact[:_LONGEST], len(each.numbers)) for each in everything}
+    wholes = {each.name for each in statements}
     mine = torch.frombuffer(bytearray(json.dumps(told).encode()), dtype=torch.uint8)
     sizes = [int(size) for size in talk.gather(torch.tensor([len(mine)]), what)]
     padded = torch.zeros(max(sizes), dtype=torch.uint8)
@@ -103,14 +104,13 @@ def _find_difference(
     texts = [bytes(other[:size].tolist()) for other, size in zip(talk.gather(padded, what), sizes, strict=True)]
     first, *others = (json.loads(text) for text in texts)
     for number, other in zip(members[1:], others, strict=True):
-        for name in [*first, *(name for name in other if name not in first)]:
-            if first.get(name) != other.get(name):
-                values = [
-                    f"rank {of}: {_shown(table.get(name))}" for of, table in ((members[0], first), (number, other))
-                ]
-                raise RankMismatchError(
-                    f"rank {rank}: {name} is not the same on all ranks ({', '.join(values)}); {_ADVICE}"
-                )
+        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differing:
+            name = min(differing, key=lambda each: each in wholes)  # a part says more than the whole
+            values = [f"rank {of}: {_shown(table.get(name))}" for of, table in ((members[0], first), (number, other))]
+            raise RankMismatchError(
+                f"rank {rank}: {name} is not the same on all ranks ({', '.join(values)}); {_ADVICE}"
+            )
     raise RankMismatchError(f"rank {rank}: {what} are not the same on all ranks; {_ADVICE}")
 
 

@@ -2,13 +2,15 @@
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from asyncdiff.errors import StoppedError
 
 logger = logging.getLogger(__name__)
 
+_SECONDS_FOR_A_SIGN = 2.0
 _SECONDS = 5.0  # the store may be in a process that has stopped
 
 
@@ -16,6 +18,8 @@ class Store(Protocol):
     """What is used of torch's stores."""
 
     def compare_set(self, key: str, expected: str, new: str, /) -> bytes: ...
+
+    def set(self, key: str, value: str, /) -> None: ...
 
     def check(self, keys: list[str], /) -> bool: ...
 
@@ -51,6 +55,24 @@ class Fault:
             raise StoppedError(
                 f"rank {self._rank}: the generation was ended on another rank ({reason}); the next one begins anew"
             )
+
+    def silent(self, members: Iterable[int]) -> str:
+        """Which of the ranks give no sign of life, as words; empty if all do, or it cannot be known.
+
+        An operation of all ranks fails on all that are there; each of them says so, and waits a moment for the others.
+        """
+        others = {member: f"{self._key}/alive/{member}" for member in members if member != self._rank}
+
+        def look() -> str:
+            self._store.set(f"{self._key}/alive/{self._rank}", "yes")
+            end = time.monotonic() + _SECONDS_FOR_A_SIGN
+            missing = [member for member, key in others.items() if not self._store.check([key])]
+            while missing and time.monotonic() < end:
+                time.sleep(0.05)
+                missing = [member for member in missing if not self._store.check([others[member]])]
+            return ", ".join(f"rank {member}" for member in missing)
+
+        return _within_limit(look)
 
     def _read(self) -> str:
         return self._store.get(self._key).decode() if self._store.check([self._key]) else ""

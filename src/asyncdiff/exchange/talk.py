@@ -82,9 +82,12 @@ class Talk:
             work = operation(*arguments, group=self._group, async_op=True)
             work.wait(timedelta(seconds=self._timeout))
         except RuntimeError as error:
+            seconds = time.perf_counter() - begin
             self._fault.raise_if_told()
+            silent = self._fault.silent(self._members)
+            who = f"no sign of life from {silent}, which" if silent else "a rank"
             raise ExchangeError(
-                f"rank {self._rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
-                f"(limit {self._timeout:g} s); a rank may have died or be doing other work: {error}"
+                f"rank {self._rank}: {what} failed after {seconds:.1f} s (limit {self._timeout:g} s); {who} may have "
+                f"died or be doing other work: {error}"
             ) from error
         self._traffic.seconds_waited += time.perf_counter() - begin

@@ -62,6 +62,11 @@ class Clock:
         return self.is_complete or 0 < len(self.timetable.timesteps) <= self.steps_done
 
     @property
+    def is_at_last_step(self) -> bool:
+        """Whether the denoiser is called for the last step, as far as that is known."""
+        return len(self.timetable.timesteps) == self.steps + 1
+
+    @property
     def steps_done(self) -> int:
         """How many steps of the generation the scheduler has taken."""
         return self.steps + len(self._pending)

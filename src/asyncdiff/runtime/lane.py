@@ -162,9 +162,9 @@ def is_checked_again(context: Context, index: int) -> bool:
     """Whether the inputs of a stream's step are compared with the other ranks', as those of its first are.
 
     They are after the first round: by then, ranks would have drifted apart that read what a round does not give to
-    all, like a unit's inner state.
+    all, like a unit's inner state. And before the last step: what one rank has done to its latents shows in them.
     """
-    return index == context.schedule.warmup + context.schedule.stride
+    return index == context.schedule.warmup + context.schedule.stride or context.clock.is_at_last_step
 
 
 def _reason(stream: Stream, step: Step, course: Course) -> str:

@@ -89,8 +89,11 @@ class Fingerprint:
         ]
 
     def _parts(self) -> Iterator[Statement]:
-        for name, kind, *settings in self._structure:
-            yield Statement(f"the module {name or self._name!r} ({kind.__name__})", repr(settings))
+        for name, kind, is_compiled, settings in self._structure:
+            title = f"the module {name or self._name!r}"
+            yield Statement(title, f"{kind.__name__}{', compiled' if is_compiled else ''}")
+            for key, value in settings:
+                yield Statement(f"{key!r} of {title}", value.__name__ if isinstance(value, type) else repr(value))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in self._modules:

@@ -1,0 +1,157 @@
+"""Ranks that do not do the same, and ranks that stop: an error in the same round, and a next call that works."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from asyncdiff import AsyncDiff
+from asyncdiff.errors import RankMismatchError, StoppedError
+from tests.processes import run_ranks
+from tests.tiny import PIPELINES, run
+from tests.tiny.adapters import load_lora
+
+SD15 = PIPELINES["sd15"]
+STEPS = 10
+
+
+def _attach(pipe: DiffusionPipeline, **settings: Any) -> AsyncDiff:
+    return AsyncDiff(pipe, **{"components": 2, "executor": "distributed", "timeout": 30, **settings})
+
+
+# What is not the same on all ranks (rows 3 and 4).
+
+
+def _loaded(scale: float) -> Callable[[DiffusionPipeline], None]:
+    def change(pipe: DiffusionPipeline) -> None:
+        load_lora(pipe, "a", 1)
+        pipe.set_adapters(["a"], adapter_weights=[scale])
+
+    return change
+
+
+def _other_weight(pipe: DiffusionPipeline) -> None:
+    pipe.unet.mid_block.resnets[0].conv1.weight.data.mul_(1.01)
+
+
+# What the first rank does, what the second does, and what the error names.
+DIFFERENCES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
+    "an adapter on one": (_loaded(1.0), lambda pipe: None, "of the module '"),
+    "another scale": (_loaded(1.0), _loaded(0.5), "'scaling' of the module '.*to_"),
+    "another weight": (lambda pipe: None, _other_weight, "the weight 'mid_block.resnets.0.conv1.weight' of the 'unet'"),
+    "another setting of a module": (
+        lambda pipe: None,
+        lambda pipe: pipe.enable_freeu(0.9, 0.2, 1.2, 1.4),
+        "'[sb][12]' of the module 'up_blocks",
+    ),
+}
+
+
+def _different(rank: int, name: str) -> str:
+    pipe = SD15.build()
+    DIFFERENCES[name][rank](pipe)  # type: ignore[operator]
+    with _attach(pipe), pytest.raises((RankMismatchError, StoppedError)) as caught:
+        run(pipe, SD15, num_inference_steps=STEPS)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_what_differs_is_named(name: str) -> None:
+    for text in run_ranks(2, _different, name):
+        assert "is not the same on all ranks (rank 0: " in text
+        assert re.search(DIFFERENCES[name][2], text), text
+
+
+# One rank stops (row 9), or fails.
+
+
+def _stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    pipe._interrupt = index == 6
+    return values
+
+
+def _fail(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if index == 6:
+        raise KeyError("enough")
+    return values
+
+
+def _out_of_memory(pipe: DiffusionPipeline) -> Callable[[], None]:
+    """As a device says it: in a round, in a unit that every rank runs."""
+    seen = []
+
+    def fail(*args: Any) -> None:
+        seen.append(args)
+        if len(seen) == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    return pipe.unet.time_embedding.register_forward_pre_hook(fail).remove
+
+
+MISHAPS = {"stopped": _stop, "failed": _fail}
+
+
+def _mishap(rank: int, kind: str, who: int, settings: dict[str, Any]) -> tuple[str, float, list[Tensor]]:
+    """What came of a generation that goes wrong on one rank, after how long, and the next ones beside one before."""
+    pipe = SD15.build()
+    with _attach(pipe, **settings):
+        pictures = [run(pipe, SD15, num_inference_steps=STEPS)]
+        begin, text = time.monotonic(), ""
+        undo = _out_of_memory(pipe) if kind == "out of memory" and rank == who else None
+        try:
+            run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=MISHAPS.get(kind) if rank == who else None)
+        except (StoppedError, KeyError, torch.OutOfMemoryError) as error:
+            text = f"{type(error).__name__}: {error}"
+        seconds = time.monotonic() - begin
+        if undo is not None:
+            undo()
+        pictures += [run(pipe, SD15, num_inference_steps=STEPS) for _ in range(2)]
+    return text, seconds, pictures
+
+
+@pytest.mark.parametrize("kind", ["stopped", "failed", "out of memory"])
+@pytest.mark.parametrize(
+    ("world_size", "settings"), [(2, {}), (3, {"components": 3}), (4, {"guidance": 2})], ids=["2", "3", "2x2"]
+)
+def test_a_mishap_on_one_rank_ends_the_generation_on_all(kind: str, world_size: int, settings: dict[str, Any]) -> None:
+    who = world_size - 1
+    results = run_ranks(world_size, _mishap, kind, who, settings)
+    reasons = {
+        "stopped": "it was stopped after step 7 of 11",
+        "failed": "KeyError",
+        "out of memory": "OutOfMemoryError",
+    }
+    for rank, (text, seconds, (before, *after)) in enumerate(results):
+        if rank != who:
+            assert text.startswith("StoppedError"), text
+            assert f"rank {who}: {reasons[kind]}" in text
+        elif kind != "stopped":
+            assert text.startswith(reasons[kind])
+        assert seconds < 10
+        assert all(torch.equal(picture, before) for picture in after)
+        assert torch.equal(before, results[0][2][0])
+
+
+def _attached_again(rank: int) -> tuple[float, Tensor]:
+    """What our own error used to advise."""
+    pipe = SD15.build()
+    async_diff = _attach(pipe)
+    try:
+        run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=_stop if rank == 1 else None)
+    except StoppedError:
+        assert rank == 0
+    begin = time.monotonic()
+    async_diff.disable()
+    with _attach(pipe):
+        return time.monotonic() - begin, run(pipe, SD15, num_inference_steps=STEPS)
+
+
+def test_attaching_again_after_a_stop() -> None:
+    (seconds, first), (_, second) = run_ranks(2, _attached_again)
+    assert seconds < 5
+    assert torch.equal(first, second)
