@@ -24,28 +24,33 @@ def structure_of(denoiser: nn.Module) -> Structure:
     )
 
 
-def surroundings_of(modules: list[dict[str, Any]], device_type: str) -> Structure:
+def surroundings_of(name: str, denoiser: nn.Module, modules: list[dict[str, Any]], device_type: str) -> Structure:
     """What may change from call to call: the hooks that guiders put on modules, and automatic casting.
 
     Args:
-        modules: the attributes of each.
+        name: the pipeline's name for the denoiser.
+        modules: the attributes of each of its modules that own others.
+
+    Raises:
+        ConfigurationError: a hook that has come since is a rule of its own for what is computed.
     """
-    hooks = tuple(
-        [
-            (number, tuple(registry.hooks))
-            for number, attributes in enumerate(modules)
-            if (registry := attributes.get("_diffusers_hook")) is not None and registry.hooks
-        ]
-    )
+    hooked = [
+        (number, registry.hooks)
+        for number, attributes in enumerate(modules)
+        if (registry := attributes.get("_diffusers_hook")) is not None and registry.hooks
+    ]
+    for _, hooks in hooked:
+        if any(map(_has_own_rule, hooks.values())):
+            _check_hooks(name, denoiser)
     casting = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    return hooks, casting
+    return tuple((number, tuple(hooks)) for number, hooks in hooked), casting
 
 
 def check_callable_in_parts(name: str, denoiser: nn.Module) -> None:
     """Refuse a denoiser whose calls cannot be taken apart.
 
     Raises:
-        ConfigurationError: it is compiled as a whole, or another cache decides which blocks run.
+        ConfigurationError: it is compiled as a whole, or something else decides which of its blocks run, or where.
     """
     if is_compiled(denoiser) or hasattr(denoiser, "_orig_mod"):
         raise ConfigurationError(
@@ -56,6 +61,54 @@ def check_callable_in_parts(name: str, denoiser: nn.Module) -> None:
         raise ConfigurationError(
             f"the {name!r} has a cache enabled, which skips blocks by its own rule; call pipe.{name}.disable_cache()"
         )
+    _check_hooks(name, denoiser)
+    sharded = next((own for own, weights in denoiser.named_parameters() if hasattr(weights, "device_mesh")), None)
+    if sharded is not None:
+        raise ConfigurationError(
+            f"the weights of the {name!r} ({sharded!r}, for one) are distributed among ranks (tensor parallelism, "
+            "FSDP), which then have to call every part of it together; asyncdiff gives each rank parts of its own: "
+            "load it whole on every rank"
+        )
+
+
+def _check_hooks(name: str, denoiser: nn.Module) -> None:
+    """Refuse hooks of diffusers that decide from step to step what is computed, or compute with other ranks."""
+    hooks = [
+        (own, hook_name, hook)
+        for own, module in denoiser.named_modules()
+        if (registry := vars(module).get("_diffusers_hook")) is not None
+        for hook_name, hook in registry.hooks.items()
+    ]
+    found = next((one for one in hooks if _has_own_rule(one[2])), None)
+    if found is None:
+        return
+    own, hook_name, hook = found
+    # Those without a state belong to it all the same if they come from the same place: they read its state.
+    family = dict.fromkeys(repr(other) for _, other, one in hooks if type(one).__module__ == type(hook).__module__)
+    reason = (
+        "which keeps values from step to step: two rules would decide which blocks are computed"
+        if _keeps_values(hook)
+        else "which shares every call out among ranks that all have to take part; asyncdiff gives each parts of its own"
+    )
+    raise ConfigurationError(
+        f"the {name!r} has the hook {hook_name!r} ({type(hook).__name__}) on its {own or type(denoiser).__name__!r}, "
+        f"{reason}; take it off: for each of {', '.join(family)} call diffusers.hooks.HookRegistry."
+        f"check_if_exists_or_initialize(pipe.{name}).remove_hook(...)"
+    )
+
+
+def _has_own_rule(hook: Any) -> bool:
+    return _keeps_values(hook) or _computes_with_other_ranks(hook)
+
+
+def _keeps_values(hook: Any) -> bool:
+    """Whether a hook of diffusers has a state, as all do by which blocks are skipped or replaced in some steps."""
+    return bool(getattr(hook, "_is_stateful", False))
+
+
+def _computes_with_other_ranks(hook: Any) -> bool:
+    """Whether a hook of diffusers divides tokens among ranks, or puts them together again (context parallelism)."""
+    return getattr(hook, "parallel_config", None) is not None
 
 
 def _settings(module: nn.Module) -> Hashable:

@@ -48,8 +48,13 @@ class Divisions:
                     units.add(division.graph)
 
     def surroundings(self) -> Structure:
-        """What of the structure may change from call to call."""
-        return surroundings_of(self._modules, self._context.device.type)
+        """What of the structure may change from call to call.
+
+        Raises:
+            ConfigurationError: the denoiser cannot be taken apart any more.
+        """
+        context = self._context
+        return surroundings_of(context.name, context.denoiser, self._modules, context.device.type)
 
     def known(self, stream: Stream, lane: int) -> Division | None:
         """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""
