@@ -5,6 +5,7 @@ The call itself is not changed: its result is the ordinary one, so that a trace 
 
 import gc
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -328,17 +329,20 @@ def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterat
 
 @contextmanager
 def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """Tell the recorder of every module call below the denoiser while the context lasts."""
+    """Tell the recorder of every module call below the denoiser that this thread makes while the context lasts."""
+    thread = threading.get_ident()
     with ExitStack() as stack:
         for name, module in denoiser.named_modules():
             if not name:
                 continue
 
             def before(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                recorder.enter(name, module, (args, kwargs))
+                if threading.get_ident() == thread:
+                    recorder.enter(name, module, (args, kwargs))
 
             def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-                recorder.leave(output)
+                if threading.get_ident() == thread:
+                    recorder.leave(output)
 
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)

@@ -1,6 +1,7 @@
 """The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,17 +46,20 @@ class _Walk:
 
 
 class UnitHooks:
-    """Hooks on the units of one denoiser; without a walk they change nothing."""
+    """Hooks on the units of one denoiser; without a walk they change nothing.
+
+    A walk is of the thread that makes it: what other threads call meanwhile is no part of it.
+    """
 
     def __init__(self, denoiser: nn.Module) -> None:
         self._denoiser = denoiser
         self._undo: dict[str, Callable[[], None]] = {}
-        self._walk: _Walk | None = None
+        self._walks: dict[int, _Walk] = {}  # by thread
 
     @property
     def is_walking(self) -> bool:
-        """Whether a walk is under way."""
-        return self._walk is not None
+        """Whether a walk of this thread is under way."""
+        return threading.get_ident() in self._walks
 
     def add(self, graph: Graph) -> None:
         """Hook the units of a graph that are not hooked yet."""
@@ -74,14 +78,15 @@ class UnitHooks:
 
     def walk(self, graph: Graph, rule: UnitRule, call: Call) -> Any:
         """Make a call of the denoiser with a rule for its units."""
-        self._walk = _Walk(graph, rule)
+        thread = threading.get_ident()
+        self._walks[thread] = _Walk(graph, rule)
         try:
             return call.with_own_containers()()
         finally:
-            self._walk = None
+            del self._walks[thread]
 
     def _on_call(self, name: str, call: Call) -> Any:
-        walk = self._walk
+        walk = self._walks.get(threading.get_ident())
         if walk is None or walk.is_in_unit:
             return call()
         ordinal = walk.calls.get(name, 0)
@@ -97,7 +102,7 @@ class UnitHooks:
 
     def _answer(self, name: str) -> Any:
         """The output of a unit's next call, where it does not depend on the call."""
-        walk = self._walk
+        walk = self._walks.get(threading.get_ident())
         if walk is None or walk.is_in_unit:
             return None
         ordinal = walk.calls.get(name, 0)
