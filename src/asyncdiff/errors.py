@@ -21,6 +21,10 @@ class ShapeChangedError(TraceError):
     """A unit's output is of another shape than it was when the denoiser was recorded."""
 
 
+class OtherUnitsError(TraceError):
+    """A call of the denoiser does not run the units that ran when it was recorded."""
+
+
 class LabelError(AsyncDiffError, RuntimeError):
     """The timestep label of a later step cannot be derived for this pipeline."""
 

@@ -1,5 +1,7 @@
 """What else may decide which parts of a denoiser are computed, or where: refused, but where all steps are alike."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,10 +9,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, hooks
 from diffusers.hooks import HookRegistry
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_module
 
-from asyncdiff import AsyncDiff, ConfigurationError
+from asyncdiff import AsyncDiff, ConfigurationError, OtherUnitsError
 from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, TinyPipeline, run
@@ -157,3 +160,50 @@ def test_weights_that_are_distributed_among_ranks_are_refused() -> None:
     """As tensor parallelism (`enable_parallelism`) and FSDP leave them."""
     (message,) = run_ranks(1, _distributed_weights)
     assert "'proj_out.weight'" in message and "load it whole" in message
+
+
+def skip_all_blocks(monkeypatch: pytest.MonkeyPatch, denoiser: nn.Module, calls: set[int]) -> None:
+    """What TeaCache's recipe does, by a simple rule: a forward put on the class leaves all blocks out in some calls."""
+    plain, made = type(denoiser).forward, itertools.count()
+
+    @functools.wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if next(made) not in calls:
+            return plain(self, *args, **kwargs)
+        lists = {name: module for name, module in self.named_children() if isinstance(module, nn.ModuleList)}
+        try:
+            for name in lists:
+                setattr(self, name, nn.ModuleList())
+            return plain(self, *args, **kwargs)
+        finally:
+            for name, blocks in lists.items():
+                setattr(self, name, blocks)
+
+    monkeypatch.setattr(type(denoiser), "forward", forward)
+
+
+NOT_CALLED = "'transformer_blocks.0' was called not at all, and once when the denoiser was recorded"
+NOT_RECORDED = "'.*transformer_blocks.0' was called once, and not at all when the denoiser was recorded"
+
+
+@pytest.mark.parametrize(
+    ("skipped", "step", "what"),
+    [
+        pytest.param({1}, 1, NOT_CALLED, id="what others follow on"),
+        pytest.param({4}, 3, NOT_CALLED, id="a round's first component"),
+        pytest.param({5}, 3, NOT_CALLED, id="a round's second component"),
+        pytest.param({0}, 1, NOT_RECORDED, id="what was recorded"),
+    ],
+)
+def test_a_rule_put_on_the_class_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, skipped: set[int], step: int, what: str
+) -> None:
+    pipe = FLUX.build()
+    expected = in_rounds(pipe)
+    skip_all_blocks(monkeypatch, pipe.transformer, skipped)
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
+        with pytest.raises(OtherUnitsError, match=f"in step {step} of the denoiser 'transformer' {what}: another rule"):
+            run(pipe, FLUX)
+        monkeypatch.undo()
+        assert torch.equal(run(pipe, FLUX), expected)
+    assert torch.equal(in_rounds(pipe), expected)

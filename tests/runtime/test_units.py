@@ -13,6 +13,7 @@ from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Graph, build_graph
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
+from asyncdiff.errors import OtherUnitsError
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
 
@@ -50,10 +51,11 @@ class Stack(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.between = Pause()
+        self.order = range(LAYERS)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        for layer in self.layers:
-            hidden = self.between(layer(hidden))
+        for number in self.order:
+            hidden = self.between(self.layers[number](hidden))
         return hidden
 
 
@@ -126,3 +128,45 @@ def test_what_another_thread_calls_meanwhile_is_as_without_the_walk(
         assert len(result[1].operators) == len(expected[1].operators)
     else:
         assert torch.equal(result, expected) and not torch.equal(result, stack(given))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "order", "said"),
+    [
+        ((0, 1, 2), (0, 2), "'layers.1' was called not at all, and once when"),
+        ((0, 1, 2), (0, 1, 1, 1, 2), "'layers.1' was called 3 times, and once when"),
+        ((0, 2), (0, 1, 2), "'layers.1' was called once, and not at all when"),
+        ((2,), (2, 2), "'layers.2' was called 2 times, and once when"),
+    ],
+)
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_other_calls_than_the_recorded_ones_are_an_error(
+    stack: Stack, recorded: tuple[int, ...], order: tuple[int, ...], said: str, is_answered: bool
+) -> None:
+    """Whether or not an answer is known for the unit, which then is not run."""
+    hooks, call = UnitHooks(stack), call_of(stack, torch.ones(1, 4))
+    answers = {(f"layers.{number}", 0): torch.zeros(1, 4) for number in recorded} if is_answered else {}
+    rule = UnitRule(lambda unit, call: call(), Counts(), answers)
+    stack.order = recorded
+    graph = graph_of(stack)
+    hooks.add(graph)
+    expected = torch.zeros(1, 4) if is_answered else stack(torch.ones(1, 4))
+    assert torch.equal(hooks.walk(graph, rule, call), expected)
+    stack.order = order
+    with pytest.raises(OtherUnitsError, match=said):
+        hooks.walk(graph, rule, call)
+    stack.order = recorded
+    assert torch.equal(hooks.walk(graph, rule, call), expected)
+
+
+def test_what_a_unit_of_another_division_calls_is_its_own_matter(stack: Stack) -> None:
+    """Hooks of several divisions are on one denoiser: a layer is a unit of one, and a linear map in it of the other."""
+    result, trace = record(stack, call_of(stack, torch.ones(1, 4)))
+    coarse, fine = build_graph(trace, CPU), build_graph(trace, CPU, inside=["layers.1.linear"])
+    assert {"layers.0", "layers.1.linear"} <= set(fine.calls) and "layers.1" in coarse.calls
+    hooks = UnitHooks(stack)
+    for graph in (coarse, fine):
+        hooks.add(graph)
+    for graph in (coarse, fine):
+        rule = UnitRule(lambda unit, call: call(), Counts())
+        assert torch.equal(hooks.walk(graph, rule, call_of(stack, torch.ones(1, 4))), result)

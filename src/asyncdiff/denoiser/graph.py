@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch.utils._pytree import TreeSpec
 
 from asyncdiff.denoiser.rates import DeviceRates
-from asyncdiff.denoiser.trace import Leaf, ModuleCall, Trace, ValueId
+from asyncdiff.denoiser.trace import Leaf, ModuleCall, Trace, ValueId, paths_to
 from asyncdiff.errors import TraceError
 
 # A unit that depends on nothing but the denoiser's inputs and costs no more than this share of a
@@ -81,16 +81,25 @@ class UnitCall:
 
 @dataclass(frozen=True)
 class Graph:
-    """All unit calls of one pass, in call order, and what the denoiser's own output reads."""
+    """All unit calls of one pass, in call order, and what the denoiser's own output reads.
+
+    Attributes:
+        idle: modules outside of all units of which nothing was called, as far as they have parameters.
+        index: the number of each unit call, by name and ordinal.
+        calls: how often each unit was called.
+    """
 
     units: tuple[UnitCall, ...]
     output_reads: frozenset[Edge]
     glue_cost: float
     glue_time: float
+    idle: frozenset[str] = frozenset()
     index: dict[tuple[str, int], int] = field(default_factory=dict, compare=False, repr=False)
+    calls: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         self.index.update({(unit.name, unit.ordinal): number for number, unit in enumerate(self.units)})
+        self.calls.update(Counter(unit.name for unit in self.units))
 
     @property
     def divisible(self) -> tuple[int, ...]:
@@ -141,7 +150,8 @@ def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = (), ti
         _unit_call(trace, number, unit, ordinals[number], spent, reads[unit], overwritten, unit in replicated)
         for unit, (number, spent) in enumerate(zip(numbers, zip(costs, times, strict=True), strict=True))
     )
-    return Graph(units, output_reads, max(0.0, total - sum(costs)), max(0.0, total_time - sum(times)))
+    glue = max(0.0, total - sum(costs)), max(0.0, total_time - sum(times))
+    return Graph(units, output_reads, *glue, _idle_outside(trace, numbers))
 
 
 def _most_replicated(call: ModuleCall) -> float:
@@ -221,7 +231,14 @@ def coarsen(trace: Trace, graph: Graph, owners: Sequence[int | None]) -> tuple[G
             _unit_call(trace, number, unit, ordinals[number], (cost, time), reads[unit], overwritten, replicated)
         )
     new_owners = tuple(owner_of_call[members[0]] for _, members in groups)
-    return Graph(tuple(units), output_reads, graph.glue_cost, graph.glue_time), new_owners
+    idle = _idle_outside(trace, numbers)
+    return Graph(tuple(units), output_reads, graph.glue_cost, graph.glue_time, idle), new_owners
+
+
+def _idle_outside(trace: Trace, numbers: Iterable[int]) -> frozenset[str]:
+    """The idle modules that are in none of the units, given by their numbers among the module calls."""
+    units = {trace.calls[number].name for number in numbers}
+    return frozenset(name for name in trace.idle if units.isdisjoint(paths_to(name)))
 
 
 def _unit_call(

@@ -122,10 +122,14 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class Trace:
-    """All of one denoiser call. `calls[0]` is the call of the denoiser itself."""
+    """All of one denoiser call. `calls[0]` is the call of the denoiser itself.
+
+    `idle` are the modules with parameters of which nothing was called, without those inside of them.
+    """
 
     calls: tuple[ModuleCall, ...]
     operators: tuple[Operator, ...]
+    idle: tuple[str, ...] = ()
 
 
 class _Values:
@@ -374,7 +378,29 @@ def record(denoiser: nn.Module, call: Call) -> tuple[Any, Trace]:
         result = call()
         recorder.leave(result)
     _mark_lists(denoiser, recorder.calls)
-    return result, Trace(tuple(recorder.calls), tuple(recorder.operators))
+    return result, Trace(tuple(recorder.calls), tuple(recorder.operators), tuple(_idle(denoiser, recorder.calls)))
+
+
+def _idle(denoiser: nn.Module, calls: list[ModuleCall]) -> Iterator[str]:
+    """The modules with parameters of which nothing was called, without those inside of them."""
+    passed = {path for name in {call.name for call in calls} for path in paths_to(name)}
+    for name, module in denoiser.named_modules():
+        if name in passed or name.rpartition(".")[0] not in passed or next(module.parameters(), None) is None:
+            continue
+        if type(module).forward is nn.Module.forward:
+            passed.add(name)  # a list, which is not called itself
+        else:
+            yield name
+
+
+def paths_to(name: str) -> Iterator[str]:
+    """The names of all modules on the way to a module, the outermost (the denoiser itself) and its own included."""
+    yield ""
+    end = name.find(".")
+    while end >= 0:
+        yield name[:end]
+        end = name.find(".", end + 1)
+    yield name
 
 
 def _mark_lists(denoiser: nn.Module, calls: list[ModuleCall]) -> None:

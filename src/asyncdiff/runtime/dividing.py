@@ -89,6 +89,10 @@ class Divisions:
         context.exchange.check_agreement(lambda: [Statement(what, str(owners))], what)
         return result, division
 
+    def forget(self, stream: Stream) -> None:
+        """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""
+        self._made_for(stream).clear()
+
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""
         key = (self.structure, stream.arguments.signature, stream.times_larger, self._goal())

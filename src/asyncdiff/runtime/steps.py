@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils._pytree import tree_flatten
 
 from asyncdiff.call import Call
-from asyncdiff.errors import ShapeChangedError
+from asyncdiff.errors import OtherUnitsError, ShapeChangedError
 from asyncdiff.exchange.protocol import SharedLeaves
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
@@ -72,7 +72,7 @@ class StepRunner:
         if stream.channel is None:
             stream.channel = exchange.open(division, self._context.device)
         rule = keep_what_ranks_read(division, exchange.ranks, stream.channel, counts)
-        result = self._context.units.walk(division.graph, rule, call)
+        result = self._call(stream, division, rule, call)
         for store in stream.channel.stores.values():
             store.arrive(versions)
         return result
@@ -133,4 +133,12 @@ class StepRunner:
         """Call the denoiser with a task's label and a rule for its units; returns the leaves of the result."""
         if task.label != stream.index:
             call = self._context.form.with_times(call, stream.times(task.label))
-        return tree_flatten(self._context.units.walk(stream.ready()[0].graph, rule, call))[0]
+        return tree_flatten(self._call(stream, stream.ready()[0], rule, call))[0]
+
+    def _call(self, stream: Stream, division: Division, rule: UnitRule, call: Call) -> Any:
+        """Call the denoiser with a rule for its units."""
+        try:
+            return self._context.units.walk(division.graph, rule, call)
+        except OtherUnitsError as error:
+            self._divisions.forget(stream)
+            raise OtherUnitsError(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
-from asyncdiff.errors import ShapeChangedError
+from asyncdiff.errors import OtherUnitsError, ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.exchange.store import Reading
 from asyncdiff.hooks import intercept_call, is_intercepted
@@ -62,12 +62,12 @@ class UnitHooks:
         return threading.get_ident() in self._walks
 
     def add(self, graph: Graph) -> None:
-        """Hook the units of a graph that are not hooked yet."""
-        for unit in graph.units:
-            module = self._denoiser.get_submodule(unit.name)
-            if unit.name not in self._undo or not is_intercepted(module):
-                self._undo[unit.name] = intercept_call(
-                    module, functools.partial(self._on_call, unit.name), functools.partial(self._answer, unit.name)
+        """Hook the units of a graph that are not hooked yet, and what was not called when it was recorded."""
+        for name in (*graph.calls, *graph.idle):
+            module = self._denoiser.get_submodule(name)
+            if name not in self._undo or not is_intercepted(module):
+                self._undo[name] = intercept_call(
+                    module, functools.partial(self._on_call, name), functools.partial(self._answer, name)
                 )
 
     def remove(self) -> None:
@@ -77,13 +77,20 @@ class UnitHooks:
         self._undo.clear()
 
     def walk(self, graph: Graph, rule: UnitRule, call: Call) -> Any:
-        """Make a call of the denoiser with a rule for its units."""
+        """Make a call of the denoiser with a rule for its units.
+
+        Raises:
+            OtherUnitsError: it calls other units than the recorded call, or not as often.
+        """
         thread = threading.get_ident()
-        self._walks[thread] = _Walk(graph, rule)
+        walk = self._walks[thread] = _Walk(graph, rule)
         try:
-            return call.with_own_containers()()
+            result = call.with_own_containers()()
         finally:
             del self._walks[thread]
+        if walk.calls != graph.calls:  # divisions may be of different units; those of others are counted as well
+            _check_calls(graph, walk.calls)
+        return result
 
     def _on_call(self, name: str, call: Call) -> Any:
         walk = self._walks.get(threading.get_ident())
@@ -325,6 +332,22 @@ def _substitute(work: Work, unit: int, residuals: _Residuals, received: _Receive
         else:
             made.append(work.fillers.leaf(unit, number))
     return tree_unflatten(made, known.structure)
+
+
+def _check_calls(graph: Graph, calls: Mapping[str, int]) -> None:
+    """Whether the units were called that were called when the denoiser was recorded, and no other part of it."""
+    for name in (*graph.calls, *sorted(graph.idle)):
+        found, recorded = calls.get(name, 0), graph.calls.get(name, 0)
+        if found != recorded:
+            raise OtherUnitsError(
+                f"{name!r} was called {_times(found)}, and {_times(recorded)} when the denoiser was recorded: another "
+                "rule decides which blocks run (a cache like TeaCache's, for instance), and two do not go together; "
+                "take it off, or call disable()"
+            )
+
+
+def _times(count: int) -> str:
+    return {0: "not at all", 1: "once"}.get(count, f"{count} times")
 
 
 def _check_shape(known: UnitCall, number: int, leaf: Any) -> None:
