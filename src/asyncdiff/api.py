@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -13,6 +14,7 @@ from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
+from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched
 from asyncdiff.hooks import intercept_call, is_intercepted
@@ -130,6 +132,7 @@ class AsyncDiff:
         self._pipe = pipe
         self._denoisers = denoisers
         self._begun = self._broken_off = -1  # generations
+        self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
         self._undo: list[Callable[[], None]] = []
         self._world = _join_world(settings, pipe, denoisers)
@@ -141,6 +144,7 @@ class AsyncDiff:
                 self._attach(self._layout.told)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
+                self._watch_wrapper(name, denoiser)
             self._generations = Generations(pipe, denoisers, self._clock, settings.timeout, self._break_off)
             self._undo.append(self._generations.close)
         except AsyncDiffError:
@@ -206,6 +210,7 @@ class AsyncDiff:
 
     def _denoise(self, name: str, call: Call) -> Any:
         """Stands in for a call of a denoiser."""
+        self._calls[name] += 1
         if self._attachment is not None and self._attachment.is_computing(name):
             return call()
         why_outside = self._generations.why_outside(name, call)
@@ -236,6 +241,20 @@ class AsyncDiff:
             raise RuntimeError("nothing is attached")
         return self._attachment
 
+    def _watch_wrapper(self, name: str, denoiser: nn.Module) -> None:
+        """See to it that calls of what the pipeline has around a denoiser, if anything, reach the denoiser."""
+        used = getattr(self._pipe, name)
+        if used is not denoiser and not is_intercepted(used):
+            self._undo.append(intercept_call(used, functools.partial(self._hand_on, name, used)))
+
+    def _hand_on(self, name: str, wrapper: nn.Module, call: Call) -> Any:
+        """Stands in for a call of what is around a denoiser."""
+        before = self._calls[name]
+        result = call()
+        if self._calls[name] == before:
+            raise not_reached(name, wrapper)
+        return result
+
     def _choose(self, name: str, call: Call) -> Mesh:
         """Share the devices out among groups and components, by the first call of a generation."""
         main = CallForm(self._denoisers[name]).main(call)
@@ -245,6 +264,7 @@ class AsyncDiff:
     def _begin_generation(self) -> None:
         for name, denoiser in self._denoisers.items():
             _check_attached(name, denoiser, getattr(self._pipe, name))
+            self._watch_wrapper(name, denoiser)
         if self._attachment is not None:
             self._attachment.begin_generation()
 
@@ -287,12 +307,13 @@ def _check_split(name: str, denoiser: nn.Module, split: Split | None) -> None:
 
 def _check_attached(name: str, denoiser: nn.Module, used: Any) -> None:
     """Refuse to be passed by: `used` is what the pipeline is about to call."""
-    if used is not denoiser or not is_intercepted(denoiser):
+    if not isinstance(used, nn.Module) or unwrapped(used) is not denoiser or not is_intercepted(denoiser):
         raise ConfigurationError(
             f"the pipeline's {name!r} was replaced, or compiled as a whole, after AsyncDiff was attached, "
             "so that it would run on one device; call disable(), and attach again (compile parts of it, if at all: "
             f"pipe.{name}.compile_repeated_blocks())"
         )
+    check_wrappers(name, used)
 
 
 def _has_branches(pipe: Any) -> bool:

@@ -6,20 +6,23 @@ import torch
 from torch import nn
 
 from asyncdiff.denoiser.form import has_timestep
+from asyncdiff.denoiser.wrapper import check_wrappers, unwrapped
 from asyncdiff.errors import ConfigurationError
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's noise-prediction networks by name: what is given a timestep, and no side network of one.
 
+    What is around one and hands its calls on, as peft's models do, is left off.
+
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none, or what is around one does more than that.
     """
-    found = {
-        name: module
-        for name, module in getattr(pipe, "components", {}).items()
-        if isinstance(module, nn.Module) and _predicts_noise(getattr(module, "_orig_mod", module))
-    }
+    parts = {name: part for name, part in getattr(pipe, "components", {}).items() if isinstance(part, nn.Module)}
+    inner = {name: unwrapped(part) for name, part in parts.items()}
+    found = {name: part for name, part in inner.items() if _predicts_noise(getattr(part, "_orig_mod", part))}
+    for name in found:
+        check_wrappers(name, parts[name])
     if not found:
         timeless = next((name for name in ("unet", "transformer") if getattr(pipe, name, None) is not None), None)
         raise ConfigurationError(

@@ -71,9 +71,10 @@ class Generations:
                 return "a callback made it"
             self._clock.find(self._pipeline)
             return ""
-        pipeline = pipeline_calling(self._denoisers.values())
+        modules = [*self._denoisers.values(), *(getattr(self._pipeline, each) for each in self._denoisers)]
+        pipeline = pipeline_calling(modules)  # in which there may be something around the denoiser
         if pipeline is not None:
-            self._turn.take(lambda: pipeline_calling(self._denoisers.values(), thread) is pipeline)
+            self._turn.take(lambda: pipeline_calling(modules, thread) is pipeline)
             self._clock.find(pipeline)
             return ""
         if not self._is_driven_by_hand(thread):
