@@ -346,6 +346,34 @@ def test_a_change_between_two_calls(name: str) -> None:
         assert torch.equal(short, plain_short)
 
 
+def test_a_scale_that_was_nothing_with_a_split_that_owns_the_projection() -> None:
+    """Nobody reads the picture's tokens while it is 0; later the division made then must not be used."""
+    split = [["down_blocks.0", "down_blocks.1", "mid_block"], ["encoder_hid_proj", "up_blocks.0", "up_blocks.1"]]
+    change = CHANGES["unet-picture-weakened"]
+
+    def attached(pipe: DiffusionPipeline) -> AsyncDiff:
+        return AsyncDiff(pipe, components=2, split=split, warmup=WARMUP, executor="local", method="paper")
+
+    fresh, pipe = change.build(), change.build()
+    for one in (fresh, pipe):
+        one.set_ip_adapter_scale(0.6)
+    with attached(fresh) as async_diff:
+        expected = change.before(fresh)
+        check_rounds(async_diff)
+    with attached(pipe) as async_diff:
+        pipe.set_ip_adapter_scale(0.0)
+        without = change.before(pipe)
+        check_rounds(async_diff)
+        pipe.set_ip_adapter_scale(0.6)
+        found = change.before(pipe)
+        check_rounds(async_diff)
+        pipe.set_ip_adapter_scale(0.0)
+        assert torch.equal(change.before(pipe), without)
+    assert torch.isfinite(found).all()
+    assert torch.equal(found, expected)
+    assert relative_error(found, without) > 1e-3
+
+
 def _changed_and_back(rank: int, names: list[str], executor: str) -> list[Tensor]:
     """Before, after and once more before each of some changes."""
     results = []

@@ -11,13 +11,17 @@ from asyncdiff.hooks import is_compiled
 
 Structure = Hashable
 
-_PLAIN = (bool, int, float, str, type(None))
+_PLAIN = (bool, int, float, str, type(None), torch.dtype)
+
+# So many values of a list, and of all lists in it, are compared; of the rest, how many there are.
+_MOST_VALUES = 256
 
 
 def structure_of(denoiser: nn.Module) -> Structure:
     """The module tree and the plain settings of its modules.
 
-    Adapters change the tree; FreeU, forward chunking and the like set attributes of modules in it.
+    Adapters change the tree; FreeU, forward chunking and the like set attributes of modules in it, an IP-Adapter's
+    scale those of attention processors.
     """
     return tuple(
         (name, type(module), is_compiled(module), _settings(module)) for name, module in denoiser.named_modules()
@@ -112,8 +116,34 @@ def _computes_with_other_ranks(hook: Any) -> bool:
 
 
 def _settings(module: nn.Module) -> Hashable:
-    return tuple(_setting(key, value) for key, value in vars(module).items() if not key.startswith("_"))
+    return tuple([_setting(key, value) for key, value in vars(module).items() if key[0] != "_"])
 
 
 def _setting(key: str, value: Any) -> Hashable:
-    return (key, value) if isinstance(value, _PLAIN) else (key, type(value))
+    if isinstance(value, _PLAIN):
+        return key, value
+    if callable(value) and not isinstance(value, (nn.Module, type)) and hasattr(value, "__dict__"):
+        # What a module calls, such as an attention processor, decides as the module does.
+        own = [(name, _form(held, [_MOST_VALUES])) for name, held in vars(value).items() if name[0] != "_"]
+        return key, type(value), tuple(own)
+    return key, _form(value, [_MOST_VALUES])
+
+
+def _form(value: Any, left: list[int]) -> Hashable:
+    """A plain value itself, what lists and the like hold of such, however deep, and of all else the type.
+
+    Args:
+        left: how many values are looked at yet.
+    """
+    kind: type = type(value)
+    if isinstance(value, _PLAIN):
+        return value
+    if not isinstance(value, (list, tuple, set, frozenset, dict)):
+        return kind
+    items: list[Hashable] = []
+    for item in value.items() if isinstance(value, dict) else value:
+        if left[0] <= 0:
+            break
+        left[0] -= 1
+        items.append(_form(item, left))
+    return kind, len(value), frozenset(items) if isinstance(value, (set, frozenset)) else tuple(items)
