@@ -12,7 +12,9 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.denoiser.trace import record
-from asyncdiff.runtime import dividing
+from asyncdiff.hooks import is_intercepted
+from asyncdiff.runtime import dividing, recent
+from asyncdiff.runtime.guidance import Guidance
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 
@@ -162,3 +164,83 @@ def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: p
             run(pipe, tiny, **arguments)
         assert torch.equal(run(pipe, tiny), plain)
         assert len(recorded) == 3
+
+
+SIZES = [(32, 32), (32, 48), (48, 32), (48, 48)]
+
+
+def _in_many_sizes(rank: int, executor: str) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Calls of four sizes with room for two, and then of the last two again: the results, and what is held after each.
+
+    Held: divisions, and modules with a hook.
+    """
+    found, held, all_known = [], [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recent, "MOST_KINDS", 2)
+        plain = dividing.Divisions.__init__
+
+        def noting(self: dividing.Divisions, *given: Any) -> None:
+            plain(self, *given)
+            all_known.append(self)
+
+        patch.setattr(dividing.Divisions, "__init__", noting)
+        tiny = PIPELINES["sd3"]
+        pipe = tiny.build()
+        with AsyncDiff(pipe, warmup=2, executor=executor, timeout=60, components=2, method="paper"):
+            for height, width in (*SIZES, *SIZES[-2:], SIZES[0]):
+                found.append(run(pipe, tiny, height=height, width=width))
+                divisions = [division for known in all_known for _, made in known._known.items() for division in made]
+                held.append((len(divisions), sum(is_intercepted(module) for module in pipe.transformer.modules())))
+    return found, held
+
+
+def test_what_is_kept_of_many_sizes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were not used the longest go, and are found anew where they come again."""
+    recorded = []
+
+    def counting(*args: Any) -> Any:
+        recorded.append(args)
+        return record(*args)
+
+    monkeypatch.setattr(dividing, "record", counting)
+    found, held = _in_many_sizes(0, "local")
+    assert [number for number, _ in held] == [1, 2, 2, 2, 2, 2, 2]
+    assert max(hooked for _, hooked in held) == held[0][1], "the same units in all sizes"
+    assert len(recorded) == 5
+    for result, (height, width) in zip(found, (*SIZES, *SIZES[-2:], SIZES[0]), strict=True):
+        expected = alone_in("sd3", height, width)
+        assert torch.equal(result, expected)
+
+
+def alone_in(name: str, height: int, width: int) -> Tensor:
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
+        return run(pipe, tiny, height=height, width=width)
+
+
+def test_so_on_all_ranks() -> None:
+    expected, _ = _in_many_sizes(0, "local")
+    first, second = run_ranks(2, _in_many_sizes, "distributed")
+    assert first[1] == second[1]
+    for found, other, together in zip(first[0], second[0], expected, strict=True):
+        assert torch.equal(found, other)
+        assert (found - together).norm() <= 1e-5 * together.norm()
+
+
+def test_what_is_kept_of_how_batches_are_divided_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "MOST_KINDS", 2)
+    looked = []
+    plain = Guidance._look
+
+    def counting(self: Guidance, call: Any) -> Any:
+        looked.append(call)
+        return plain(self, call)
+
+    monkeypatch.setattr(Guidance, "_look", counting)
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, warmup=2, executor="local", guidance=2, components=1):
+        for height, width in (*SIZES[:3], *SIZES[1:3], SIZES[0]):
+            run(pipe, tiny, height=height, width=width)
+    assert len(looked) == 4

@@ -14,6 +14,7 @@ from asyncdiff.denoiser.graph import Graph, build_graph
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
 from asyncdiff.errors import OtherUnitsError
+from asyncdiff.hooks import is_intercepted
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
 
@@ -170,3 +171,20 @@ def test_what_a_unit_of_another_division_calls_is_its_own_matter(stack: Stack) -
     for graph in (coarse, fine):
         rule = UnitRule(lambda unit, call: call(), Counts())
         assert torch.equal(hooks.walk(graph, rule, call_of(stack, torch.ones(1, 4))), result)
+
+
+def test_hooks_that_no_division_needs_any_more_are_taken_off(stack: Stack) -> None:
+    _, trace = record(stack, call_of(stack, torch.ones(1, 4)))
+    coarse, fine = build_graph(trace, CPU), build_graph(trace, CPU, inside=["layers.1.linear"])
+    hooks = UnitHooks(stack)
+
+    def hooked() -> set[str]:
+        return {name for name, module in stack.named_modules() if is_intercepted(module)}
+
+    hooks.keep([coarse, fine])
+    assert hooked() == coarse.calls.keys() | fine.calls.keys()
+    for graph in (coarse, fine):
+        hooks.keep([graph])
+        assert hooked() == graph.calls.keys()
+    hooks.keep([])
+    assert not hooked()

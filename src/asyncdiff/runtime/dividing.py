@@ -1,4 +1,4 @@
-"""How a denoiser is divided for its calls: found in one of them, for every structure and shape, and kept."""
+"""How a denoiser is divided for its calls: found in one of them for every structure and shape, and kept for a while."""
 
 import logging
 from typing import Any
@@ -11,6 +11,7 @@ from asyncdiff.denoiser.trace import record
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Divisions:
         self.structure: Structure = None
         self._context = context
         self._modules: list[dict[str, Any]] = []  # their attributes
-        self._known: dict[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = {}
+        self._known: Recent[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = Recent()
 
     def look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are.
@@ -42,10 +43,8 @@ class Divisions:
             self.structure = structure
             self._modules = [vars(module) for module in denoiser.modules() if next(module.children(), None) is not None]
             units.remove()
-        for (made_for, *_), divisions in self._known.items():
-            if made_for == structure:
-                for division in divisions.values():
-                    units.add(division.graph)
+        of_structure = (divisions for (made_for, *_), divisions in self._known.items() if made_for == structure)
+        units.keep([division.graph for divisions in of_structure for division in divisions.values()])
 
     def surroundings(self) -> Structure:
         """What of the structure may change from call to call.
@@ -96,7 +95,7 @@ class Divisions:
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""
         key = (self.structure, stream.arguments.signature, stream.times_larger, self._goal())
-        return self._known.setdefault(key, {})
+        return self._known.of(key, dict)
 
     def _goal(self) -> Goal | None:
         steps, target = len(self._context.clock.timetable.timesteps), self._context.settings.target_speedup

@@ -8,6 +8,7 @@ pipeline that calls once in a step, or reads one branch before it asks for the o
 only gains nothing. A batch whose parts must overlap is divided only if the step before had no other call.
 """
 
+import functools
 import itertools
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from asyncdiff.runtime.batch import (
 from asyncdiff.runtime.deferred import Settlement, deferred
 from asyncdiff.runtime.denoiser import DenoiserRuntime
 from asyncdiff.runtime.lane import is_checked_again
+from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
@@ -104,7 +106,7 @@ class Guidance:
         self._clock = runtime.context.clock
         self._axis = axis
         self._groups = groups
-        self._kinds: dict[Hashable, _Kind] = {}
+        self._kinds: Recent[Hashable, _Kind] = Recent()
         self._belongings: list[_Belonging] = []
         self._contexts = itertools.count()
         self._owed: list[_Owed] = []
@@ -137,10 +139,7 @@ class Guidance:
             if is_new or is_checked_again(self._context, stream.index):
                 what = f"the inputs of the denoiser {self._context.name!r}"
                 self._axis.check_agreement(lambda: about_arguments(self._context.form.arguments(call)), what)
-            key = self._runtime.kind_of_call(whole)
-            if key not in self._kinds:
-                self._kinds[key] = self._look(call)
-            kind = self._kinds[key]
+            kind = self._kinds.of(self._runtime.kind_of_call(whole), functools.partial(self._look, call))
             belonging = next(known for known in self._belongings if known.stream is stream)
             stream.index += 1
             self._calls += 1

@@ -70,6 +70,14 @@ class UnitHooks:
                     module, functools.partial(self._on_call, name), functools.partial(self._answer, name)
                 )
 
+    def keep(self, graphs: Sequence[Graph]) -> None:
+        """Hook the units of some graphs, and no others."""
+        names = {name for graph in graphs for name in (*graph.calls, *graph.idle)}
+        for name in self._undo.keys() - names:
+            self._undo.pop(name)()
+        for graph in graphs:
+            self.add(graph)
+
     def remove(self) -> None:
         """Leave all units as they were."""
         for undo in self._undo.values():
