@@ -87,9 +87,15 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/pipelines/test_sampling.py",
         "tests/runtime/test_labels.py",
     ),
+    "Bad input ends in a sentence that says what would be right, before anything is changed, loaded or written": (
+        "tests/test_bad_input.py",
+        "tests/commands/test_bad_input.py",
+    ),
+    "Weights are read from safetensors, unless pickles are allowed": ("tests/test_loading.py",),
+    "Nothing that comes from another rank is unpickled": ("tests/test_no_pickles.py", "tests/test_plain.py"),
     "The command line's exit codes": (
         "tests/commands/test_cli.py",
-        "tests/evaluation/test_evaluate.py::test_bad_usage_is_refused_before_anything_is_drawn",
+        "tests/commands/test_bad_input.py",
         "tests/evaluation/test_evaluate.py::test_a_setting_that_fails_leaves_the_others",
         "tests/evaluation/test_evaluate.py::test_an_interrupt_ends_with_130_and_no_report",
     ),

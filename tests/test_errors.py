@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, SplitError
 from tests.processes import RankError, run_ranks
@@ -21,32 +20,9 @@ def pipe() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"components": 0}, ConfigurationError, "components must be a whole number of at least 1, not 0"),
-        ({"stride": 0}, ConfigurationError, "stride must be"),
-        ({"warmup": 0}, ConfigurationError, "warmup must be"),
-        ({"method": "magic"}, ConfigurationError, "method must be"),
-        ({"executor": "threads"}, ConfigurationError, "executor must be"),
-        ({"timeout": 0}, ConfigurationError, "timeout must be"),
-        ({"components": 2, "split": [["transformer_blocks"]]}, SplitError, "has 1 lists .* but components=2"),
-        ({"split": [["transformer_blocks.0"], ["blocks.1"]]}, SplitError, "'blocks.1' in the split is no module"),
-        ({"split": ["transformer_blocks.0", "transformer_blocks.1"]}, SplitError, "is a list of"),
-        ({"executor": "distributed"}, ExchangeError, "torchrun"),
-    ],
-)
-def test_refused_when_attaching(pipe: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    before = set(vars(pipe.transformer)), set(vars(pipe.scheduler))
-    with pytest.raises(error, match=message):
-        AsyncDiff(pipe, **arguments)
-    assert (set(vars(pipe.transformer)), set(vars(pipe.scheduler))) == before
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"components": 500}, "too few for components=500; at most components="),
-        ({"split": [["transformer_blocks.0"], ["transformer_blocks"]]}, "named twice"),
         (
             {"split": [["transformer_blocks.0.attn.to_q"], ["transformer_blocks.1"]]},
             "lies inside the unit .transformer_blocks.0.attn., which",
@@ -58,33 +34,6 @@ def test_refused_in_the_first_call(pipe: Any, arguments: dict[str, Any], message
     with AsyncDiff(pipe, executor="local", **arguments), pytest.raises(SplitError, match=message):
         run(pipe, TINY)
     assert torch.equal(run(pipe, TINY), plain)
-
-
-def test_nothing_to_divide() -> None:
-    class OneLayer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 4)
-
-        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
-            return (self.layer(sample),)
-
-    class Pipeline:
-        def __init__(self) -> None:
-            self.unet = OneLayer()
-            self.scheduler = TINY.build().scheduler
-            self.components = {"unet": self.unet, "scheduler": self.scheduler}
-
-    pipe = Pipeline()
-    with AsyncDiff(pipe, components=2, executor="local", method="paper"):
-        pipe.scheduler.set_timesteps(5)
-        with pytest.raises(SplitError, match=r"has 1 units .* too few for components=2"), torch.no_grad():
-            pipe.unet(torch.zeros(1, 4), torch.tensor(1.0))
-
-
-def test_no_denoiser(pipe: Any) -> None:
-    with pytest.raises(ConfigurationError, match="has no denoiser"):
-        AsyncDiff(pipe.vae, components=2, method="paper")
 
 
 def test_attached_twice(pipe: Any) -> None:

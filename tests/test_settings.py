@@ -4,11 +4,13 @@ import dataclasses
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from asyncdiff import AsyncDiff, ConfigurationError, Method, SplitError
+from asyncdiff import AsyncDiff, Method, SplitError
 from asyncdiff.commands.evaluate import evaluate
 from asyncdiff.commands.generate import generate
 from asyncdiff.settings import Knob, Settings, in_options, knobs
@@ -54,11 +56,12 @@ def test_the_readme_has_a_table_of_them() -> None:
 def test_the_commands_have_an_option_for_each(command: Any) -> None:
     taken = inspect.signature(command).parameters
     for knob in KNOBS.values():
-        if knob.name in ("split", "executor"):  # a list of lists; and each command decides where its ranks run
+        if knob.name == "executor":  # each command decides where its ranks run
             continue
         parameter = taken[knob.option.replace("-", "_")]
         (option,) = parameter.annotation.__metadata__
-        assert (option.default, option.help, option.min) == (f"--{knob.option}", knob.help, knob.least)
+        text = f"JSON file with {knob.help}" if knob.name == "split" else knob.help  # a list of lists
+        assert (option.default, option.help, option.min) == (f"--{knob.option}", text, knob.least)
         assert parameter.default == knob.default
 
 
@@ -92,42 +95,21 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         patch.setattr("asyncdiff.api.Settings", lambda *given: seen.append(Settings(*given)))
         for given in (wanted, {"target_speedup": 2.5}):
             with pytest.raises(StopError):
-                AsyncDiff(None, **given)  # type: ignore[arg-type]
+                AsyncDiff(SimpleNamespace(components={}), **given)  # type: ignore[arg-type]
     assert seen == [Settings(**wanted), Settings(target_speedup=2.5)]  # type: ignore[arg-type]
     assert wanted.keys() | {"target_speedup"} == KNOBS.keys(), "a setting that this test does not give"
-
-
-@pytest.mark.parametrize(
-    ("wrong", "sentence"),
-    [
-        ({"components": 0}, "components must be a whole number of at least 1, not 0"),
-        ({"stride": True}, "stride must be a whole number of at least 1, not True"),
-        ({"warmup": None}, "warmup must be a whole number of at least 1, not None"),
-        ({"guidance": 1.5}, "guidance must be a whole number of at least 1, not 1.5"),
-        ({"bridge": 0}, "bridge must be a whole number of at least 1, not 0"),
-        ({"cooldown": -1}, "cooldown must be a whole number of at least 0, not -1"),
-        ({"resync_every": "2"}, "resync_every must be a whole number of at least 1, not '2'"),
-        ({"time_shift": 1}, "time_shift must be True or False, not 1"),
-        ({"target_speedup": "fast"}, "target_speedup must be a number above 0, not 'fast'"),
-        ({"max_error": float("nan")}, "max_error must be a number above 0, not nan"),
-        ({"timeout": float("inf")}, "timeout must be a finite number, not inf"),
-        ({"method": "magic"}, "method must be 'paper' or 'forecast' or a Method, not 'magic'"),
-        ({"executor": "threads"}, "executor must be 'auto', 'local' or 'distributed', not 'threads'"),
-        ({"bridge": 2, "target_speedup": 2.0}, "give one of them"),
-    ],
-    ids=str,
-)
-def test_what_cannot_work_is_refused(wrong: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
-        Settings(**wrong)
 
 
 def test_a_split_tells_the_number_of_components() -> None:
     assert Settings(split=[["a"], ["b"]]).told_components == 2
     with pytest.raises(SplitError, match="has 1 lists of module names, but components=2"):
         Settings(components=2, split=[["a"]])
-    with pytest.raises(SplitError, match="is a list of at least one module name"):
-        Settings(split=["a", ["b"]])
+
+
+def test_numbers_may_be_of_another_library() -> None:
+    found = Settings(components=np.int64(3), stride=np.int32(2), max_error=np.float32(0.5), timeout=np.float64(7))
+    assert found == Settings(components=3, stride=2, max_error=0.5, timeout=7.0)
+    assert [type(found.components), type(found.stride), type(found.max_error)] == [int, int, float]
 
 
 def test_sentences_are_said_in_the_words_of_the_command_line() -> None:

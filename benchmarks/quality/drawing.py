@@ -25,7 +25,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.demo import DemoName, demo_prompts
-from asyncdiff.launch import load_pipeline
+from asyncdiff.loading import load_pipeline
 from asyncdiff.report import DenoiserReport
 from benchmarks.quality.settings import Setting
 from demo_models.attention import FoldedZerosAttention

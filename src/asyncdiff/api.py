@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -20,13 +20,15 @@ from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_lau
 from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method
+from asyncdiff.plan.numbers import shown
+from asyncdiff.plan.split import Split
 from asyncdiff.report import Report
 from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
-from asyncdiff.settings import Executor, MethodName, Settings, Split
+from asyncdiff.settings import Executor, MethodName, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -123,9 +125,13 @@ class AsyncDiff:
                 warmup,
                 stride,
             )
+        _check_pipeline(pipe)
         denoisers = find_denoisers(pipe)
         if not find_schedulers(pipe):
-            raise ConfigurationError(f"{type(pipe).__name__} has no scheduler")
+            raise ConfigurationError(
+                f"{type(pipe).__name__} has no scheduler: a part with set_timesteps() and step(); give it one before "
+                "AsyncDiff is attached, for instance pipe.scheduler = DDIMScheduler()"
+            )
         for name, denoiser in denoisers.items():
             check_callable_in_parts(name, denoiser)
             _check_split(name, denoiser, split)
@@ -295,6 +301,18 @@ def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) 
     if settings.executor == "distributed" or (settings.executor == "auto" and is_launched()):
         return DistributedWorld(device, settings.timeout, settings.backend)
     return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """Whether it is a pipeline at all: something that is made of parts."""
+    if isinstance(pipe, type) or not isinstance(getattr(pipe, "components", None), Mapping):
+        what = f"the class {pipe.__name__}" if isinstance(pipe, type) else shown(pipe)
+        if isinstance(pipe, nn.Module):
+            what = f"a module ({type(pipe).__name__})"
+        raise ConfigurationError(
+            f"AsyncDiff takes a diffusers pipeline that is loaded, not {what}; "
+            "load one first: pipe = DiffusionPipeline.from_pretrained(...)"
+        )
 
 
 def _check_split(name: str, denoiser: nn.Module, split: Split | None) -> None:

@@ -42,7 +42,9 @@ def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> Diffu
     # Some pipelines insist on being told of parts that they can do without, e.g. a third text encoder.
     absent = {part: None for part, source in index.items() if source == [None, None]}
     with quiet_loading():
-        return DiffusionPipeline.from_pretrained(folder, torch_dtype=torch_dtype, local_files_only=True, **absent)
+        return DiffusionPipeline.from_pretrained(
+            folder, torch_dtype=torch_dtype, local_files_only=True, use_safetensors=True, **absent
+        )
 
 
 @contextlib.contextmanager

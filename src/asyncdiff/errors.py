@@ -13,6 +13,10 @@ class SplitError(AsyncDiffError, ValueError):
     """The denoiser cannot be divided as asked for."""
 
 
+class ModelError(AsyncDiffError, ValueError):
+    """A model's files cannot be loaded, or must not be without the user's leave."""
+
+
 class TraceError(AsyncDiffError, RuntimeError):
     """The data of a denoiser call could not be followed."""
 

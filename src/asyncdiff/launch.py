@@ -1,17 +1,21 @@
-"""Run generations on several processes of this machine, started by torch's elastic launcher."""
+"""Run generations on several processes of this machine, started by torch's elastic launcher.
+
+What they bring home are files of plain data. The launcher would unpickle what their functions return: that is None.
+"""
 
 import contextlib
 import inspect
 import logging
 import os
 import signal
+import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,22 +25,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-from transformers.utils import logging as transformers_logging
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.demo import load_demo, quiet_loading
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.errors import AsyncDiffError, ConfigurationError, LabelError, ModelError, SplitError
 from asyncdiff.exchange.world import local_device
+from asyncdiff.loading import load_pipeline
+from asyncdiff.plain import from_text, to_text
 from asyncdiff.report import Report
 from asyncdiff.settings import Settings
-
-DEMO_MODELS = ("demo-unet", "demo-dit")
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
 
 _MONITOR_INTERVAL = 0.1
 _SECONDS_TO_SHUT_DOWN = 5
+
+# What is wrong with what was asked for, in words for whoever asked.
+BAD_INPUT = (ConfigurationError, SplitError, LabelError, ModelError)
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class Job:
         guidance: guidance scale; None for the pipeline's own.
         settings: how the denoiser is run.
         title: of the progress bar.
+        allow_pickle: whether weights may be read that are no safetensors.
     """
 
     model: str
@@ -60,6 +66,7 @@ class Job:
     devices: int
     settings: Settings
     title: str
+    allow_pickle: bool = False
 
     @property
     def is_ordinary(self) -> bool:
@@ -95,6 +102,10 @@ class WorkerFailedError(Exception):
         self.was_interrupted = exit_code == -signal.SIGINT
 
 
+class RefusedError(AsyncDiffError):
+    """A process found that what is asked for cannot be done; the message says why."""
+
+
 def rehearsal_steps(settings: Settings) -> int | None:
     """So many that there are two rounds of every kind between the steps at the beginning and those at the end.
 
@@ -111,6 +122,7 @@ def launch(job: Job) -> Outcome:
     """Start the job's processes, wait for them, and return what rank 0 returned.
 
     Raises:
+        RefusedError: what is asked for cannot be done.
         WorkerFailedError: one of the processes failed; all have been ended.
     """
     return cast(Outcome, run_processes(job.devices, work, job)[0])
@@ -119,9 +131,11 @@ def launch(job: Job) -> Outcome:
 def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task) -> list[_Result]:
     """Call the function on so many processes, and return what each returned, in the order of the ranks.
 
-    The function is one of a module, wrapped in torch's `record`; it begins with `enter_process()`.
+    The function is one of a module; it begins with `enter_process()`, and its annotation says what `plain` data it
+    returns.
 
     Raises:
+        RefusedError: one of them found that what is asked for cannot be done; all have been ended.
         WorkerFailedError: one of the processes failed; all have been ended.
     """
     # The failures are told by WorkerFailedError; the launcher's own log would tell them twice.
@@ -142,12 +156,14 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
         monitor_interval=_MONITOR_INTERVAL,
         start_method="spawn",
     )
-    try:
-        results = elastic_launch(config, function)(task)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise WorkerFailedError(rank, failure.exitcode, _traceback_of(failure.message)) from error
-    return [results[rank] for rank in range(count)]
+    with tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
+        try:
+            elastic_launch(config, _bring_home)(function, task, folder)
+        except ChildFailedError as error:
+            _tell_failure(error, [_refusal_file(folder, rank) for rank in range(count)])
+        returned = get_type_hints(function)["return"]
+        texts = (_result_file(folder, rank).read_text(encoding="utf-8") for rank in range(count))
+        return [from_text(returned, text) for text in texts]
 
 
 def enter_process() -> tuple[int, torch.device]:
@@ -164,28 +180,10 @@ def enter_process() -> tuple[int, torch.device]:
     return rank, device
 
 
-def load_pipeline(model: str, dtype: str | None, device: torch.device) -> DiffusionPipeline:
-    """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice."""
-    transformers_logging.set_verbosity_error()
-    chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
-    folder = Path(model)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise ConfigurationError(f"the folder {model!r} holds no diffusers pipeline: it has no model_index.json")
-    with quiet_loading():
-        if model == "demo-unet":
-            pipe = load_demo("unet", torch_dtype=chosen)
-        elif model == "demo-dit":
-            pipe = load_demo("dit", torch_dtype=chosen)
-        else:
-            pipe = DiffusionPipeline.from_pretrained(model, torch_dtype=chosen)
-    return pipe.to(device)
-
-
-@record
 def work(job: Job) -> Outcome | None:
     """What every process does. Returns the outcome on rank 0, None on the others."""
     rank, device = enter_process()
-    pipe = load_pipeline(job.model, job.dtype, device)
+    pipe = load_pipeline(job.model, job.dtype, device, job.allow_pickle)
     pipe.set_progress_bar_config(disable=True)
     if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)
@@ -208,19 +206,57 @@ def draw(
     """One picture, and the seconds of the pipeline call; no guidance scale means the pipeline's own.
 
     Raises:
-        ConfigurationError: the pipeline makes something else than pictures.
+        ConfigurationError: the pipeline does not make pictures of a prompt alone, or has no guidance scale.
     """
     if guidance is not None:
         extra["guidance_scale"] = guidance
+    generator = torch.Generator().manual_seed(seed)
     _synchronize(device)
     begin = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    output = pipe(prompt, num_inference_steps=steps, generator=generator, **extra)
+    output = call_pipeline(pipe, prompt=prompt, num_inference_steps=steps, generator=generator, **extra)
     _synchronize(device)
     seconds = time.perf_counter() - begin
     if not hasattr(output, "images"):
         raise ConfigurationError(f"{type(pipe).__name__} makes no pictures; use AsyncDiff from Python for it")
     return output.images[0], seconds
+
+
+def call_pipeline(pipe: Any, **named: Any) -> Any:
+    """Call a pipeline that nobody here has seen before.
+
+    Raises:
+        ConfigurationError: it takes other arguments, or refuses what they say.
+    """
+    _check_call(pipe, named)
+    try:
+        return pipe(**named)
+    except AsyncDiffError:
+        raise
+    except ValueError as error:  # how pipelines refuse what they are given
+        raise ConfigurationError(f"{type(pipe).__name__} refuses the call: {' '.join(str(error).split())}") from error
+
+
+def _check_call(pipe: Any, named: Mapping[str, Any]) -> None:
+    """Whether the pipeline can be called with these arguments, and none beside them."""
+    taken = inspect.signature(pipe.__call__).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    unknown = [name for name in named if name not in taken]
+    if unknown:
+        raise ConfigurationError(
+            f"{type(pipe).__name__} takes no {unknown[0]!r}, so this command cannot draw with it; "
+            "use AsyncDiff from Python"
+        )
+    missing = [
+        name
+        for name, parameter in taken.items()
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+    ]
+    needed = [name for name in missing if name not in named]
+    if needed:
+        raise ConfigurationError(
+            f"{type(pipe).__name__} needs {needed[0]!r}, which this command cannot give it; use AsyncDiff from Python"
+        )
 
 
 def _generate(
@@ -259,6 +295,35 @@ def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[dict[str
                 return tensors
 
             yield {"callback_on_step_end": advance}
+
+
+@record
+def _bring_home(function: Callable[[_Task], _Result], task: _Task, folder: str) -> None:
+    """What every process is started for: to call the function, and to leave what it returns in the folder."""
+    rank = int(os.environ["RANK"])
+    try:
+        result = function(task)
+    except BAD_INPUT as error:
+        _refusal_file(folder, rank).write_text(str(error), encoding="utf-8")
+        raise
+    _result_file(folder, rank).write_text(to_text(result), encoding="utf-8")
+
+
+def _result_file(folder: str, rank: int) -> Path:
+    return Path(folder, f"{rank}.json")
+
+
+def _refusal_file(folder: str, rank: int) -> Path:
+    return Path(folder, f"{rank}.txt")
+
+
+def _tell_failure(error: ChildFailedError, refusals: Sequence[Path]) -> NoReturn:
+    """What one rank cannot do, the others feel as a failure of their own: the sentence that says why goes first."""
+    for path in refusals:
+        if path.is_file():
+            raise RefusedError(path.read_text(encoding="utf-8")) from error
+    rank, failure = error.get_first_failure()
+    raise WorkerFailedError(rank, failure.exitcode, _traceback_of(failure.message)) from error
 
 
 def _traceback_of(message: Any) -> str:

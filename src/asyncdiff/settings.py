@@ -4,9 +4,8 @@
 """
 
 import dataclasses
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -14,17 +13,29 @@ from typing import Any, Literal, Union, get_args, get_origin
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method, method_of
-from asyncdiff.plan.numbers import check_whole_number
+from asyncdiff.plan.numbers import check_number, check_whole_number, shown
 from asyncdiff.plan.schedule import Schedule
+from asyncdiff.plan.split import Split, check_split
 
-Split = Sequence[Sequence[str]]
 Executor = Literal["auto", "local", "distributed"]
 MethodName = Literal["paper", "forecast"]
 
+# Far more than anybody has; with still more, planning alone would use up time and memory.
+_MOST_DEVICES = 1024
+_MOST_SECONDS = 1e9  # what clocks can count to
 
-def _setting(default: Any, text: str, least: int | None = None, above: float | None = None, option: str = "") -> Any:
+
+def _setting(
+    default: Any,
+    text: str,
+    least: int | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    option: str = "",
+) -> Any:
     """A setting with its help text and bounds; `option` is its name on the command line, where that is another."""
-    return field(default=default, metadata={"help": text, "least": least, "above": above, "option": option})
+    bounds = {"least": least, "above": above, "most": most}
+    return field(default=default, metadata={"help": text, "option": option, **bounds})
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,17 @@ class Settings:
     """
 
     components: int | None = _setting(
-        None, "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.", least=1
+        None,
+        "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.",
+        least=1,
+        most=_MOST_DEVICES,
     )
-    stride: int = _setting(1, "S, noise predictions that one parallel round yields: 2 is faster, less exact.", least=1)
+    stride: int = _setting(
+        1,
+        "S, noise predictions that one parallel round yields: 2 is faster, less exact.",
+        least=1,
+        most=_MOST_DEVICES,
+    )
     warmup: int = _setting(
         3,
         "w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1) divisible by "
@@ -51,6 +70,7 @@ class Settings:
         "G, groups of devices that share out every step: parts of the batch, or a guidance branch each. Exact. "
         "G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.",
         least=1,
+        most=_MOST_DEVICES,
         option="guidance-devices",
     )
     time_shift: bool = _setting(
@@ -97,21 +117,24 @@ class Settings:
         "memory), or another of torch.distributed. By default nccl for GPUs, gloo for the rest; in a process group "
         "that exists, its own.",
     )
-    timeout: float = _setting(300.0, "Seconds after which waiting for another rank is an error.", above=0)
+    timeout: float = _setting(
+        300.0, "Seconds after which waiting for another rank is an error.", above=0, most=_MOST_SECONDS
+    )
 
     def __post_init__(self) -> None:
         for own in dataclasses.fields(self):
-            _check_bounds(own, getattr(self, own.name))
-        if self.executor not in get_args(Executor):
-            raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {self.executor!r}")
+            object.__setattr__(self, own.name, _checked(own, getattr(self, own.name)))
+        if not isinstance(self.executor, str) or self.executor not in get_args(Executor):
+            raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {shown(self.executor)}")
         if not isinstance(self.time_shift, bool):
-            raise ConfigurationError(f"time_shift must be True or False, not {self.time_shift!r}")
+            raise ConfigurationError(f"time_shift must be True or False, not {shown(self.time_shift)}")
+        if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
+            raise ConfigurationError(f"backend must be a name, for instance 'gloo', not {shown(self.backend)}")
         if self.bridge is not None and self.target_speedup is not None:
             raise ConfigurationError("bridge and target_speedup both say how many steps are bridged; give one of them")
         method_of(self.method)
-        for names in self.split or ():
-            if isinstance(names, str) or not names:
-                raise SplitError("every component of a split is a list of at least one module name")
+        if self.split is not None:
+            check_split(self.split)
         if self.split is not None and self.components not in (None, len(self.split)):
             raise SplitError(f"the split has {len(self.split)} lists of module names, but components={self.components}")
 
@@ -177,16 +200,14 @@ def knobs() -> Iterator[Knob]:
         yield Knob(own.name, option, own.default, own.metadata["help"], kinds, own.metadata["least"])
 
 
-def _check_bounds(own: "dataclasses.Field[Any]", value: Any) -> None:
+def _checked(own: "dataclasses.Field[Any]", value: Any) -> Any:
+    """The value, if it is within its setting's bounds; of numbers the plain one."""
     if value is None and own.default is None:
-        return
-    least, above = own.metadata["least"], own.metadata["above"]
+        return value
+    least, above, most = own.metadata["least"], own.metadata["above"], own.metadata["most"]
     if least is not None:
-        check_whole_number(own.name, value, least)
-    if above is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > above):
-        raise ConfigurationError(f"{own.name} must be a number above {above}, not {value!r}")
-    if above is not None and math.isinf(value):
-        raise ConfigurationError(f"{own.name} must be a finite number, not {value!r}")
+        return check_whole_number(own.name, value, least, most)
+    return value if above is None else check_number(own.name, value, above, most)
 
 
 def in_options(text: str, prefix: str = "") -> str:

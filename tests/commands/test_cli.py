@@ -19,7 +19,10 @@ from typer.testing import CliRunner, Result
 import asyncdiff
 from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
+from tests.bad_input import FOLDERS, SPLITS_OF_A_UNET, good_folder
 from tests.processes import preload_forkserver
+from tests.tiny import PIPELINES
+from tests.tiny.stable_diffusion import tiny_unet
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.commands.app import main; main()"]
 LIMIT = 300  # seconds: far more than a run takes, far less than a hang
@@ -95,37 +98,44 @@ def test_generate_from_outside(tmp_path: Path) -> None:
     assert done.stderr.count("8/8") == 2  # one bar for each of the two runs, none for the second rank
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--devices", "2", "--components", "3"], "use --devices 3, or --components 2"),
-        (["--devices", "2", "--components", "2", "--stride", "2"], "use --devices 3, or --components 1, or --stride 1"),
-        (["--devices", "2", "--stride", "3"], "use --devices 4 or more"),
-        (["--devices", "3", "--guidance-devices", "2"], "use --devices 4"),
-        (
-            ["--devices", "6", "--guidance-devices", "2", "--components", "2"],
-            "2 guidance-devices * (components + stride - 1) = 4 devices: use --devices 4, or --components 3",
-        ),
-        (["--out", "picture.nonsense"], "is no picture format"),
-        (["--max-error", "0"], "--max-error must be a number above 0"),
-        (["--bridge", "2", "--target-speedup", "3"], "give one of them"),
-        (["--timeout", "0"], "--timeout must be a number above 0"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_starts(
-    arguments: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("asyncdiff.commands.generate.launch", lambda job: pytest.fail("a process was started"))
-    result = CliRunner().invoke(app, ["generate", "rocket", *arguments])
-    assert result.exit_code == BAD_USAGE
-    assert sentence in result.stderr
-
-
 def test_a_failing_worker_ends_the_run_with_its_traceback(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
-    done = run_forked("generate", "rocket", "--devices", "2", "--model", str(tmp_path))
+    folder = good_folder(tmp_path / "pipeline", unet=tiny_unet(cross_attention_dim=24))  # the text encoder has 16
+    done = run_forked("generate", "rocket", "--devices", "2", "--model", str(folder))
     assert done.exit_code == WORKER_FAILED
-    assert "it has no model_index.json" in done.stderr
-    assert "Traceback" in done.stderr and "load_pipeline" in done.stderr
+    assert "Traceback" in done.stderr and "in call_pipeline" in done.stderr
+    assert "shapes cannot be multiplied" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model", "spoilt"], "weights of another shape than the configuration beside them says"),
+        (["--split", "split.json"], "attn1.to_q' in the split lies inside the unit"),
+        (["--model", "pictureless"], "DDIMPipeline takes no 'prompt', so this command cannot draw with it"),
+    ],
+    ids=str,
+)
+def test_what_only_a_worker_can_see_is_refused_in_one_line(
+    options: list[str],
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run_forked: Callable[..., Result],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "spoilt" in options:
+        (late,) = (row for row in FOLDERS if row.name == "weights of another shape")
+        late.spoil(good_folder(tmp_path / "spoilt"))
+    elif "pictureless" in options:
+        PIPELINES["ddim"].build().save_pretrained(tmp_path / "pictureless")
+    else:
+        Path("split.json").write_text(json.dumps(SPLITS_OF_A_UNET[-1].value), encoding="utf-8")
+    done = run_forked("generate", "rocket", "--devices", "2", *options)
+    assert done.exit_code == BAD_USAGE
+    assert sentence in done.stderr
+    said = [line for line in done.stderr.splitlines() if "asyncdiff ━" not in line]  # the bar of the rehearsal
+    assert len(said) == 1 and said[0].startswith("Error: ")
+    assert not Path("out.png").exists()
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -177,7 +187,17 @@ def test_inspect_refuses_more_components_than_units() -> None:
     assert "too few for components=500" in result.stderr
 
 
-def test_inspect_names_what_cannot_be_loaded(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["inspect", "--model", str(tmp_path)])
-    assert result.exit_code == WORKER_FAILED
-    assert "no model_index.json" in result.stderr.replace("\n", "")
+def test_a_split_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "split.json"
+    file.write_text('[["down_blocks", "mid_block"], ["up_blocks"]]', encoding="utf-8")
+    result = CliRunner().invoke(app, ["inspect", "--split", str(file), "--json"])
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["denoisers"]
+    rooms = [{unit.partition(".")[0] for unit in part["units"]} for part in found["components"]]
+    assert rooms == [{"down_blocks", "mid_block"}, {"up_blocks"}]
+    out = tmp_path / "report.html"
+    quick = ["--steps", "3", "--warmup", "2", "--cooldown", "0", "--prompts", str(tmp_path / "prompts.txt")]
+    (tmp_path / "prompts.txt").write_text("rocket", encoding="utf-8")
+    done = CliRunner().invoke(app, ["evaluate", *quick, "--split", str(file), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "N=2 S=1 w=2" in out.read_text(encoding="utf-8")

@@ -172,7 +172,7 @@ def _prepare(folder: Path) -> None:
     (folder / "prompts.txt").write_text("rocket\nred apple\n", encoding="utf-8")
     pipeline = folder / "my-pipeline"
     pipeline.mkdir()
-    (pipeline / "model_index.json").write_text("{}", encoding="utf-8")
+    (pipeline / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
 
 
 def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from asyncdiff.evaluation.study import (
     judge,
     parse_settings,
 )
-from asyncdiff.launch import load_pipeline
+from asyncdiff.loading import load_pipeline
 from asyncdiff.settings import Settings
 from tests.processes import run_ranks
 
@@ -174,42 +174,6 @@ def test_a_report_is_written_in_one_process(tmp_path: Path) -> None:
     assert "speed-up, measured" not in page and "accelerates nothing" in page
     row = next(line for line in done.stdout.splitlines() if "forecast N=2 S=1 w=2 cooldown 0" in line)
     assert len(re.findall(r"\d+\.\d+", row)) == 6  # PSNR, interval, worst, SSIM, seconds, modelled speed-up
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--prompts", "missing.txt"], "--prompts missing.txt cannot be read"),
-        (["--prompts", "empty.txt"], "--prompts empty.txt holds no prompt"),
-        (["--prompts", "binary.txt"], "--prompts binary.txt cannot be read"),
-        (["--model", "some/model"], "--prompts is needed for some/model"),
-        (["--seeds", "0,x"], "write whole numbers with commas between"),
-        (["--metrics", "beauty"], "there is no metric 'beauty'; choose among lpips, clip, fid"),
-        (["--metrics", "fid", "--prompts", "one.txt"], "fid needs at least two pictures"),
-        (["--out", "report.pdf"], "must end in .html"),
-        (["--out", "nowhere/report.html"], "the folder nowhere does not exist"),
-        (["--out", "folder.html"], "--out folder.html cannot be written"),
-        (["--compare-with", "parts=3"], "'parts=3' is no NAME=VALUE"),
-        (["--compare-with", "components=2"], "is among the settings already"),
-        (["--devices", "2", "--compare-with", "components=3"], "takes 3 devices, but --devices is 2"),
-        (["--devices", "2", "--stride", "3"], "use --devices 4 or more"),
-        (["--devices", "2", "--executor", "local"], "leave out --devices 2"),
-        (["--timeout", "0"], "--timeout must be a number above 0"),
-    ],
-)
-def test_bad_usage_is_refused_before_anything_is_drawn(
-    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("empty.txt").write_text("\n \n")
-    Path("one.txt").write_text("rocket\n")
-    Path("binary.txt").write_bytes(b"\xff\xfe\x00")
-    Path("folder.html").mkdir()
-    for name in ("load_pipeline", "draw_on_processes"):
-        monkeypatch.setattr(f"asyncdiff.commands.evaluate.{name}", lambda *given: pytest.fail("work was begun"))
-    done = run(*arguments)
-    assert done.exit_code == BAD_USAGE, done.output
-    assert sentence in done.stderr
 
 
 def test_missing_packages_and_weights_are_told_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

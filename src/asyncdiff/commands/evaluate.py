@@ -1,6 +1,5 @@
 """The command `asyncdiff evaluate`."""
 
-import os
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -10,7 +9,8 @@ import torch
 import typer
 from rich.table import Column, Table
 
-from asyncdiff.commands.options import Model, Steps, Weights, with_settings
+from asyncdiff.commands.checks import check_guidance, check_out, check_seed, check_weights, write_file
+from asyncdiff.commands.options import AllowPickle, Guidance, Model, Steps, Weights, with_settings
 from asyncdiff.commands.terminal import exit_codes, fail, refuse, stderr, stdout
 from asyncdiff.demo import demo_prompts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
@@ -29,7 +29,7 @@ from asyncdiff.evaluation.study import (
     parse_settings,
     title_of,
 )
-from asyncdiff.launch import DEMO_MODELS, load_pipeline
+from asyncdiff.loading import DEMO_MODELS, load_pipeline
 from asyncdiff.settings import Settings
 
 _PROMPTS_OF_DEMO = 8
@@ -52,7 +52,7 @@ def evaluate(
         str, typer.Option(help="Of the initial noise, with commas between; every prompt with each.")
     ] = "0",
     steps: Steps = 50,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
+    guidance: Guidance = None,
     settings: Settings = Settings(),
     compare_with: Annotated[
         list[str] | None,
@@ -86,6 +86,7 @@ def evaluate(
         ),
     ] = None,
     dtype: Weights = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Draw the same pictures sequentially and with asyncdiff, and write a report on how alike they are.
 
@@ -101,10 +102,11 @@ def evaluate(
     The report is one HTML file: a table (PSNR, SSIM, times, modelled speed-up), and for every prompt and seed
     the sequential picture, every setting's, and the differences. All pictures are kept in memory until then.
 
-    Exit codes: 0 fine, 1 a process or a setting failed (the others are in the report), 2 bad usage, or a metric
-    that cannot be had here, 130 interrupted (Ctrl-C).
+    Exit codes: 0 fine, 1 a process or a setting failed (the others are in the report), 2 bad usage, or a model or a
+    metric that cannot be had here, 130 interrupted (Ctrl-C).
     """
-    _check_out(out)
+    _check_page(out)
+    check_guidance(guidance)
     chosen = replace(settings, components=_components(settings, devices))
     study = Study(
         model=model,
@@ -114,14 +116,16 @@ def evaluate(
         steps=steps,
         guidance=guidance,
         settings=_settings(chosen, compare_with or []),
+        allow_pickle=allow_pickle,
     )
     local = _is_local(study.settings, devices, executor)
+    check_weights(model, allow_pickle)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with exit_codes():
         loaded = _metrics(metrics, study, device)
         drawn = _draw_locally(study, device) if local else draw_on_processes(study)
         evaluation = judge(study, local, device, drawn, loaded)
-        out.write_text(render(evaluation), encoding="utf-8")
+        write_file("--out", out, render(evaluation))
     stdout.print(_table(evaluation))
     stdout.print(f"{out}: {len(study.pairs)} pictures at every setting", markup=False, soft_wrap=True)
     failed = [series for series in evaluation.series if series.failure is not None]
@@ -133,20 +137,17 @@ def evaluate(
         fail(f"{len(failed)} of {len(study.settings)} settings failed; the report has the others.")
 
 
-def _check_out(out: Path) -> None:
+def _check_page(out: Path) -> None:
     if out.suffix.lower() not in (".html", ".htm"):
         refuse(f"--out {out}: the report is HTML, so its name must end in .html.")
-    if not out.absolute().parent.is_dir():
-        refuse(f"--out {out}: the folder {out.parent} does not exist.")
-    if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        refuse(f"--out {out} cannot be written.")
+    check_out("--out", out)
 
 
 def _components(settings: Settings, devices: int | None) -> int:
     """N, where it is not told: what the devices allow; or 2, and 1 with groups."""
     groups = settings.guidance or 1
-    if settings.components is not None:
-        return settings.components
+    if settings.told_components is not None:
+        return settings.told_components
     if devices is None or devices == 1:
         return 2 if groups == 1 else 1
     fitting = devices // groups - settings.stride + 1
@@ -178,6 +179,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
         refuse(f"--seeds {text!r}: write whole numbers with commas between, for instance 0,1,2.")
+    for part in parts:
+        check_seed("--seeds", int(part))
     return tuple(dict.fromkeys(map(int, parts)))
 
 
@@ -224,10 +227,7 @@ def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
 
 
 def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
-    try:
-        pipe = load_pipeline(study.model, study.dtype, device)
-    except (AsyncDiffError, OSError, ValueError) as error:
-        fail(f"{study.model} cannot be loaded: {error}")
+    pipe = load_pipeline(study.model, study.dtype, device, study.allow_pickle)
     try:
         check_settings(pipe, study)
     except AsyncDiffError as error:

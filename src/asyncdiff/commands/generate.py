@@ -10,8 +10,9 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from asyncdiff.commands.options import Model, Steps, Weights, with_settings
-from asyncdiff.commands.terminal import exit_codes, refuse, stdout
+from asyncdiff.commands.checks import check_guidance, check_out, check_seed, check_weights
+from asyncdiff.commands.options import AllowPickle, Guidance, Model, Steps, Weights, with_settings
+from asyncdiff.commands.terminal import exit_codes, fail, refuse, stdout
 from asyncdiff.evaluation.compare import pixels, psnr, side_by_side, ssim
 from asyncdiff.launch import Job, Outcome, launch
 from asyncdiff.settings import Settings
@@ -43,7 +44,8 @@ def generate(
             "how alike they are (PSNR, SSIM), both times and the speed-up.",
         ),
     ] = False,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")] = None,
+    guidance: Guidance = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Draw a picture with the denoiser divided over several devices.
 
@@ -67,10 +69,14 @@ def generate(
     touches all memory once), and then the picture. The time is that of this pipeline call alone. On a CPU
     every process computes on one thread, with --compare the ordinary pipeline too.
 
-    Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, 130 interrupted (Ctrl-C).
+    Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, or a model that cannot be loaded or
+    divided so, 130 interrupted (Ctrl-C).
     """
     devices = _fit(devices, settings)
-    _check_out(out)
+    _check_picture(out)
+    check_guidance(guidance)
+    check_seed("--seed", seed)
+    check_weights(model, allow_pickle)
     job = Job(
         model=model,
         dtype=dtype.value if dtype else None,
@@ -81,6 +87,7 @@ def generate(
         devices=devices,
         settings=settings,
         title="asyncdiff",
+        allow_pickle=allow_pickle,
     )
     if job.is_ordinary:
         job = dataclasses.replace(job, title="sequential")
@@ -94,10 +101,11 @@ def generate(
         sequential = None
         if compare:
             sequential = launch(job.sequential())
-    if sequential is None:
-        outcome.picture.save(out)
-    else:
-        _sheet(sequential, outcome).save(out)
+    picture = outcome.picture if sequential is None else _sheet(sequential, outcome)
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        fail(f"--out {out} could not be written: {error}")
     if outcome.report is not None:
         stdout.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
     if sequential is not None:
@@ -111,7 +119,7 @@ def generate(
 
 def _fit(devices: int | None, settings: Settings) -> int:
     """The number of devices, if everything asked for fits together."""
-    components, stride, groups = settings.components, settings.stride, settings.guidance or 1
+    components, stride, groups = settings.told_components, settings.stride, settings.guidance or 1
     needs = "components + stride - 1" if groups == 1 else f"{groups} guidance-devices * (components + stride - 1)"
     if components is None:
         if devices is None:
@@ -143,12 +151,11 @@ def _fit(devices: int | None, settings: Settings) -> int:
     return needed
 
 
-def _check_out(out: Path) -> None:
+def _check_picture(out: Path) -> None:
     Image.init()
-    if out.suffix.lower() not in Image.registered_extensions():
-        refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format; use .png for instance.")
-    if not out.absolute().parent.is_dir():
-        refuse(f"--out {out}: the folder {out.parent} does not exist.")
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format to write; use .png for instance.")
+    check_out("--out", out)
 
 
 def _sheet(sequential: Outcome, outcome: Outcome) -> Image.Image:

@@ -10,20 +10,26 @@ import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from asyncdiff.commands.options import Model, Steps, Warmup, Weights
-from asyncdiff.commands.terminal import exit_codes, fail, refuse, stdout
+from asyncdiff.commands.checks import check_weights, read_split
+from asyncdiff.commands.options import AllowPickle, Model, SplitFile, Steps, Warmup, Weights
+from asyncdiff.commands.terminal import exit_codes, refuse, stdout
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.evaluation.inspection import Inspection, Sent, inspect_denoisers
-from asyncdiff.launch import load_pipeline
+from asyncdiff.loading import load_pipeline
+from asyncdiff.settings import Settings, in_options
 
 
 def inspect(
     model: Model = "demo-unet",
-    components: Annotated[int, typer.Option(min=1, help="N: parts that the denoiser is divided into.")] = 2,
+    components: Annotated[
+        int | None, typer.Option(min=1, help="N: parts that the denoiser is divided into. [default: 2]")
+    ] = None,
+    split: SplitFile = None,
     warmup: Warmup = 3,
     steps: Steps = 50,
     prompt: Annotated[str, typer.Option(help="Of the two steps that are run to look at the denoiser.")] = "rocket",
     dtype: Weights = None,
+    allow_pickle: AllowPickle = False,
     exchange: Annotated[
         bool, typer.Option("--exchange", help="Show what the ranks of a group exchange, step by step, in which order.")
     ] = False,
@@ -43,17 +49,20 @@ def inspect(
 
     - `asyncdiff inspect --json > division.json`
 
-    Exit codes: 0 fine, 1 the pipeline failed, 2 it cannot be divided so, 130 interrupted (Ctrl-C).
+    Exit codes: 0 fine, 1 the pipeline failed, 2 it cannot be loaded, or not be divided so, 130 interrupted (Ctrl-C).
     """
+    names = read_split(split) if split is not None else None
+    try:
+        parts = Settings(components=components, split=names).told_components or 2
+    except AsyncDiffError as error:
+        refuse(f"{in_options(str(error), '--')}.")
+    check_weights(model, allow_pickle)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with exit_codes():
-        try:
-            pipe = load_pipeline(model, dtype.value if dtype else None, device)
-        except (AsyncDiffError, OSError, ValueError) as error:
-            fail(f"{model} cannot be loaded: {error}")
+        pipe = load_pipeline(model, dtype.value if dtype else None, device, allow_pickle)
         pipe.set_progress_bar_config(disable=True)
         try:
-            inspections = inspect_denoisers(pipe, prompt, components, warmup, steps, (1, 2, 3))
+            inspections = inspect_denoisers(pipe, prompt, parts, warmup, steps, (1, 2, 3), names)
         except AsyncDiffError as error:
             refuse(str(error))
     if as_json:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Column, Table
 
+from asyncdiff.commands.checks import check_out, write_file
 from asyncdiff.commands.terminal import exit_codes, refuse, stderr, stdout
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.zoo import matrix
@@ -36,6 +37,8 @@ def models(
 
     Exit codes: 0 fine (whether or not all classes work), 2 no such class, 130 interrupted (Ctrl-C).
     """
+    if markdown is not None:
+        check_out("--markdown", markdown)
     with exit_codes():
         try:
             found = matrix.subjects(names or ())
@@ -43,7 +46,7 @@ def models(
             refuse(str(error))
         findings = [matrix.examine(subject) for subject in track(found, "checking", console=stderr)]
     if markdown is not None:
-        markdown.write_text(matrix.as_page(findings), encoding="utf-8")
+        write_file("--markdown", markdown, matrix.as_page(findings))
     if as_json:
         print(json.dumps([matrix.as_object(finding) for finding in findings], indent=2))
         return

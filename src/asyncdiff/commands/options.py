@@ -4,17 +4,20 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from asyncdiff.commands.checks import read_split
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.launch import DEMO_MODELS
+from asyncdiff.exchange.world import check_backend
+from asyncdiff.loading import DEMO_MODELS
 from asyncdiff.settings import Knob, MethodName, Settings, in_options, knobs
 
-# A list of lists cannot be an option, and where the ranks run is each command's own matter.
-_NO_OPTIONS = {"split", "executor"}
+# Where the ranks run is each command's own matter.
+_NO_OPTIONS = {"executor"}
 
 
 class Dtype(str, Enum):
@@ -36,6 +39,15 @@ Model = Annotated[
 Weights = Annotated[
     Dtype | None, typer.Option(help="Number format of the weights. [default: float32 on CPU, float16 on GPU]")
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Read old checkpoints (.bin) too. They are pickles, which can run code of whoever made them, when they "
+        "are read. [default: safetensors only]",
+    ),
+]
+Guidance = Annotated[float | None, typer.Option(help="Guidance scale. [default: the pipeline's own]")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 
 
@@ -50,8 +62,12 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def with_record(**given: Any) -> None:
         values = {knob.name: given.pop(_parameter_name(knob)) for knob in _with_option()}
+        values["method"] = values["method"].value
+        if values["split"] is not None:
+            values["split"] = read_split(values["split"])
         try:
-            settings = Settings(**values | {"method": values["method"].value})
+            settings = Settings(**values)
+            check_backend(settings.backend)
         except AsyncDiffError as error:
             refuse(f"{in_options(str(error), '--')}.")
         command(settings=settings, **given)
@@ -76,9 +92,12 @@ def _parameter_name(knob: Knob) -> str:
 
 def _option(knob: Knob) -> inspect.Parameter:
     kind, default = knob.kinds[0], knob.default
+    least, text, metavar = knob.least, knob.help, None
     if knob.name == "method":
         kind, default = _Method, _Method(default)
-    option = typer.Option(f"--{knob.option}", help=knob.help, min=knob.least)
+    if knob.name == "split":
+        kind, text, metavar = Path, f"JSON file with {knob.help}", "FILE"
+    option = typer.Option(f"--{knob.option}", help=text, min=least, metavar=metavar)
     annotation: Any = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
     return inspect.Parameter(
         _parameter_name(knob), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
@@ -86,3 +105,4 @@ def _option(knob: Knob) -> inspect.Parameter:
 
 
 Warmup = setting_option("warmup")
+SplitFile = setting_option("split")

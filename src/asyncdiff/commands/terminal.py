@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from asyncdiff.launch import WorkerFailedError
+from asyncdiff.launch import BAD_INPUT, RefusedError, WorkerFailedError
 
 WORKER_FAILED = 1
 BAD_USAGE = 2
@@ -31,6 +31,8 @@ def exit_codes() -> Iterator[None]:
         _interrupted(error.sigval)
     except KeyboardInterrupt:
         _interrupted(signal.SIGINT)
+    except (*BAD_INPUT, RefusedError) as error:
+        refuse(str(error))
     except WorkerFailedError as error:
         if error.was_interrupted:
             _interrupted(signal.SIGINT)
@@ -48,6 +50,11 @@ def refuse(message: str) -> NoReturn:
     """End the command: what is asked for cannot be done."""
     stderr.print(f"[bold red]Error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_USAGE)
+
+
+def warn(message: str) -> None:
+    """Say what the user should know; the command goes on."""
+    stderr.print(f"[bold yellow]Warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
 def _interrupted(by: signal.Signals) -> NoReturn:

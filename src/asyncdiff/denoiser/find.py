@@ -33,9 +33,18 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
 
 
 def device_of(pipe: Any, denoiser: nn.Module) -> torch.device:
-    """Where the denoiser runs; with offloading that is not where its weights are."""
+    """Where the denoiser runs; with offloading that is not where its weights are.
+
+    Raises:
+        ConfigurationError: nothing tells, because it has no weights.
+    """
     device = getattr(pipe, "_execution_device", None)
-    return device if isinstance(device, torch.device) else next(denoiser.parameters()).device
+    if isinstance(device, torch.device):
+        return device
+    weight = next(denoiser.parameters(), None)
+    if weight is None:
+        raise ConfigurationError(f"{type(pipe).__name__} has a denoiser without weights ({type(denoiser).__name__})")
+    return weight.device
 
 
 def _predicts_noise(module: nn.Module) -> bool:

@@ -14,10 +14,12 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.hooks import intercept_call
+from asyncdiff.launch import call_pipeline
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
 from asyncdiff.plan.moments import Moment, Order
 from asyncdiff.plan.schedule import Schedule
+from asyncdiff.plan.split import Split
 from asyncdiff.settings import Settings
 
 
@@ -111,8 +113,9 @@ def inspect_denoisers(
     warmup: int,
     steps: int,
     strides: Sequence[int],
+    split: Split | None = None,
 ) -> tuple[Inspection, ...]:
-    """Trace one ordinary call of each denoiser of the pipeline and divide it.
+    """Trace one ordinary call of each denoiser of the pipeline and divide it, by hand where there is a split.
 
     The exchange is that of the first stride and the default method.
 
@@ -128,14 +131,14 @@ def inspect_denoisers(
         for name, denoiser in denoisers.items()
     ]
     try:
-        pipe(prompt, num_inference_steps=2)
+        call_pipeline(pipe, prompt=prompt, num_inference_steps=2)
     finally:
         for detach in undo:
             detach()
     if not traces:
         raise ConfigurationError(f"{type(pipe).__name__} called no denoiser: no `unet` and no `transformer`")
     return tuple(
-        _inspection(name, denoisers[name], trace, device_of(pipe, denoisers[name]), schedules, steps)
+        _inspection(name, denoisers[name], trace, device_of(pipe, denoisers[name]), schedules, steps, split)
         for name, trace in traces.items()
     )
 
@@ -159,8 +162,9 @@ def _inspection(
     device: torch.device,
     schedules: Sequence[Schedule],
     steps: int,
+    split: Split | None,
 ) -> Inspection:
-    divisions = [divide_denoiser(trace, schedule, None, rates_of(device)) for schedule in schedules]
+    divisions = [divide_denoiser(trace, schedule, split, rates_of(device)) for schedule in schedules]
     graph, partition = divisions[0].graph, divisions[0].partition
     units = tuple(
         UnitCost(unit.name, unit.ordinal, unit.time / graph.time, partition.owner(index))
@@ -190,7 +194,7 @@ def _inspection(
     )
     settings = Settings(components=schedules[0].components, stride=schedules[0].stride, warmup=schedules[0].warmup)
     method = settings.chosen_method
-    by_default = divide_denoiser(trace, settings.schedule(), None, rates_of(device), method)
+    by_default = divide_denoiser(trace, settings.schedule(), split, rates_of(device), method)
     exchange = _exchange(by_default, steps, sum(leaf.bytes for leaf in trace.calls[0].outputs))
     return Inspection(name, type(denoiser).__name__, units, tuple(parts), forecasts, exchange)
 

@@ -112,7 +112,8 @@ def _clip(device: torch.device) -> Metric:
     from torchmetrics.multimodal.clip_score import CLIPScore
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = CLIPModel.from_pretrained(_CLIP), CLIPProcessor.from_pretrained(_CLIP)
+    model = CLIPModel.from_pretrained(_CLIP, use_safetensors=True)
+    processor = CLIPProcessor.from_pretrained(_CLIP)
     score = CLIPScore(model_name_or_path=lambda: (ClipFeatures(model), processor)).to(device)
 
     @torch.no_grad()

@@ -17,14 +17,14 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.evaluation.compare import pixels, psnr, ssim
 from asyncdiff.evaluation.machine import cpu_model, gpu_models
 from asyncdiff.evaluation.metrics import Metric
-from asyncdiff.launch import WorkerFailedError, draw, enter_process, load_pipeline, rehearsal_steps, run_processes
+from asyncdiff.launch import RefusedError, WorkerFailedError, draw, enter_process, rehearsal_steps, run_processes
+from asyncdiff.loading import load_pipeline
 from asyncdiff.report import Report
 from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
 
@@ -84,7 +84,7 @@ def parse_settings(text: str, base: Settings) -> Settings:
         changes[knob.name] = _value_of(knob, key, value)
     try:
         return replace(base, **changes)
-    except ConfigurationError as error:
+    except (ConfigurationError, SplitError) as error:
         raise ConfigurationError(in_options(str(error))) from error
 
 
@@ -118,6 +118,7 @@ class Study:
         steps: denoising steps of every picture.
         guidance: guidance scale; None for the pipeline's own.
         settings: the chosen ones first; the executor is the study's own choice.
+        allow_pickle: whether weights may be read that are no safetensors.
     """
 
     model: str
@@ -127,6 +128,7 @@ class Study:
     steps: int
     guidance: float | None
     settings: tuple[Settings, ...]
+    allow_pickle: bool = False
 
     @property
     def pairs(self) -> list[tuple[str, int]]:
@@ -233,11 +235,12 @@ def draw_on_processes(study: Study) -> tuple[Series, ...]:
     """The sequential series and every setting's, each on as many processes as it takes.
 
     Raises:
+        RefusedError: the model cannot be loaded, or makes no pictures of prompts.
         WorkerFailedError: the sequential run failed, or one was interrupted.
     """
     found: list[Series] = []
     for setting in (None, *study.settings):
-        with _kept(setting, (WorkerFailedError,), found):
+        with _kept(setting, (RefusedError, WorkerFailedError), found):
             found.append(draw_setting_on_processes(study, setting))
     return tuple(found)
 
@@ -246,6 +249,7 @@ def draw_setting_on_processes(study: Study, setting: Settings | None) -> Series:
     """One series, on as many processes as it takes.
 
     Raises:
+        RefusedError: the setting cannot be drawn at.
         WorkerFailedError: one of the processes failed; all have been ended.
     """
     shares = cast(list[_Share], run_processes(devices_of(setting) if setting else 1, _work, _Task(study, setting)))
@@ -297,10 +301,9 @@ class _Share:
     warnings: tuple[str, ...] = ()
 
 
-@record
 def _work(task: _Task) -> _Share:
     rank, device = enter_process()
-    pipe = load_pipeline(task.study.model, task.study.dtype, device)
+    pipe = load_pipeline(task.study.model, task.study.dtype, device, task.study.allow_pickle)
     pipe.set_progress_bar_config(disable=True)
     executor: Executor = "distributed" if task.setting and devices_of(task.setting) > 1 else "local"
     share = _draw_share(pipe, task.study, task.setting, device, executor, is_shown=rank == 0)

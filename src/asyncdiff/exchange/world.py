@@ -222,7 +222,7 @@ def is_launched() -> bool:
     """Whether this process is one of several: a process group exists, or torchrun started it."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return _told("WORLD_SIZE", 1) > 1 and "RANK" in os.environ
 
 
 def local_device() -> torch.device:
@@ -233,7 +233,29 @@ def local_device() -> torch.device:
     count = torch.cuda.device_count()
     if not count:
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+    return torch.device("cuda", _told("LOCAL_RANK", 0) % count)
+
+
+def check_backend(backend: str | None) -> None:
+    """Refuse what torch.distributed has no backend for, before any rank waits for another.
+
+    Raises:
+        ConfigurationError: there is none of that name here.
+    """
+    # It may be told device by device: "cpu:gloo,cuda:nccl".
+    for name in (part.rpartition(":")[2] for part in backend.split(",")) if backend is not None else ():
+        if not dist.is_backend_available(name.lower()):
+            raise ConfigurationError(
+                f"backend={backend!r}: torch.distributed knows no {name!r} here; leave backend out, or use 'gloo'"
+            )
+
+
+def _told(name: str, default: int) -> int:
+    """A number that torchrun tells in the environment."""
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigurationError(f"{name} in the environment must be a whole number, as torchrun sets it, not {text!r}")
+    return int(text)
 
 
 def backend_for(device: torch.device) -> str:
@@ -258,16 +280,19 @@ def _join(device: torch.device, timeout: float, backend: str | None) -> bool:
             f"executor='distributed' needs a process group or torchrun's environment ({', '.join(missing)} not set); "
             "start the script with: torchrun --nproc-per-node=N script.py"
         )
+    check_backend(backend)
     chosen = backend or ("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
-    rank, world_size = os.environ["RANK"], os.environ["WORLD_SIZE"]
-    logger.info("rank %s: starting a %s process group of %s ranks", rank, chosen, world_size)
+    rank, world_size = _told("RANK", 0), _told("WORLD_SIZE", 1)
+    if rank >= world_size:
+        raise ConfigurationError(f"RANK={rank} in the environment, but WORLD_SIZE={world_size}; ranks count from 0")
+    logger.info("rank %d: starting a %s process group of %d ranks", rank, chosen, world_size)
     # With the device, communicators are made at once, and not one by one when they are first used.
     bound = device if chosen == "nccl" and device.index is not None else None
     limit = timeout if chosen == "gloo" else timeout + SECONDS_BEHIND
     try:
         dist.init_process_group(chosen, timeout=timedelta(seconds=limit), device_id=bound)
     except (RuntimeError, ValueError) as error:
-        raise ExchangeError(_not_ready(int(rank), int(world_size), timeout, error)) from error
+        raise ExchangeError(_not_ready(rank, world_size, timeout, error)) from error
     return True
 
 

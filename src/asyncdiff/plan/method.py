@@ -1,9 +1,11 @@
 """How a device makes up for what the others have not yet sent: the choices that `AsyncDiff(method=…)` offers."""
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.numbers import shown
 
 Forecasting = Literal["reuse", "linear", "fitted"]
 
@@ -33,11 +35,14 @@ class Method:
     fresh_sum: bool = True
 
     def __post_init__(self) -> None:
-        if self.forecast not in get_args(Forecasting):
+        if not isinstance(self.forecast, str) or self.forecast not in get_args(Forecasting):
             known = ", ".join(map(repr, get_args(Forecasting)))
-            raise ConfigurationError(f"forecast must be one of {known}, not {self.forecast!r}")
-        if not 0 <= self.damping <= 1:
-            raise ConfigurationError(f"damping must be a number from 0 to 1, not {self.damping!r}")
+            raise ConfigurationError(f"forecast must be one of {known}, not {shown(self.forecast)}")
+        if isinstance(self.damping, bool) or not isinstance(self.damping, Real) or not 0 <= self.damping <= 1:
+            raise ConfigurationError(f"damping must be a number from 0 to 1, not {shown(self.damping)}")
+        for name in ("residual", "fresh_sum"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.fresh_sum and not self.residual:
             raise ConfigurationError("fresh_sum=True needs residual=True: it sums residuals")
 
@@ -69,7 +74,7 @@ def method_of(given: str | Method) -> Method:
     """
     if isinstance(given, Method):
         return given
-    if given not in _PRESETS:
+    if not isinstance(given, str) or given not in _PRESETS:
         known = " or ".join(map(repr, _PRESETS))
-        raise ConfigurationError(f"method must be {known} or a Method, not {given!r}")
+        raise ConfigurationError(f"method must be {known} or a Method, not {shown(given)}")
     return _PRESETS[given]

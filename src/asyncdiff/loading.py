@@ -1,0 +1,164 @@
+"""Load the pipeline that a command is given: a demo model, a folder, or one from the hub."""
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from asyncdiff.demo import load_demo, quiet_loading
+from asyncdiff.errors import ModelError
+
+DEMO_MODELS = ("demo-unet", "demo-dit")
+
+PICKLE_WARNING = (
+    "--allow-pickle: weights in .bin files are pickles, and reading a pickle can run code that the file brings. torch "
+    "reads them with a narrower reader, which has had holes before. Use it for files of people whom you trust, and "
+    "only once: pipe.save_pretrained(folder) writes safetensors, which hold numbers and nothing else."
+)
+
+_INDEX = "model_index.json"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_SAFE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
+
+
+def check_model(model: str, allow_pickle: bool = False) -> None:
+    """Look at a folder's files, so that what cannot be loaded is known before processes are started for it.
+
+    What a model on the hub has is known when it is loaded.
+
+    Raises:
+        ModelError: there is no such folder, a file in it is missing or broken, or weights are there as pickles only.
+    """
+    folder = Path(model)
+    if model in DEMO_MODELS:
+        return
+    if folder.is_file():
+        raise ModelError(
+            f"{model!r} is a file, but a model is a folder with a {_INDEX}, or a hub id; to make a folder of it: "
+            "from_single_file() of its pipeline, and save_pretrained()"
+        )
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(model):
+            raise ModelError(f"there is no folder {model!r}, and a hub id is written owner/name")
+        return
+    for part, library in _parts(folder):
+        place = folder / part
+        if not place.is_dir():
+            if not any(path.name != _INDEX for path in folder.glob("*.json")):
+                raise ModelError(f"the folder {model!r} has no {part!r}, which its {_INDEX} names")
+            place = folder  # the oldest pipelines have all in one folder
+        _check_weights(place, allow_pickle)
+        has_some = any(path.suffix in (".safetensors", ".bin") for path in place.iterdir())
+        if library == "diffusers" and (place / "config.json").is_file() and not has_some:
+            raise ModelError(f"{place} has no weights: no .safetensors file")
+
+
+def load_pipeline(model: str, dtype: str | None, device: torch.device, allow_pickle: bool = False) -> DiffusionPipeline:
+    """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice.
+
+    Args:
+        model: a demo model, a hub id, or a folder.
+        dtype: number format of the weights; None for the usual one of the device.
+        allow_pickle: whether weights may be read that are no safetensors.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    check_model(model, allow_pickle)
+    transformers_logging.set_verbosity_error()
+    chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
+    with quiet_loading():
+        if model == "demo-unet":
+            pipe = load_demo("unet", torch_dtype=chosen)
+        elif model == "demo-dit":
+            pipe = load_demo("dit", torch_dtype=chosen)
+        else:
+            pipe = _from_pretrained(model, chosen, allow_pickle)
+    return pipe.to(device)
+
+
+def _from_pretrained(model: str, dtype: torch.dtype, allow_pickle: bool) -> DiffusionPipeline:
+    try:
+        # None: safetensors where there are any.
+        pipe = DiffusionPipeline.from_pretrained(
+            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True
+        )
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the libraries stumble over in a file
+        raise ModelError(f"{model} cannot be loaded: {_reason(error, allow_pickle)}") from error
+    for part, module in pipe.components.items():
+        weights = module.named_parameters() if isinstance(module, nn.Module) else ()
+        missing = next((name for name, weight in weights if weight.is_meta), None)
+        if missing is not None:
+            raise ModelError(f"{model} cannot be loaded: its {part!r} has no weights for {missing!r}")
+    return pipe
+
+
+def _reason(error: Exception, allow_pickle: bool) -> str:
+    """What a library said, in one line."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        said = f"{said} is missing"
+    if "ignore_mismatched_sizes" in said:
+        return f"weights of another shape than the configuration beside them says ({said})"
+    if not allow_pickle and "safetensors" in said:
+        return f"{said} (it may have old checkpoints, .bin, only; --allow-pickle reads those of people whom you trust)"
+    return said
+
+
+def _parts(folder: Path) -> Iterator[tuple[str, str]]:
+    """The parts of a pipeline that its folder must have: their names, and the libraries that they are of."""
+    path = folder / _INDEX
+    if not path.is_file():
+        raise ModelError(f"the folder {str(folder)!r} holds no diffusers pipeline: it has no {_INDEX}")
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
+        raise ModelError(f"{path} names no pipeline: it must be an object with a '_class_name'")
+    for part, source in index.items():
+        if isinstance(source, list) and len(source) == 2 and not part.startswith("_") and None not in source:
+            yield part, str(source[0])
+
+
+def _check_weights(place: Path, allow_pickle: bool) -> None:
+    """Whether the weights in a folder, if any, are whole, and of a format that may be read."""
+    try:
+        names = {path.name for path in place.iterdir()}
+    except OSError as error:
+        raise ModelError(f"{place} cannot be read: {error}") from error
+    read = {name for name in _SAFE if name in names}
+    for name in (f"{name}.index.json" for name in _SAFE):
+        read |= _shards(place / name, names) if name in names else set()
+    for name in sorted(read):
+        try:
+            with safe_open(place / name, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{place / name} is no safetensors file, or a part of one only: {error}") from error
+    pickled = next((name for name in _PICKLED if name in names or f"{name}.index.json" in names), None)
+    if pickled is not None and not read and not allow_pickle:
+        raise ModelError(
+            f"{place} has its weights as a pickle only ({pickled}), and reading a pickle can run code that the file "
+            "brings; save it as safetensors, or give --allow-pickle if you trust whoever made it"
+        )
+
+
+def _shards(index: Path, names: Collection[str]) -> set[str]:
+    """The files among which weights are divided, all of which must be there."""
+    try:
+        shards = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(f"{index} is no list of files with weights: {error!r}") from error
+    for shard in sorted(shards.difference(names)):
+        raise ModelError(f"{index} names {shard}, which is not there")
+    return shards
