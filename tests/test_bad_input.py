@@ -179,7 +179,7 @@ def test_a_folder_that_may_not_be_read(name: str, folder: Path, tmp_path: Path) 
     spoilt = Path(shutil.copytree(folder, tmp_path / "spoilt"))
     (spoilt / name).chmod(0)
     try:
-        check_refused(ModelError, name, lambda: load_pipeline(str(spoilt), None, CPU))
+        check_refused(ModelError, "Permission denied", lambda: load_pipeline(str(spoilt), None, CPU))
     finally:
         (spoilt / name).chmod(0o700)
 

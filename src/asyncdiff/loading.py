@@ -141,9 +141,12 @@ def _check_weights(place: Path, allow_pickle: bool) -> None:
         read |= _shards(place / name, names) if name in names else set()
     for name in sorted(read):
         try:
+            (place / name).open("rb").close()  # of what may not be read, the next says that it is not there
             with safe_open(place / name, framework="pt"):
                 pass
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
+            raise ModelError(f"{place / name} cannot be read: {error}") from error
+        except SafetensorError as error:
             raise ModelError(f"{place / name} is no safetensors file, or a part of one only: {error}") from error
     pickled = next((name for name in _PICKLED if name in names or f"{name}.index.json" in names), None)
     if pickled is not None and not read and not allow_pickle:

@@ -46,7 +46,8 @@ class Executor(str, Enum):
 def evaluate(
     model: Model = "demo-unet",
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file with a prompt per line. [default: 8 prompts of a demo model]")
+        Path | None,
+        typer.Option(readable=False, help="Text file with a prompt per line. [default: 8 prompts of a demo model]"),
     ] = None,
     seeds: Annotated[
         str, typer.Option(help="Of the initial noise, with commas between; every prompt with each.")
@@ -69,7 +70,7 @@ def evaluate(
             "download weights."
         ),
     ] = "",
-    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(readable=False, help="HTML file to write.")] = Path("report.html"),
     devices: Annotated[
         int | None,
         typer.Option(

@@ -33,7 +33,9 @@ def generate(
     settings: Settings = Settings(),
     steps: Steps = 50,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
-    out: Annotated[Path, typer.Option(help="Picture file to write; its ending says the format.")] = Path("out.png"),
+    out: Annotated[
+        Path, typer.Option(readable=False, help="Picture file to write; its ending says the format.")
+    ] = Path("out.png"),
     model: Model = "demo-unet",
     dtype: Weights = None,
     compare: Annotated[

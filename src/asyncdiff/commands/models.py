@@ -21,7 +21,9 @@ def models(
         typer.Argument(help="Classes of diffusers, for instance FluxTransformer2DModel. [default: all]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print plain JSON instead of a table.")] = False,
-    markdown: Annotated[Path | None, typer.Option(help="Also write the table to this Markdown file.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(readable=False, help="Also write the table to this Markdown file.")
+    ] = None,
 ) -> None:
     """Check which denoiser classes of the installed diffusers can be divided.
 

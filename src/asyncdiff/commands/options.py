@@ -97,7 +97,8 @@ def _option(knob: Knob) -> inspect.Parameter:
         kind, default = _Method, _Method(default)
     if knob.name == "split":
         kind, text, metavar = Path, f"JSON file with {knob.help}", "FILE"
-    option = typer.Option(f"--{knob.option}", help=text, min=least, metavar=metavar)
+    # Files are read, and refused in words of our own, by `checks`.
+    option = typer.Option(f"--{knob.option}", help=text, min=least, metavar=metavar, readable=False)
     annotation: Any = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
     return inspect.Parameter(
         _parameter_name(knob), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
