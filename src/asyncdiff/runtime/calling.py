@@ -1,9 +1,10 @@
 """Who makes a call of a denoiser: which pipeline, through which of its callbacks, with gradients or not."""
 
 import sys
+import threading
 from collections.abc import Collection, Iterator
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,19 +20,34 @@ def wants_gradients(denoiser: nn.Module, call: Call) -> bool:
     return any(tensor.requires_grad for tensor in (*call.tensors, *denoiser.parameters()))
 
 
-def pipeline_calling(denoisers: Collection[nn.Module], thread: int | None = None) -> Any:
-    """The pipeline a method of which is running, the innermost one that has one of these denoisers; None without.
+class Calling(NamedTuple):
+    """A pipeline a method of which is running.
 
-    Args:
-        thread: by default the calling one.
+    Attributes:
+        pipeline: the pipeline.
+        thread: in which it is.
+        frame, code: the method's; the frame's identity only, which keeps nothing alive.
     """
-    first = sys._getframe(1) if thread is None else sys._current_frames().get(thread)
-    for frame in _outwards(first):
+
+    pipeline: Any
+    thread: int
+    frame: int
+    code: CodeType
+
+    def is_running(self) -> bool:
+        """Whether the method has not returned; what it has in it is not looked at, which another thread must not do."""
+        frames = _outwards(sys._current_frames().get(self.thread))
+        return any(id(frame) == self.frame and frame.f_code is self.code for frame in frames)
+
+
+def pipeline_calling(denoisers: Collection[nn.Module]) -> Calling | None:
+    """The innermost pipeline that has one of these denoisers and is running in this thread; None without."""
+    for frame in _outwards(sys._getframe(1)):
         code = frame.f_code
         if code.co_argcount and code.co_varnames[0] == "self":
             candidate = frame.f_locals.get("self")
             if _holds(candidate, denoisers) and _is_pipeline(candidate):
-                return candidate
+                return Calling(candidate, threading.get_ident(), id(frame), code)
     return None
 
 

@@ -72,10 +72,10 @@ class Generations:
             self._clock.find(self._pipeline)
             return ""
         modules = [*self._denoisers.values(), *(getattr(self._pipeline, each) for each in self._denoisers)]
-        pipeline = pipeline_calling(modules)  # in which there may be something around the denoiser
-        if pipeline is not None:
-            self._turn.take(lambda: pipeline_calling(modules, thread) is pipeline)
-            self._clock.find(pipeline)
+        calling = pipeline_calling(modules)  # in which there may be something around the denoiser
+        if calling is not None:
+            self._turn.take(calling.is_running)
+            self._clock.find(calling.pipeline)
             return ""
         if not self._is_driven_by_hand(thread):
             return "no pipeline is generating"
