@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest models check bench-gpu environment clean
+.PHONY: help demo test test-all test-oldest models check test-diffusers bench-gpu environment clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,6 +43,11 @@ check: environment ## style, types, direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What diffusers' tests import and ours do not. A part of them: ARGUMENTS="--only flux wan -k 'not lora'"
+test-diffusers: environment ## diffusers' own pipeline tests with AsyncDiff attached; DIFFUSERS=<its checkout> (hours)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt parameterized requests-mock scipy
+	DIFFUSERS="$(DIFFUSERS)" $(BIN)/python -m benchmarks.diffusers_tests $(ARGUMENTS)
 
 # Nothing is installed: what is measured is this tree, by a Python that has torch for the GPU, and diffusers.
 bench-gpu: ## real-sized denoisers on this machine's GPU, whole and in parts (ten minutes)

@@ -1,0 +1,1 @@
+"""diffusers' own pipeline tests, with AsyncDiff attached to every pipeline that they call."""

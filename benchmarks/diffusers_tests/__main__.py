@@ -1,0 +1,148 @@
+"""Run diffusers' own pipeline tests without AsyncDiff, with all steps in full, and with rounds.
+
+python -m benchmarks.diffusers_tests --diffusers ../diffusers                       # all: hours, on two cores
+python -m benchmarks.diffusers_tests --diffusers ../diffusers --only flux sd3       # some folders of tests/pipelines
+python -m benchmarks.diffusers_tests --diffusers ../diffusers -k "not lora" --processes 1
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import peft
+import transformers
+
+from benchmarks.diffusers_tests.records import Record, read
+from benchmarks.diffusers_tests.stand_ins import make_hub, names
+from benchmarks.diffusers_tests.summary import differing, summarise, table
+from benchmarks.machine import machine
+
+_ROOT = Path(__file__).parents[2]
+_BUILD = _ROOT / "build" / "diffusers-tests"
+_RESULTS = _ROOT / "benchmarks" / "results" / "diffusers-tests.json"
+_MODES = ("full", "rounds")
+
+
+def main() -> None:
+    """Run the modes one after the other; write the results and print their counts."""
+    begin = time.monotonic()
+    given = _arguments()
+    checkout = _checkout(given.diffusers)
+    targets = _targets(checkout, given.only)
+    hub = make_hub(_BUILD / "hub")
+    seconds: dict[str, float] = {}
+
+    def run(name: str, mode: str, files: Sequence[Path]) -> dict[str, Record]:
+        started = time.monotonic()
+        records = _run(checkout, hub, name, mode, files, given)
+        seconds[name] = round(time.monotonic() - started)
+        return records
+
+    plain = run("plain", "plain", targets)
+    attached = {mode: run(mode, mode, targets) for mode in given.modes}
+    unclear = differing(plain, attached.get("full", {}))
+    # Whole files: what a class of tests computes once is computed in the first of them.
+    files = sorted({checkout / test.split("::")[0] for test in unclear})
+    again = run("again", "plain", files) if files else {}
+    summary = summarise(plain, attached, again)
+    content = {"machine": machine(), **_versions(checkout, given), "seconds": seconds, **summary}
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(table(summary))
+    print(f"{given.output}, {time.monotonic() - begin:.0f} s; the tests' own words: {_BUILD}/*.log")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.diffusers_tests", description=__doc__.split("\n")[0])
+    parser.add_argument("--diffusers", type=Path, help="the checkout; by default what DIFFUSERS names")
+    parser.add_argument("--only", nargs="+", default=[], help="folders or files of tests/pipelines; by default all")
+    parser.add_argument("-k", help="which tests, as pytest takes it")
+    parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES))
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=_RESULTS)
+    given = parser.parse_args()
+    given.diffusers = given.diffusers or (Path(os.environ["DIFFUSERS"]) if os.environ.get("DIFFUSERS") else None)
+    return given
+
+
+def _checkout(told: Path | None) -> Path:
+    """Where diffusers' tests are; ends with advice where they are not."""
+    version = diffusers.__version__
+    advice = f"git clone --depth 1 --branch v{version} https://github.com/huggingface/diffusers"
+    if told is None or not (told / "tests" / "pipelines").is_dir():
+        place = "DIFFUSERS names no checkout" if told is None else f"there is no tests/pipelines in {told}"
+        sys.exit(
+            f"{place}: diffusers' tests are not part of its package. Get them, and say where they are:\n"
+            f"  {advice}\n  DIFFUSERS=./diffusers make test-diffusers"
+        )
+    checkout = told.resolve()
+    tests_of = _version(checkout)
+    if tests_of != version:
+        print(f"the tests are of diffusers {tests_of}, installed is {version}; tests that fit:\n  {advice}")
+    return checkout
+
+
+def _version(checkout: Path) -> str:
+    source = checkout / "src" / "diffusers" / "__init__.py"
+    found = re.search(r'__version__ = "(.*)"', source.read_text(encoding="utf-8")) if source.exists() else None
+    return found.group(1) if found else "unknown"
+
+
+def _targets(checkout: Path, only: Sequence[str]) -> list[Path]:
+    folder = checkout / "tests" / "pipelines"
+    targets = [folder / name for name in only] or [folder]
+    missing = [str(target) for target in targets if not target.exists()]
+    if missing:
+        sys.exit(f"not there: {', '.join(missing)}")
+    return targets
+
+
+def _versions(checkout: Path, given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "versions": {"transformers": transformers.__version__, "peft": peft.__version__, "tests": _version(checkout)},
+        "chosen": {"only": given.only, "k": given.k},
+        "stand_ins": names(),
+    }
+
+
+def _run(
+    checkout: Path, hub: Path, name: str, mode: str, files: Sequence[Path], given: argparse.Namespace
+) -> dict[str, Record]:
+    """One run of the tests by pytest; what it says goes to a file, what was seen is returned."""
+    records, log = _BUILD / f"{name}.jsonl", _BUILD / f"{name}.log"
+    records.write_text("", encoding="utf-8")
+    command = [sys.executable, "-B", "-m", "pytest", "-c", checkout / "pyproject.toml", "--rootdir", checkout]
+    command += ["-p", "no:cacheprovider", "-p", "benchmarks.diffusers_tests.plugin", "-W", "ignore"]
+    command += ["--asyncdiff-mode", mode, "--asyncdiff-records", records, "-q", "--tb=short"]
+    command += ["--continue-on-collection-errors"]
+    # A class is tested by one process: what it computes once is then computed at the same place in every run.
+    command += ["-n", str(given.processes), "--dist", "loadscope"] if given.processes > 1 else []
+    command += ["-k", given.k] if given.k else []
+    # Nothing that lies in the user's own cache is used: what can be run must not depend on it.
+    offline = {"HF_HUB_CACHE": str(hub), "HF_HOME": str(_BUILD), "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    print(f"{name} … ({log})", flush=True)
+    with log.open("w", encoding="utf-8") as output:
+        subprocess.run(
+            [*map(str, command), *map(str, files)],
+            cwd=_ROOT,
+            env=os.environ | offline,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    found = read(records)
+    if not found:
+        sys.exit(f"{name}: no test was run; see {log}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
