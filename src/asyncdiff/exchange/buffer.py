@@ -147,5 +147,5 @@ class VersionedBuffer:
 
 
 def _exact(device: torch.device) -> torch.dtype:
-    """The number format of sums; Apple's GPUs have no double precision."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The number format of sums: not every device has double precision; Apple's GPUs have not."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32

@@ -152,8 +152,9 @@ def _is_near(found: Tensor, expected: Tensor) -> bool:
     if expected.dtype == torch.float32 and expected.is_cuda and torch.backends.cuda.matmul.allow_tf32:
         limit = _ROUNDING_OF_TENSOR_FLOAT_32
     members = len(expected) if expected.ndim else 1
-    difference = (found.double() - expected.double()).reshape(members, -1).norm(dim=1)
-    return bool((difference <= limit * expected.double().reshape(members, -1).norm(dim=1)).all())
+    exact = torch.promote_types(expected.dtype, torch.float32)  # not every device has double precision
+    difference = (found.to(exact) - expected.to(exact)).reshape(members, -1).norm(dim=1)
+    return bool((difference <= limit * expected.to(exact).reshape(members, -1).norm(dim=1)).all())
 
 
 def _ratio(tensor: Tensor, batch: int) -> int:

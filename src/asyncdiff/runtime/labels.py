@@ -99,7 +99,7 @@ class Labels:
         derived = [self._derive(positions, labels.tolist(), first + step, like) for labels in numbers.T]
         if not isinstance(like, Tensor):
             return type(like)(derived[0])
-        return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like)
+        return torch.tensor(derived, dtype=torch.float64)[which].reshape(like.shape).to(like.dtype).to(like.device)
 
     def _derive(self, positions: Sequence[int], labels: Sequence[float], position: int, like: Any) -> float:
         """One number of a later label, from what it was at some positions of the timetable."""
@@ -176,4 +176,4 @@ def _tolerance(argument: Any) -> float:
 
 
 def _numbers(argument: Any) -> Tensor:
-    return torch.as_tensor(argument).detach().to("cpu", torch.float64).flatten()
+    return torch.as_tensor(argument).detach().cpu().double().flatten()  # not every device has double precision
