@@ -54,8 +54,25 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/exchange/test_line.py::test_a_stuck_rank_where_waits_do_not_hold_the_host",
         "tests/exchange/test_line.py::test_a_stuck_rank_where_the_host_is_held_by_its_device",
     ),
+    "A call that is part of no generation is the ordinary one": (
+        "tests/runtime/test_generation.py::test_calls_between_generations_are_the_plain_ones",
+        "tests/runtime/test_generation.py::test_gradients_are_those_of_the_plain_denoiser",
+        "tests/runtime/test_generation.py::test_timesteps_in_any_order_are_no_generation",
+    ),
+    "Every generation is recognised, whichever pipeline, scheduler or thread drives it": (
+        "tests/runtime/test_generation.py::test_a_second_pipeline_on_the_same_denoiser",
+        "tests/runtime/test_generation.py::test_two_threads_two_pipelines_one_denoiser",
+        "tests/runtime/test_generation.py::test_a_loop_by_hand_is_a_generation",
+    ),
+    "What a generation held is freed at its end": (
+        "tests/runtime/test_generation.py::test_a_generation_leaves_nothing_in_memory",
+        "tests/runtime/test_generation.py::test_memory_is_free_while_the_picture_is_decoded",
+    ),
     "The ranks' pace does not matter": ("tests/exchange/test_line.py::test_ranks_at_an_uneven_pace",),
     "Ranks that disagree, die or hang end in an error in bounded time": (
+        "tests/faults/test_faults.py",
+        "tests/runtime/test_ranks.py",
+        "tests/exchange/test_agreement.py",
         "tests/test_errors.py::test_ranks_with_different_inputs",
         "tests/test_errors.py::test_a_rank_that_dies",
         "tests/test_errors.py::test_a_rank_that_never_joins",

@@ -4,14 +4,17 @@ from asyncdiff.api import AsyncDiff
 from asyncdiff.demo import load_demo
 from asyncdiff.errors import (
     AsyncDiffError,
+    BusyError,
     ConfigurationError,
     ExchangeError,
     LabelError,
     ModelError,
+    NotANumberError,
     OtherUnitsError,
     RankMismatchError,
     ShapeChangedError,
     SplitError,
+    StoppedError,
     TraceError,
 )
 from asyncdiff.exchange.world import local_device
@@ -21,17 +24,20 @@ from asyncdiff.report import DenoiserReport, Report
 __all__ = [
     "AsyncDiff",
     "AsyncDiffError",
+    "BusyError",
     "ConfigurationError",
     "DenoiserReport",
     "ExchangeError",
     "LabelError",
     "Method",
     "ModelError",
+    "NotANumberError",
     "OtherUnitsError",
     "RankMismatchError",
     "Report",
     "ShapeChangedError",
     "SplitError",
+    "StoppedError",
     "TraceError",
     "load_demo",
     "local_device",

@@ -42,7 +42,7 @@ def _other_weight(pipe: DiffusionPipeline) -> None:
 # What the first rank does, what the second does, and what the error names.
 DIFFERENCES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "an adapter on one": (_loaded(1.0), lambda pipe: None, "of the module '"),
-    "another scale": (_loaded(1.0), _loaded(0.5), "'scaling' of the module '.*to_"),
+    "another scale": (_loaded(1.0), _loaded(0.5), "'scaling' of the module '"),
     "another weight": (lambda pipe: None, _other_weight, "the weight 'mid_block.resnets.0.conv1.weight' of the 'unet'"),
     "another setting of a module": (
         lambda pipe: None,

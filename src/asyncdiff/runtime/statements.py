@@ -92,8 +92,8 @@ class Fingerprint:
         for name, kind, is_compiled, settings in self._structure:
             title = f"the module {name or self._name!r}"
             yield Statement(title, f"{kind.__name__}{', compiled' if is_compiled else ''}")
-            for key, value in settings:
-                yield Statement(f"{key!r} of {title}", value.__name__ if isinstance(value, type) else repr(value))
+            for key, *values in settings:
+                yield Statement(f"{key!r} of {title}", ", ".join(_named(value) for value in values))
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in self._modules:
@@ -116,6 +116,10 @@ class Fingerprint:
         for name, tensor in self._tensors():
             text = hashlib.sha256(b"".join(_bytes(sample) for sample in _ends(tensor))).hexdigest()[:16]
             yield Statement(f"the weight {name!r} of the {self._name!r}", text)
+
+
+def _named(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)
 
 
 def _form(tensor: Tensor) -> str:
