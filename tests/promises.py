@@ -99,6 +99,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
     ),
     "Compiled, offloaded, quantized and copied modules run in rounds, or are clearly refused": (
         "tests/pipelines/test_execution.py",
+        "tests/pipelines/test_wrappers.py",
+        "tests/runtime/test_single.py",
+    ),
+    "Another rule that decides which blocks run is refused, or named at the first call that shows it": (
+        "tests/pipelines/test_other_rules.py",
+        "tests/runtime/test_units.py",
     ),
     "Other schedulers, sizes, batches and precisions": (
         "tests/pipelines/test_sampling.py",
