@@ -26,7 +26,7 @@ from benchmarks.diffusers_tests.summary import differing, summarise, table
 from benchmarks.machine import machine
 
 _ROOT = Path(__file__).parents[2]
-_BUILD = _ROOT / "build" / "diffusers-tests"
+_WORK = _ROOT / "build" / "diffusers-tests"
 _RESULTS = _ROOT / "benchmarks" / "results" / "diffusers-tests.json"
 _MODES = ("full", "rounds")
 
@@ -37,7 +37,7 @@ def main() -> None:
     given = _arguments()
     checkout = _checkout(given.diffusers)
     targets = _targets(checkout, given.only)
-    hub = make_hub(_BUILD / "hub")
+    hub = make_hub(given.work / "hub")
     seconds: dict[str, float] = {}
 
     def run(name: str, mode: str, files: Sequence[Path]) -> dict[str, Record]:
@@ -47,6 +47,8 @@ def main() -> None:
         return records
 
     plain = run("plain", "plain", targets)
+    if not plain:
+        sys.exit(f"no test was run; see {given.work / 'plain.log'}")
     attached = {mode: run(mode, mode, targets) for mode in given.modes}
     unclear = differing(plain, attached.get("full", {}))
     # Whole files: what a class of tests computes once is computed in the first of them.
@@ -57,7 +59,7 @@ def main() -> None:
     given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(summary))
-    print(f"{given.output}, {time.monotonic() - begin:.0f} s; the tests' own words: {_BUILD}/*.log")
+    print(f"{given.output}, {time.monotonic() - begin:.0f} s; the tests' own words: {given.work}/*.log")
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,8 +69,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-k", help="which tests, as pytest takes it")
     parser.add_argument("--modes", nargs="+", choices=_MODES, default=list(_MODES))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--work", type=Path, default=_WORK, help="where what was seen is kept; for one run at a time")
     parser.add_argument("--output", type=Path, default=_RESULTS)
     given = parser.parse_args()
+    given.work = given.work.resolve()
     given.diffusers = given.diffusers or (Path(os.environ["DIFFUSERS"]) if os.environ.get("DIFFUSERS") else None)
     return given
 
@@ -117,17 +121,19 @@ def _run(
     checkout: Path, hub: Path, name: str, mode: str, files: Sequence[Path], given: argparse.Namespace
 ) -> dict[str, Record]:
     """One run of the tests by pytest; what it says goes to a file, what was seen is returned."""
-    records, log = _BUILD / f"{name}.jsonl", _BUILD / f"{name}.log"
+    work: Path = given.work
+    records, log = work / f"{name}.jsonl", work / f"{name}.log"
     records.write_text("", encoding="utf-8")
     command = [sys.executable, "-B", "-m", "pytest", "-c", checkout / "pyproject.toml", "--rootdir", checkout]
     command += ["-p", "no:cacheprovider", "-p", "benchmarks.diffusers_tests.plugin", "-W", "ignore"]
     command += ["--asyncdiff-mode", mode, "--asyncdiff-records", records, "-q", "--tb=short"]
     command += ["--continue-on-collection-errors"]
+    command += [] if name == "plain" else ["--asyncdiff-like", work / "plain.jsonl"]
     # A class is tested by one process: what it computes once is then computed at the same place in every run.
     command += ["-n", str(given.processes), "--dist", "loadscope"] if given.processes > 1 else []
     command += ["-k", given.k] if given.k else []
     # Nothing that lies in the user's own cache is used: what can be run must not depend on it.
-    offline = {"HF_HUB_CACHE": str(hub), "HF_HOME": str(_BUILD), "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
+    offline = {"HF_HUB_CACHE": str(hub), "HF_HOME": str(work), "HF_HUB_OFFLINE": "1", "PYTHONHASHSEED": "0"}
     print(f"{name} … ({log})", flush=True)
     with log.open("w", encoding="utf-8") as output:
         subprocess.run(
@@ -138,10 +144,7 @@ def _run(
             stderr=subprocess.STDOUT,
             check=False,
         )
-    found = read(records)
-    if not found:
-        sys.exit(f"{name}: no test was run; see {log}")
-    return found
+    return read(records)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 import asyncdiff
 from benchmarks.diffusers_tests.attach import MODES, Watch
-from benchmarks.diffusers_tests.records import Failure, Record, to_line
+from benchmarks.diffusers_tests.records import Failure, Record, read, to_line
 
 NO_NETWORK = "no network while diffusers' tests are run"
 _FOLDERS = {"asyncdiff": asyncdiff.__file__, "diffusers": diffusers.__file__}
@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """How AsyncDiff is attached, and where it is written down what happened."""
     parser.addoption("--asyncdiff-mode", choices=MODES, default="plain")
     parser.addoption("--asyncdiff-records", type=Path, default=Path("records.jsonl"))
+    parser.addoption("--asyncdiff-like", type=Path, help="records: only tests that called a pipeline there are run")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -45,6 +46,13 @@ class _Recorder:
         self._watch = Watch(MODES[config.getoption("asyncdiff_mode")])
         self._path: Path = config.getoption("asyncdiff_records")
         self._seconds = 0.0
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """What called no pipeline without AsyncDiff has nothing to say about it."""
+        like: Path | None = self._config.getoption("asyncdiff_like")
+        if like is not None:
+            before = read(like)
+            items[:] = [item for item in items if item.nodeid in before and before[item.nodeid].calls]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -107,7 +115,7 @@ def _failure(raised: pytest.ExceptionInfo[BaseException] | None, checkout: Path)
         causes.append(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
     kinds = tuple(kind.__name__ for kind in type(error).__mro__ if kind is not object)
-    return Failure(kinds, str(error)[:2000], tuple(causes), _origin(raised, checkout))
+    return Failure(kinds, str(error).replace(f"{checkout}/", "")[:2000], tuple(causes), _origin(raised, checkout))
 
 
 def _origin(raised: pytest.ExceptionInfo[BaseException], checkout: Path) -> str:

@@ -337,6 +337,7 @@ def test_the_command(tmp_path: Path) -> None:
     (folder / "test_broken.py").write_text("import nowhere\n", encoding="utf-8")
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.diffusers_tests", "--processes", "1", "--output", str(output)]
+    command += ["--work", str(tmp_path / "work")]
     environment = os.environ | {"DIFFUSERS": str(tmp_path / "checkout")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
