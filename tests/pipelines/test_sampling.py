@@ -633,3 +633,24 @@ def test_memory_order_and_precision_between_two_processes() -> None:
         assert torch.equal(found, other)
         assert found.dtype == together.dtype
         assert relative_error(found, together) <= (1e-5 if together.dtype == torch.float32 else 1e-2)
+
+
+MANY = "num_images_per_prompt"
+
+
+def _divisions(name: str, **arguments: Any) -> list[tuple[tuple[str, ...], ...]]:
+    """How the denoisers of a pipeline are divided for a call; every step is computed in full."""
+    pipe = PIPELINES[name].build()
+    with AsyncDiff(pipe, components=2, executor="local", warmup=100) as async_diff:
+        run(pipe, PIPELINES[name], num_inference_steps=2, **arguments)
+        return [denoiser.components for denoiser in async_diff.report().denoisers]
+
+
+@ignore_short
+@pytest.mark.parametrize(
+    "name",
+    ["kandinsky3", *(pytest.param(each, marks=pytest.mark.whole) for each in ("sd15", "sdxl", "pixart_alpha", "flux"))],
+)
+def test_a_picture_does_not_depend_on_those_beside_it(name: str) -> None:
+    """Kandinsky 3 was divided otherwise for one picture than for two: costs were those of the batch."""
+    assert _divisions(name) == _divisions(name, **{MANY: 2})

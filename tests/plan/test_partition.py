@@ -1,6 +1,7 @@
 """Units, live edges and division: against hand-worked answers, and against all possible divisions."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,14 +99,15 @@ def test_a_part_of_a_batch_is_divided_like_the_whole() -> None:
     """The weights are read once, however large the batch is; all else is in proportion."""
     pipe, inputs = golden_pipeline()
     trace, args, kwargs = traced(pipe, "unet", lambda: pipe(**{**inputs, "num_inference_steps": 1}))
+    part = replace(trace, batch=2)
     twice = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.ndim else leaf, args)
     with torch.no_grad():
         named = tree_map(lambda leaf: torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) else leaf, kwargs)
-        _, trace_of_whole = record(pipe.unet, Call(pipe.unet.forward, twice, named))
-    whole, part = build_graph(trace_of_whole, WEIGHT), build_graph(trace, WEIGHT, times_larger=2.0)
-    assert [unit.cost for unit in part.units] == pytest.approx([unit.cost for unit in whole.units])
-    alone = build_graph(trace, WEIGHT)
-    assert all(2 * own.cost > unit.cost for own, unit in zip(alone.units, whole.units, strict=True) if unit.flops)
+        _, whole = record(pipe.unet, Call(pipe.unet.forward, twice, named), batch=4)
+    costs = [[unit.cost for unit in build_graph(each, WEIGHT).units] for each in (part, whole)]
+    assert costs[0] == pytest.approx(costs[1])
+    as_recorded = build_graph(replace(whole, batch=None), WEIGHT)
+    assert all(2 * own > unit.cost for own, unit in zip(costs[0], as_recorded.units, strict=True) if unit.flops)
 
 
 class Modulated(nn.Module):

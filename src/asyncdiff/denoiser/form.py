@@ -87,6 +87,10 @@ class CallForm:
         candidates = (value for name, value in arguments.items() if name not in self._times)
         return next((value for value in candidates if isinstance(value, Tensor) or _is_list_of_tensors(value)), None)
 
+    def batch(self, call: Call) -> int:
+        """How large the batch of a call is."""
+        return batch_size(self.main(call))
+
     def with_times(self, call: Call, times: dict[str, Any]) -> Call:
         """The call with other times, each in the place where it was: decorators look into keyword arguments."""
         positions = list(self._signature.parameters)
@@ -97,6 +101,13 @@ class CallForm:
             else:
                 moved[positions.index(name)] = time
         return call.giving((tuple(moved), kwargs))
+
+
+def batch_size(main: Any) -> int:
+    """How large the batch of a call is, by its main argument: a tensor, or a list with an item for each member."""
+    if isinstance(main, Tensor):
+        return main.shape[0] if main.ndim else 1
+    return len(main) if isinstance(main, list) else 1
 
 
 def _is_list_of_tensors(argument: Any) -> bool:

@@ -30,6 +30,9 @@ _OPERATIONS_PER_EXPONENTIAL = 100
 # A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
 LINK_BYTE = 50
 
+# Costs are counted for a batch of so many.
+_BATCH = 2
+
 # A module whose own arithmetic, outside the modules it calls, is more than this share of its work
 # is a unit even if it owns a list of modules: an attention product is no glue.
 GLUE_FLOPS_SHARE = 0.003
@@ -121,17 +124,19 @@ class Graph:
         return sum(self.units[edge.unit].outputs[edge.leaf].bytes for edge in edges)
 
 
-def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = (), times_larger: float = 1.0) -> Graph:
+def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = ()) -> Graph:
     """Find the units of a traced call and follow the data between them.
+
+    Costs are those of one picture, guided (a batch of two), where it is known how large the recorded batch is: a
+    denoiser is to be divided in one way, and so to draw one picture, whatever is drawn beside it, and whether or not
+    several groups of devices share a batch out. Copies do not count: with a batch of one, torch leaves some out.
 
     Args:
         trace: the recorded call.
         rates: weigh memory-bound units against compute-bound ones, and both against the host's work.
         inside: module names that a unit may not enclose (those that a split names).
-        times_larger: costs are those of a batch so many times as large as the recorded one: a denoiser is to be divided
-            in one way, and so to draw one picture, whether or not several groups of devices share a batch out. (With a
-            batch of one, torch leaves out some copies; that may still make a difference.)
     """
+    times_larger = 1.0 if trace.batch is None else _BATCH / trace.batch
     numbers = tuple(_find_units(trace, tuple(inside)))
     reads, output_reads, overwritten, _ = follow(trace, numbers)
     costs = [_cost(trace, trace.calls[number], rates.per_byte, times_larger) for number in numbers]

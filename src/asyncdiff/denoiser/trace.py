@@ -55,6 +55,9 @@ _KEEPING = frozenset(
 )
 _SCALING = frozenset(getattr(torch.ops.aten, name) for name in ("mul", "mul_", "div", "div_"))
 
+# With a batch of one, torch does without some of these: they must not decide how a denoiser is divided.
+_COPIES = frozenset([torch.ops.aten.clone])
+
 # Operators that read a part of a table, as large as what they make of it.
 _LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "gather", "index", "index_select"))
 
@@ -124,12 +127,14 @@ class ModuleCall:
 class Trace:
     """All of one denoiser call. `calls[0]` is the call of the denoiser itself.
 
-    `idle` are the modules with parameters of which nothing was called, without those inside of them.
+    `idle` are the modules with parameters of which nothing was called, without those inside of them; `batch` is how
+    large the call's batch was, where that is known.
     """
 
     calls: tuple[ModuleCall, ...]
     operators: tuple[Operator, ...]
     idle: tuple[str, ...] = ()
+    batch: int | None = None
 
 
 class _Values:
@@ -225,7 +230,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 makes.append(self.values.made(tensor, is_alias))
         made = sum(tensor.nbytes for tensor in outputs)
         read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
-        moved = 0 if is_view else read + made
+        moved = 0 if is_view or kind in _COPIES else read + made
         weights = 0
         if moved and kind not in _LOOKUPS:
             weights = sum(tensor.nbytes for tensor in inputs if _storage_key(tensor) in self._weights)
@@ -365,8 +370,11 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def record(denoiser: nn.Module, call: Call) -> tuple[Any, Trace]:
+def record(denoiser: nn.Module, call: Call, batch: int | None = None) -> tuple[Any, Trace]:
     """Make a call of the denoiser and record it.
+
+    Args:
+        batch: how large the call's batch is, where that is known.
 
     Returns the call's own result and the trace.
     """
@@ -378,7 +386,8 @@ def record(denoiser: nn.Module, call: Call) -> tuple[Any, Trace]:
         result = call()
         recorder.leave(result)
     _mark_lists(denoiser, recorder.calls)
-    return result, Trace(tuple(recorder.calls), tuple(recorder.operators), tuple(_idle(denoiser, recorder.calls)))
+    idle = tuple(_idle(denoiser, recorder.calls))
+    return result, Trace(tuple(recorder.calls), tuple(recorder.operators), idle, batch)
 
 
 def _idle(denoiser: nn.Module, calls: list[ModuleCall]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from torch import nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers
+from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import ConfigurationError
@@ -151,7 +152,7 @@ def _trace_first_call(
 ) -> Any:
     if name in traces:
         return call()
-    result, traces[name] = record(denoiser, call)
+    result, traces[name] = record(denoiser, call, CallForm(denoiser).batch(call))
     return result
 
 

@@ -96,17 +96,16 @@ def divide_denoiser(
     rates: DeviceRates,
     method: Method = PAPER,
     goal: Goal | None = None,
-    times_larger: float = 1.0,
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
 
-    With a goal, as many steps are bridged as it takes. `times_larger` is that of `build_graph`.
+    With a goal, as many steps are bridged as it takes.
 
     Raises:
         SplitError: the denoiser cannot be divided so.
     """
     named = [name for names in split or () for name in names]
-    fine = build_graph(trace, rates, named, times_larger)
+    fine = build_graph(trace, rates, named)
     partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)

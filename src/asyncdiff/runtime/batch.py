@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from asyncdiff.call import tensors_of
+from asyncdiff.denoiser.form import batch_size
 from asyncdiff.plan.parts import Parts
 
 # How far the results of two batch sizes may lie apart, relative to their norm: other sizes may be computed by other
@@ -62,13 +63,6 @@ class BatchRule:
             return False
         tensors = tensors_of(value)
         return not tensors or (self.by_items and any(_ratio(tensor, self.batch) != 1 for tensor in tensors))
-
-
-def batch_size(main: Any) -> int:
-    """How large the batch of a call is, by its main argument: a tensor, or a list with an item for each member."""
-    if isinstance(main, Tensor):
-        return main.shape[0] if main.ndim else 1
-    return len(main) if isinstance(main, list) else 1
 
 
 def batch_rules(main: Any, arguments: Any) -> tuple[BatchRule, ...]:

@@ -90,17 +90,16 @@ class DenoiserRuntime:
             return self.outer(call, arguments)
         return self._computing.compute(call, arguments)
 
-    def begin_part(self, lane: int, context: Any, call: Call, times_larger: float = 1.0) -> Prospect:
+    def begin_part(self, lane: int, context: Any, call: Call) -> Prospect:
         """Get ready to compute a part of a call on a group of ranks.
 
         Args:
             lane: which of the groups of this process.
             context: the same for all parts that belong to one stream.
             call: the part.
-            times_larger: how large the batch of the whole call is, in batches of the part.
         """
         self._computing = self._lanes[lane]
-        return self._computing.begin(call, self._arguments(call, context), times_larger)
+        return self._computing.begin(call, self._arguments(call, context))
 
     def compute_part(self, lane: int, prospect: Prospect, within: bool) -> Any:
         """Compute the part of a call that `begin_part` has got ready.

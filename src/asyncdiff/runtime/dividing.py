@@ -28,7 +28,7 @@ class Divisions:
         self.structure: Structure = None
         self._context = context
         self._modules: list[dict[str, Any]] = []  # their attributes
-        self._known: Recent[tuple[Structure, Signature, float, Goal | None], dict[tuple[int, int], Division]] = Recent()
+        self._known: Recent[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = Recent()
 
     def look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are.
@@ -68,7 +68,7 @@ class Divisions:
             RankMismatchError: the ranks would divide it differently.
         """
         context, goal = self._context, self._goal()
-        result, trace = record(context.denoiser, call.with_own_containers())
+        result, trace = record(context.denoiser, call.with_own_containers(), context.form.batch(call))
         division = divide_denoiser(
             trace,
             context.schedule,
@@ -76,7 +76,6 @@ class Divisions:
             rates_of(context.device),
             context.settings.chosen_method,
             goal,
-            stream.times_larger,
         )
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
@@ -94,7 +93,7 @@ class Divisions:
 
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""
-        key = (self.structure, stream.arguments.signature, stream.times_larger, self._goal())
+        key = (self.structure, stream.arguments.signature, self._goal())
         return self._known.of(key, dict)
 
     def _goal(self) -> Goal | None:

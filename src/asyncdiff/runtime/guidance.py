@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
+from asyncdiff.denoiser.form import batch_size
 from asyncdiff.exchange.protocol import Exchange, SharedLeaves
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.parts import Parts
@@ -27,7 +28,6 @@ from asyncdiff.runtime.advice import advise
 from asyncdiff.runtime.batch import (
     BatchRule,
     batch_rules,
-    batch_size,
     has_form_of_part,
     is_same_but_for_rounding,
     join,
@@ -229,7 +229,7 @@ class Guidance:
     def _compute_in_parts(self, rule: BatchRule, belonging: _Belonging, call: Call) -> Any:
         larger = rule.batch / Parts(rule.batch, self._groups).size
         prospects = [
-            self._runtime.begin_part(lane, belonging.context, self._part(rule, call, group), larger)
+            self._runtime.begin_part(lane, belonging.context, self._part(rule, call, group))
             for lane, group in enumerate(self._axis.ranks)
         ]
         # A group that computed less than the others would wait for them.

@@ -87,12 +87,8 @@ class Lane:
         prospect = self.begin(call, arguments)
         return self.finish(prospect, prospect.within)
 
-    def begin(self, call: Call, arguments: Arguments, times_larger: float = 1.0) -> Prospect:
-        """Find a call's stream; compare with the other ranks what has to be the same on all; judge the forecasts.
-
-        Args:
-            times_larger: how large the batch is of which the call is a part, in batches of the part.
-        """
+    def begin(self, call: Call, arguments: Arguments) -> Prospect:
+        """Find a call's stream; compare with the other ranks what has to be the same on all; judge the forecasts."""
         context, clock = self._context, self._context.clock
         stream, is_new = self.streams.of_call(arguments, clock.steps, clock.timetable)
         try:
@@ -100,7 +96,6 @@ class Lane:
                 what = f"the inputs of the denoiser {context.name!r}"
                 context.exchange.check_agreement(lambda: about_arguments(context.form.arguments(call)), what)
             if is_new:
-                stream.times_larger = times_larger
                 stream.division = self._divisions.known(stream, self._number)
             course = stream.follow(context.schedule if stream.division is None else stream.division.schedule)
             return self._judge(call, stream, course)

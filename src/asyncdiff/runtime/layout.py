@@ -2,12 +2,12 @@
 
 from typing import Any
 
+from asyncdiff.denoiser.form import batch_size
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.world import World
 from asyncdiff.plan.choice import choose_groups
 from asyncdiff.plan.mesh import Mesh
-from asyncdiff.runtime.batch import batch_size
 from asyncdiff.settings import Settings
 
 DEVICES_OF_PREVIEW = 2  # that one process computes for, where nothing is said

@@ -66,7 +66,6 @@ class Stream:
         first_times: the time arguments with which it began.
         place: how many streams there were when it began.
         division: how the denoiser is divided for it.
-        times_larger: how large the batch is of which its calls are parts, in batches of a part.
         index: the step of its next call, counted from its first.
         last_step: the pipeline's step of its last call.
         predictions: the leaves of the noise predictions made so far in this round, by step.
@@ -81,7 +80,6 @@ class Stream:
     first_times: dict[str, Any]
     place: int = 0
     division: Division | None = None
-    times_larger: float = 1.0
     index: int = 0
     last_step: int = -1
     conditioning: frozenset[int] | None = None
