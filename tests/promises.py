@@ -79,6 +79,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/test_errors.py::test_a_rank_that_hangs",
         "tests/pipelines/test_choice.py::test_ranks_that_would_choose_differently",
     ),
+    "Several pipelines may be attached side by side, and leave in any order": ("tests/exchange/test_membership.py",),
     "Guidance groups are exact": (
         "tests/runtime/test_guidance.py",
         "tests/runtime/test_batch.py",

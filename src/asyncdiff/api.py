@@ -191,7 +191,7 @@ class AsyncDiff:
             yield
 
     def disable(self) -> None:
-        """Detach: the pipeline is bit for bit what it was. A process group started here is destroyed."""
+        """Detach: the pipeline is bit for bit what it was. A process group started here ends with its last user."""
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from asyncdiff import AsyncDiff, ConfigurationError, local_device
-from asyncdiff.exchange.world import backend_for
+from asyncdiff.exchange.membership import backend_for
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES
 

@@ -12,7 +12,7 @@ import typer
 from asyncdiff.commands.checks import read_split
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.exchange.world import check_backend
+from asyncdiff.exchange.membership import check_backend
 from asyncdiff.loading import DEMO_MODELS
 from asyncdiff.settings import Knob, MethodName, Settings, in_options, knobs
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.fault import Fault
+from asyncdiff.exchange.groups import end_group
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.watch import Watcher
 
@@ -106,7 +107,7 @@ class Line:
         ]
         try:
             works = dist.batch_isend_irecv(operations)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
             self._fault.raise_if_told()
             raise ExchangeError(f"rank {self.rank}: {batch[0].what} could not be started: {error}") from error
         traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
@@ -136,8 +137,8 @@ class Line:
         if self._watcher is not None:
             self._watcher.close()
         group, self._group = self._group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
+        if group is not None:
+            end_group(group)
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""

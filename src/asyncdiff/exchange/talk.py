@@ -11,6 +11,7 @@ from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.fault import Fault
+from asyncdiff.exchange.groups import end_group
 from asyncdiff.exchange.protocol import Traffic
 
 # By this name a record of what was started can tell this group from the one that moves the devices' tensors.
@@ -70,8 +71,8 @@ class Talk:
     def close(self) -> None:
         """Destroy the group: what others still wait for on it fails at once."""
         group, self._group = self._group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
+        if group is not None:
+            end_group(group)
 
     def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
         """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
@@ -81,7 +82,7 @@ class Talk:
         try:
             work = operation(*arguments, group=self._group, async_op=True)
             work.wait(timedelta(seconds=self._timeout))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
             seconds = time.perf_counter() - begin
             self._fault.raise_if_told()
             silent = self._fault.silent(self._members)

@@ -1,6 +1,5 @@
 """All ranks of a run: who takes part, before it is known in which teams they exchange."""
 
-import atexit
 import logging
 import os
 from collections.abc import Sequence
@@ -12,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from asyncdiff.errors import ConfigurationError, ExchangeError
+from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.agreement import Statements, compare
 from asyncdiff.exchange.distributed import DistributedExchange
 from asyncdiff.exchange.fault import Fault, Store
-from asyncdiff.exchange.line import SECONDS_BEHIND, Line
+from asyncdiff.exchange.line import Line
 from asyncdiff.exchange.local import LocalExchange
+from asyncdiff.exchange.membership import Membership, backend_for, not_ready, number_told
 from asyncdiff.exchange.protocol import Exchange, Traffic
 from asyncdiff.exchange.talk import TALK, Talk
 from asyncdiff.exchange.team import Team
@@ -126,10 +126,7 @@ class DistributedWorld:
     def __init__(self, device: torch.device, timeout: float, backend: str | None = None) -> None:
         self.device = device
         self._timeout = timeout
-        self._is_closed = False
-        self._has_started = _join(device, timeout, backend)
-        # A script may end without disable(): a group whose threads still run then aborts the interpreter.
-        atexit.register(self._leave)
+        self._membership = Membership(device, timeout, backend)
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._opened: list[_Closing] = []
         self._run: _Run | None = None
@@ -145,7 +142,7 @@ class DistributedWorld:
         try:
             talk = self._talk_among(teams, traffic, run.fault)
         except RuntimeError as error:
-            raise ExchangeError(_not_ready(self.rank, self.size, self._timeout, error)) from error
+            raise ExchangeError(not_ready(self.rank, self.size, self._timeout, error)) from error
         return DistributedExchange(Team(members, members.index(self.rank), run.line, talk, traffic))
 
     def check_agreement(self, statements: Statements, what: str) -> None:
@@ -170,7 +167,7 @@ class DistributedWorld:
 
     def close(self) -> None:
         self._close_run()
-        self._leave()
+        self._membership.leave()
 
     def _open(self) -> None:
         """Make what the ranks exchange with; all of them take part."""
@@ -183,7 +180,7 @@ class DistributedWorld:
             line = Line(self.device, backend_for(self.device), self._timeout, fault)
             self._opened.append(line)
         except (RuntimeError, ExchangeError) as error:
-            raise ExchangeError(_not_ready(self.rank, self.size, self._timeout, error)) from error
+            raise ExchangeError(not_ready(self.rank, self.size, self._timeout, error)) from error
         self._run = _Run(talk, line, fault)
 
     def _close_run(self) -> None:
@@ -210,19 +207,12 @@ class DistributedWorld:
         made = dist.new_group(list(ranks), backend="gloo", timeout=limit, group_desc=TALK)
         return cast(dist.ProcessGroup, made)
 
-    def _leave(self) -> None:
-        if self._has_started and dist.is_initialized():
-            logger.info("rank %d: destroying the process group that this run started", self.rank)
-            dist.destroy_process_group()
-        self._has_started = False
-        atexit.unregister(self._leave)
-
 
 def is_launched() -> bool:
     """Whether this process is one of several: a process group exists, or torchrun started it."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
-    return _told("WORLD_SIZE", 1) > 1 and "RANK" in os.environ
+    return number_told("WORLD_SIZE", 1) > 1 and "RANK" in os.environ
 
 
 def local_device() -> torch.device:
@@ -233,76 +223,7 @@ def local_device() -> torch.device:
     count = torch.cuda.device_count()
     if not count:
         return torch.device("cpu")
-    return torch.device("cuda", _told("LOCAL_RANK", 0) % count)
-
-
-def check_backend(backend: str | None) -> None:
-    """Refuse what torch.distributed has no backend for, before any rank waits for another.
-
-    Raises:
-        ConfigurationError: there is none of that name here.
-    """
-    # It may be told device by device: "cpu:gloo,cuda:nccl".
-    for name in (part.rpartition(":")[2] for part in backend.split(",")) if backend is not None else ():
-        if not dist.is_backend_available(name.lower()):
-            raise ConfigurationError(
-                f"backend={backend!r}: torch.distributed knows no {name!r} here; leave backend out, or use 'gloo'"
-            )
-
-
-def _told(name: str, default: int) -> int:
-    """A number that torchrun tells in the environment."""
-    text = os.environ.get(name, str(default))
-    if not text.isdecimal():
-        raise ConfigurationError(f"{name} in the environment must be a whole number, as torchrun sets it, not {text!r}")
-    return int(text)
-
-
-def backend_for(device: torch.device) -> str:
-    """What moves tensors of a device in the default process group; gloo, by way of the host, if nothing does."""
-    backends = dict(part.split(":", 1) for part in dist.get_backend_config().split(",") if ":" in part)
-    return backends.get(device.type, "gloo")
-
-
-def _join(device: torch.device, timeout: float, backend: str | None) -> bool:
-    """Make sure that the default process group exists; returns whether it was started here."""
-    if dist.is_initialized():
-        found = backend_for(device)
-        if backend not in (None, found):
-            raise ConfigurationError(
-                f"backend={backend!r}, but the process group that exists moves tensors of {device} with {found!r}; "
-                "leave backend out, or start the process group with it"
-            )
-        return False
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ExchangeError(
-            f"executor='distributed' needs a process group or torchrun's environment ({', '.join(missing)} not set); "
-            "start the script with: torchrun --nproc-per-node=N script.py"
-        )
-    check_backend(backend)
-    chosen = backend or ("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
-    rank, world_size = _told("RANK", 0), _told("WORLD_SIZE", 1)
-    if rank >= world_size:
-        raise ConfigurationError(f"RANK={rank} in the environment, but WORLD_SIZE={world_size}; ranks count from 0")
-    logger.info("rank %d: starting a %s process group of %d ranks", rank, chosen, world_size)
-    # With the device, communicators are made at once, and not one by one when they are first used.
-    bound = device if chosen == "nccl" and device.index is not None else None
-    limit = timeout if chosen == "gloo" else timeout + SECONDS_BEHIND
-    try:
-        dist.init_process_group(chosen, timeout=timedelta(seconds=limit), device_id=bound)
-    except (RuntimeError, ValueError) as error:
-        raise ExchangeError(_not_ready(rank, world_size, timeout, error)) from error
-    return True
-
-
-def _not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
-    if "Duplicate GPU" in str(error):
-        return (
-            f"rank {rank}: two ranks are on one GPU, which NCCL refuses; give every rank a device of its own "
-            f"(pipe.to(asyncdiff.local_device())), or use backend='gloo', which is slower: {error}"
-        )
-    return f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s: {error}"
+    return torch.device("cuda", number_told("LOCAL_RANK", 0) % count)
 
 
 def _store() -> Store:

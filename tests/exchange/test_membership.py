@@ -1,0 +1,111 @@
+"""The default process group that is started here: for whom it is there, how long, and on which store."""
+
+import atexit
+import os
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from asyncdiff import AsyncDiff, ExchangeError
+from tests.processes import RankError, run_ranks
+from tests.tiny import PIPELINES, run
+
+NAMES = ("sd3", "sd15")
+SETTINGS: dict[str, dict[str, Any]] = {"sd3": {"components": 2}, "sd15": {"components": 1, "guidance": 2}}
+STEPS = 8
+
+
+def _draw(pipes: dict[str, Any], name: str) -> Tensor:
+    return run(pipes[name], PIPELINES[name], num_inference_steps=STEPS)
+
+
+def _alone() -> dict[str, Tensor]:
+    pipes = {name: PIPELINES[name].build() for name in NAMES}
+    for name in NAMES:
+        AsyncDiff(pipes[name], executor="local", **SETTINGS[name])
+    return {name: _draw(pipes, name) for name in NAMES}
+
+
+def _two_pipelines(rank: int, order: tuple[str, ...], agent: int | None) -> list[tuple[str, Tensor]]:
+    """Two attached side by side, detached one by one, and attached again, while others are or are not."""
+    if agent is not None:
+        os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(agent))
+    pipes = {name: PIPELINES[name].build() for name in NAMES}
+    found: list[tuple[str, Tensor]] = []
+    attached: dict[str, AsyncDiff] = {}
+
+    def attach(name: str) -> None:
+        attached[name] = AsyncDiff(pipes[name], timeout=60, **SETTINGS[name])
+        found.extend((each, _draw(pipes, each)) for each in attached)
+
+    for name in NAMES:
+        attach(name)
+    first, second = order
+    attached.pop(first).disable()
+    found.append((second, _draw(pipes, second)))
+    attach(first)
+    attached.pop(second).disable()
+    attached.pop(first).disable()
+    assert not dist.is_initialized(), "its last user has left"
+    for name in NAMES:
+        attach(name)
+    while attached:
+        attached.popitem()[1].disable()
+    # The user's own, on the same store.
+    dist.init_process_group("gloo")
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
+
+
+def _check(ranks: list[Any]) -> None:
+    expected = _alone()
+    for found in ranks:
+        assert not isinstance(found, RankError), found
+        assert len(found) == 9
+        for name, result in found:
+            torch.testing.assert_close(result, expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [NAMES, NAMES[::-1]], ids=str)
+def test_two_pipelines_in_any_order(order: tuple[str, ...]) -> None:
+    _check(run_ranks(2, _two_pipelines, order, None, joined=False))
+
+
+def test_on_the_store_of_torchruns_agent() -> None:
+    agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _check(run_ranks(2, _two_pipelines, NAMES, agent.port, joined=False))
+
+
+def _left_attached(rank: int) -> bool:
+    """Nobody calls disable(); whether the group is there when all that is registered for the process's end has run."""
+    for name in NAMES:
+        AsyncDiff(PIPELINES[name].build(), timeout=60, **SETTINGS[name])
+    assert dist.is_initialized()
+    atexit._run_exitfuncs()
+    return dist.is_initialized()
+
+
+def test_it_ends_with_the_process() -> None:
+    assert run_ranks(2, _left_attached, joined=False) == [False, False]
+
+
+def _destroyed_by_the_user(rank: int) -> None:
+    pipe = PIPELINES["sd3"].build()
+    async_diff = AsyncDiff(pipe, components=2, timeout=60)
+    dist.destroy_process_group()
+    with pytest.raises(ExchangeError, match=f"rank {rank}: .* failed"):
+        run(pipe, PIPELINES["sd3"])
+    dist.init_process_group("gloo")
+    async_diff.disable()
+    assert dist.is_initialized(), "another group, which is not ours"
+    with AsyncDiff(pipe, components=2, timeout=60):
+        run(pipe, PIPELINES["sd3"])
+    assert dist.is_initialized()
+
+
+def test_a_group_that_the_user_destroys() -> None:
+    assert run_ranks(2, _destroyed_by_the_user, joined=False) == [None, None]
