@@ -80,6 +80,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/pipelines/test_choice.py::test_ranks_that_would_choose_differently",
     ),
     "Several pipelines may be attached side by side, and leave in any order": ("tests/exchange/test_membership.py",),
+    "`timeout` limits joining and our own waits, and nobody else's": (
+        "tests/test_errors.py::test_a_rank_that_never_joins",
+        "tests/exchange/test_meeting.py",
+        "tests/exchange/test_membership.py::test_our_limit_is_not_that_of_the_users_waits",
+    ),
     "Guidance groups are exact": (
         "tests/runtime/test_guidance.py",
         "tests/runtime/test_batch.py",

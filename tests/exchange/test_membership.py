@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import time
 from typing import Any
 
 import pytest
@@ -78,6 +79,30 @@ def test_two_pipelines_in_any_order(order: tuple[str, ...]) -> None:
 def test_on_the_store_of_torchruns_agent() -> None:
     agent = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     _check(run_ranks(2, _two_pipelines, NAMES, agent.port, joined=False))
+
+
+def _later_than_the_limit(rank: int, limit: float) -> tuple[Tensor, float, float]:
+    """Rank 0 thinks about the next prompt for longer than the time limit, and so it does about another group."""
+    pipe = PIPELINES["sd3"].build()
+    with AsyncDiff(pipe, timeout=limit, **SETTINGS["sd3"]):
+        run(pipe, PIPELINES["sd3"], num_inference_steps=STEPS)
+        prompt = torch.tensor(1.0 if rank == 0 else 0.0)
+        time.sleep(0 if rank else limit + 2)
+        dist.broadcast(prompt, 0)
+        time.sleep(0 if rank else limit + 1)
+        both = dist.new_group()
+        total = torch.tensor(1.0)
+        dist.all_reduce(total, group=both)
+        return run(pipe, PIPELINES["sd3"], num_inference_steps=STEPS), prompt.item(), total.item()
+
+
+def test_our_limit_is_not_that_of_the_users_waits() -> None:
+    expected = _alone()["sd3"]
+    for rank in run_ranks(2, _later_than_the_limit, 2.0, joined=False):
+        assert not isinstance(rank, RankError), rank
+        found, prompt, total = rank
+        assert (prompt, total) == (1.0, 2.0)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def _left_attached(rank: int) -> bool:

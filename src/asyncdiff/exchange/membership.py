@@ -11,10 +11,13 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from asyncdiff.errors import ConfigurationError, ExchangeError
-from asyncdiff.exchange.line import SECONDS_BEHIND
 from asyncdiff.exchange.meeting import meet, store_of_environment
 
 logger = logging.getLogger(__name__)
+
+# The limit of a group that is started here, and of its store: the user may wait on them for the next prompt, say, and
+# our waits have their own. Nobody waits that long, and its milliseconds fit into the 32 bits that a poll has for them.
+_NO_LIMIT = timedelta(days=20)
 
 # How many users each group has that was started here.
 _users: Counter[dist.ProcessGroup] = Counter()
@@ -117,15 +120,14 @@ def _start(device: torch.device, timeout: float, backend: str | None) -> None:
     logger.info("rank %d: starting a %s process group of %d ranks", rank, chosen, size)
     # With the device, communicators are made at once, and not one by one when they are first used.
     bound = device if chosen == "nccl" and device.index is not None else None
-    limit = timeout if chosen == "gloo" else timeout + SECONDS_BEHIND
     try:
         store = store_of_environment(timeout)
+        store.set_timeout(timedelta(seconds=timeout))
         number = meet(PrefixStore("asyncdiff", store), rank, size, timeout)
         # Keys of a group that was destroyed are still there: every group has its own place.
         place = PrefixStore(f"asyncdiff {number}", store)
-        dist.init_process_group(
-            chosen, store=place, rank=rank, world_size=size, timeout=timedelta(seconds=limit), device_id=bound
-        )
+        dist.init_process_group(chosen, store=place, rank=rank, world_size=size, timeout=_NO_LIMIT, device_id=bound)
+        store.set_timeout(_NO_LIMIT)
     except (RuntimeError, ValueError, ExchangeError) as error:
         raise ExchangeError(not_ready(rank, size, timeout, error)) from error
     _users[_default_group()] = 0
