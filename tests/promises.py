@@ -53,6 +53,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "A rank that stops ends the run also where waits do not hold the host": (
         "tests/exchange/test_line.py::test_a_stuck_rank_where_waits_do_not_hold_the_host",
         "tests/exchange/test_line.py::test_a_stuck_rank_where_the_host_is_held_by_its_device",
+        "tests/exchange/test_line.py::test_what_is_outstanding_after_a_failure_is_aborted",
     ),
     "A call that is part of no generation is the ordinary one": (
         "tests/runtime/test_generation.py::test_calls_between_generations_are_the_plain_ones",

@@ -1,5 +1,6 @@
 """The line between ranks: whatever their pace, by way of the host's memory, and when somebody does not come."""
 
+import contextlib
 import functools
 import os
 import random
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ExchangeError
@@ -144,16 +146,69 @@ class _Work:
 def test_the_watcher_lets_what_is_done_be() -> None:
     watcher = Watcher(3, 0.5)
     try:
-        watcher.watch([_Work(True)], "what is done")
+        watcher.watch([_Work(True)], ["what is done"], lambda: True)
         slow = _Work(False)
-        watcher.watch([slow], "what is done in the end")
+        watcher.watch([slow], ["what is done in the end"], lambda: True)
         time.sleep(0.3)
         slow.is_done = True
         time.sleep(0.6)
         watcher.check()
-        watcher.watch([_Work(True), _Work(False)], "a batch of two")
+        watcher.watch([_Work(True), _Work(False)], ["a batch", "of two", "a batch"], lambda: True)
         time.sleep(1.0)
-        with pytest.raises(ExchangeError, match=r"rank 3: a batch of two did not finish within 0\.5 s"):
+        with pytest.raises(ExchangeError, match=r"rank 3: a batch; of two did not finish within 0\.5 s"):
             watcher.check()
     finally:
-        watcher.close()
+        assert not watcher.close(0.0)
+
+
+def test_the_watcher_does_not_count_what_the_device_computes_before() -> None:
+    """A host far ahead of its device: the time limit begins when the device has come to the operation."""
+    watcher, has_come = Watcher(0, 0.5), threading.Event()
+    try:
+        watcher.watch([_Work(False)], ["a message"], has_come.is_set)
+        time.sleep(1.0)
+        watcher.check()
+        has_come.set()
+        time.sleep(0.3)
+        watcher.check()
+        time.sleep(0.6)
+        with pytest.raises(ExchangeError, match="a message did not finish"):
+            watcher.check()
+    finally:
+        watcher.close(0.0)
+
+
+def test_the_watcher_waits_for_what_is_still_on_its_way() -> None:
+    watcher, last = Watcher(0, 5.0), _Work(False)
+    watcher.watch([last], ["the last message"], lambda: True)
+    threading.Timer(0.3, lambda: setattr(last, "is_done", True)).start()
+    assert watcher.close(5.0)
+
+
+def _left(rank: int, after_a_failure: bool) -> list[str]:
+    """What is aborted where waits do not hold the host, when it is left."""
+    aborted: list[str] = []
+    pipe = PIPELINES["sd3"].build()
+
+    def stay_away(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 3 and after_a_failure:
+            raise KeyError("away")
+        return values
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line, "holds_host", lambda backend: False)
+        patch.setattr(dist.ProcessGroup, "abort", lambda group: aborted.append(group.group_desc), raising=False)
+        async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
+        away = {"callback_on_step_end": stay_away} if rank == 1 else {}
+        with pytest.raises((ExchangeError, KeyError)) if after_a_failure else contextlib.nullcontext():
+            run(pipe, PIPELINES["sd3"], num_inference_steps=8, **away)
+        async_diff.disable()
+    return aborted
+
+
+@pytest.mark.parametrize("after_a_failure", [False, True])
+def test_what_is_outstanding_after_a_failure_is_aborted(after_a_failure: bool) -> None:
+    """Destroying NCCL's group waits for it."""
+    for aborted in run_ranks(2, _left, after_a_failure, joined=False):
+        assert not isinstance(aborted, RankError), aborted
+        assert bool(aborted) is after_a_failure

@@ -7,7 +7,7 @@ one, made while attaching by operations in which all ranks take part, and what i
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import NamedTuple, cast
 
@@ -19,7 +19,7 @@ from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.groups import end_group
 from asyncdiff.exchange.protocol import Traffic
-from asyncdiff.exchange.watch import Watcher
+from asyncdiff.exchange.watch import Watcher, joined
 
 # The groups' own limits come after ours, which say more.
 SECONDS_BEHIND = 60.0
@@ -66,12 +66,13 @@ class Line:
         self._fault = fault
         self._is_staged = goes_by_way_of_the_host(device, backend)
         self.holds_host = holds_host(backend)
-        self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
+        self._is_broken = False
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
         self._group: dist.ProcessGroup | None = cast(
             dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit))
         )
+        self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
         try:
             self._introduce()
         except BaseException:
@@ -86,10 +87,10 @@ class Line:
         Args:
             traffic: where bytes and waits are counted.
         """
-        if self._watcher is not None:
-            self._watcher.check()
+        self._check()
         if self._group is None:
-            raise ExchangeError(f"rank {self.rank}: {_names(batch)} cannot be had any more: the ranks have been left")
+            what = joined([transfer.what for transfer in batch])
+            raise ExchangeError(f"rank {self.rank}: {what} cannot be had any more: the ranks have been left")
         if not batch:
             return Pending(self, (), (), (), traffic)
         held = tuple(self._staged(each) if self._is_staged else _bytes(each.tensor) for each in batch)
@@ -105,48 +106,55 @@ class Line:
             )
             for transfer, tensor in zip(batch, held, strict=True)
         ]
+        has_begun = self._mark()
         try:
             works = dist.batch_isend_irecv(operations)
         except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
+            self.give_up()
             self._fault.raise_if_told()
             raise ExchangeError(f"rank {self.rank}: {batch[0].what} could not be started: {error}") from error
         traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
         if self._watcher is not None:
-            self._watcher.watch(works, _names(batch))
+            self._watcher.watch(works, tuple(transfer.what for transfer in batch), has_begun)
         return Pending(self, tuple(batch), works, held if self._is_staged else (), traffic)
 
-    def finish(self, work: dist.Work, what: str, traffic: Traffic) -> None:
+    def finish(self, work: dist.Work, names: Sequence[str], traffic: Traffic) -> None:
         """Wait for an operation: the host, at most for the time limit, or the device's own stream."""
         begin = time.perf_counter()
         try:
             finished = work.wait(timedelta(seconds=self.timeout)) if self.holds_host else work.wait()
         except RuntimeError as error:
+            self.give_up()
             self._fault.raise_if_told()
             raise ExchangeError(
-                f"rank {self.rank}: {what} failed after {time.perf_counter() - begin:.1f} s "
+                f"rank {self.rank}: {joined(names)} failed after {time.perf_counter() - begin:.1f} s "
                 f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
             ) from error
         if finished is False:
-            raise ExchangeError(f"rank {self.rank}: {what} did not finish")
-        if self._watcher is not None:
-            self._watcher.check()
+            self.give_up()
+            raise ExchangeError(f"rank {self.rank}: {joined(names)} did not finish")
+        self._check()
         traffic.seconds_waited += time.perf_counter() - begin
 
+    def give_up(self) -> None:
+        """What is outstanding will never end: closing does not wait for it."""
+        self._is_broken = True
+
     def close(self) -> None:
-        """Destroy the communicator: what others still wait for on it fails at once."""
-        if self._watcher is not None:
-            self._watcher.close()
+        """Destroy the communicator, in bounded time: what others still wait for on it fails at once."""
+        if self._watcher is not None and not self._watcher.close(0.0 if self._is_broken else self.timeout):
+            self.give_up()
         group, self._group = self._group, None
         if group is not None:
-            end_group(group)
+            end_group(group, self._is_broken)
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""
         everyone = torch.ones(1, device="cpu" if self._is_staged else self.device)
-        what, traffic = "getting ready with all ranks", Traffic()
+        traffic = Traffic()
         work = dist.all_reduce(everyone, group=self._group, async_op=True)
         if work is not None:
-            self.finish(work, what, traffic)
+            self.finish(work, ("getting ready with all ranks",), traffic)
         others = [rank for rank in range(dist.get_world_size()) if rank != self.rank]
         greetings = [
             Transfer(is_sent, other, torch.zeros(1, device=self.device), f"getting ready with rank {other}")
@@ -156,6 +164,20 @@ class Line:
         self.start(greetings, traffic).wait()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _check(self) -> None:
+        """Raise ExchangeError if an operation that was started did not finish in time."""
+        if self._watcher is not None and self._watcher.has_failed:
+            self.give_up()
+            self._watcher.check()
+
+    def _mark(self) -> Callable[[], bool]:
+        """Tells whether the device has come to where it stands now in what it is to do."""
+        if self._watcher is None or self.device.type != "cuda":
+            return _always
+        mark = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        mark.record(torch.cuda.current_stream(self.device))
+        return mark.query
 
     def _tag(self, is_sent: bool, peer: int) -> int:
         """A number that both ends of a transfer come to: gloo tells transfers apart by it, NCCL by their order."""
@@ -204,14 +226,14 @@ class Pending:
             works, self._works = self._works, ()
             for work in works:
                 if work is not None:
-                    self._line.finish(work, _names(self._batch), self._traffic)
+                    self._line.finish(work, [transfer.what for transfer in self._batch], self._traffic)
             return
         for number, transfer in enumerate(self._batch):
             work = self._works[number]
             if transfer.is_sent is not is_sent or work is None:
                 continue
             self._works = (*self._works[:number], None, *self._works[number + 1 :])
-            self._line.finish(work, transfer.what, self._traffic)
+            self._line.finish(work, (transfer.what,), self._traffic)
             if self._staged and not is_sent:
                 _bytes(transfer.tensor).copy_(self._staged[number], non_blocking=transfer.tensor.is_cuda)
 
@@ -231,5 +253,5 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(torch.uint8)
 
 
-def _names(batch: Sequence[Transfer]) -> str:
-    return "; ".join(dict.fromkeys(transfer.what for transfer in batch))
+def _always() -> bool:
+    return True

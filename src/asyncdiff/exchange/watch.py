@@ -1,7 +1,8 @@
 """Ends a run in which an operation does not finish, where waiting for it does not hold the host.
 
 On NCCL a wait only orders the device's streams: the host goes on, until something reads a number, and then it hangs for
-good.
+good. The host may be far ahead of its device, so that the time limit counts from when the device comes to an operation:
+what it has to compute before is no waiting for another rank.
 """
 
 import logging
@@ -9,7 +10,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -30,6 +32,22 @@ class Operation(Protocol):
         """Whether it has finished."""
 
 
+@dataclass
+class _Outstanding:
+    """Operations that were started together.
+
+    Attributes:
+        names: what they are called in an error.
+        has_begun: whether the device has come to them.
+        begin: when it was first seen to have; None if it was not yet.
+    """
+
+    works: Sequence[Operation]
+    names: Sequence[str]
+    has_begun: Callable[[], bool]
+    begin: float | None = None
+
+
 class Watcher:
     """Looks at outstanding operations from a thread of its own.
 
@@ -41,17 +59,27 @@ class Watcher:
     def __init__(self, rank: int, timeout: float) -> None:
         self._rank = rank
         self._timeout = timeout
-        self._outstanding: list[tuple[float, Sequence[Operation], str]] = []
+        self._outstanding: list[_Outstanding] = []
         self._lock = threading.Lock()
         self._is_closed = threading.Event()
         self._failure = ""
         self._has_told = threading.Event()
         threading.Thread(target=self._look, name="asyncdiff watcher", daemon=True).start()
 
-    def watch(self, works: Sequence[Operation], what: str) -> None:
-        """Operations were started; `what` names them in the error."""
+    def watch(self, works: Sequence[Operation], names: Sequence[str], has_begun: Callable[[], bool]) -> None:
+        """Operations were started.
+
+        Args:
+            names: what they are called in the error.
+            has_begun: tells whether the device has come to them, in any thread.
+        """
         with self._lock:
-            self._outstanding.append((time.monotonic(), works, what))
+            self._outstanding.append(_Outstanding(works, names, has_begun))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether an operation did not finish in time."""
+        return bool(self._failure)
 
     def check(self) -> None:
         """Raise ExchangeError if an operation did not finish in time."""
@@ -59,9 +87,13 @@ class Watcher:
             self._has_told.set()
             raise ExchangeError(self._failure)
 
-    def close(self) -> None:
-        """Look no more."""
+    def close(self, patience: float) -> bool:
+        """Look no more. Returns whether all operations have finished, for which it waits so many seconds."""
         self._is_closed.set()
+        end = time.monotonic() + patience
+        while self._forget_finished() and time.monotonic() < end:
+            time.sleep(_SECONDS_BETWEEN_LOOKS / 100)
+        return not self._outstanding
 
     def _look(self) -> None:
         while not self._is_closed.wait(min(_SECONDS_BETWEEN_LOOKS, self._timeout / 10)):
@@ -79,10 +111,19 @@ class Watcher:
 
     def _overdue(self) -> str:
         """The first operation that has taken too long; forgets those that are done."""
+        now = time.monotonic()
+        for entry in self._forget_finished():
+            if entry.begin is None and entry.has_begun():
+                entry.begin = now
+            if entry.begin is not None and entry.begin < now - self._timeout:
+                return joined(entry.names)
+        return ""
+
+    def _forget_finished(self) -> list[_Outstanding]:
+        """Those that have not finished."""
         with self._lock:
-            self._outstanding = [entry for entry in self._outstanding if not all(map(_is_over, entry[1]))]
-            late = time.monotonic() - self._timeout
-            return next((what for begin, _, what in self._outstanding if begin < late), "")
+            self._outstanding = [entry for entry in self._outstanding if not all(map(_is_over, entry.works))]
+            return self._outstanding
 
     def _end(self) -> None:
         """End the process: its host is held by a device that waits for another rank, so that it cannot raise."""
@@ -90,6 +131,11 @@ class Watcher:
         handler = get_error_handler()
         handler.record_exception(ExchangeError(self._failure))
         os._exit(1)
+
+
+def joined(names: Sequence[str]) -> str:
+    """What several transfers are called together."""
+    return "; ".join(dict.fromkeys(names))
 
 
 def _is_over(operation: Operation) -> bool:

@@ -1,5 +1,6 @@
 """All ranks of a run: who takes part, before it is known in which teams they exchange."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -156,18 +157,20 @@ class DistributedWorld:
         if self._run is not None:
             logger.info("rank %d: this generation is broken off: %s", self.rank, reason)
             self._run.fault.tell(reason)
-            self._close_run()
+            self._close_run(is_broken=True)
 
     def renew(self) -> bool:
         if self._run is not None and not self._run.fault.told():
             return False
-        self._close_run()
+        self._close_run(is_broken=True)
         self._open()
         return True
 
     def close(self) -> None:
-        self._close_run()
-        self._membership.leave()
+        try:
+            self._close_run()
+        finally:
+            self._membership.leave()
 
     def _open(self) -> None:
         """Make what the ranks exchange with; all of them take part."""
@@ -183,11 +186,14 @@ class DistributedWorld:
             raise ExchangeError(not_ready(self.rank, self.size, self._timeout, error)) from error
         self._run = _Run(talk, line, fault)
 
-    def _close_run(self) -> None:
+    def _close_run(self, is_broken: bool = False) -> None:
+        if self._run is not None and is_broken:
+            self._run.line.give_up()
         self._run = None
         opened, self._opened = self._opened, []
-        for each in opened:
-            each.close()
+        with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
+            for each in opened:
+                stack.callback(each.close)
 
     def _present(self) -> "_Run":
         if self._run is None:

@@ -9,7 +9,6 @@ from torch import nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
-from asyncdiff.errors import AsyncDiffError
 from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import World
@@ -31,13 +30,15 @@ class Attachment:
     ) -> None:
         self.mesh = mesh
         self._exchange: Exchange = world.exchange(mesh.groups())
-        self._axis: Exchange = world.exchange(mesh.counterparts()) if mesh.guidance > 1 else LocalExchange(1)
+        self._axis: Exchange = LocalExchange(1)
         self._runtimes: dict[str, DenoiserRuntime] = {}
         self._guidances: list[Guidance] = []
         if settings.target_speedup is not None:
             settings = replace(settings, target_speedup=settings.target_speedup / mesh.guidance)
         schedule = settings.schedule(mesh.component - settings.stride + 1)
         try:
+            if mesh.guidance > 1:
+                self._axis = world.exchange(mesh.counterparts())
             for name, denoiser in denoisers.items():
                 form, units = CallForm(denoiser), UnitHooks(denoiser)
                 context = Context(
@@ -56,7 +57,7 @@ class Attachment:
                 self._runtimes[name] = runtime
                 if mesh.guidance > 1:
                     self._guidances.append(Guidance(runtime, self._axis, mesh.guidance))
-        except AsyncDiffError:
+        except BaseException:
             self.detach()
             raise
 
