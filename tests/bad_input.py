@@ -82,6 +82,7 @@ SETTINGS: list[Setting] = [
     *_numbers("executor", "'auto', 'local' or 'distributed'", "threads", "", True, []),
     *_numbers("backend", "a name, for instance 'gloo'", "", 1, True, ["gloo"]),
     *(Setting({name: None}, f"{name} must be ") for name in _NEEDED),
+    Setting({"process_group": object(), "executor": "local"}, "process_group names the processes that take part, but"),
     Setting({"bridge": 2, "target_speedup": 2.0}, "bridge and target_speedup both say how many steps are bridged"),
 ]
 

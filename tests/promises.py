@@ -86,6 +86,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/exchange/test_meeting.py",
         "tests/exchange/test_membership.py::test_our_limit_is_not_that_of_the_users_waits",
     ),
+    "Some of the processes can make a picture of their own": ("tests/exchange/test_process_group.py",),
     "Guidance groups are exact": (
         "tests/runtime/test_guidance.py",
         "tests/runtime/test_batch.py",

@@ -152,12 +152,13 @@ def test_one_rank_on_nccl(starts_lazily: bool) -> None:
 def _with_itself(rank: int) -> list[float]:
     """A rank on NCCL that sends to itself, through all that the library does to a batch."""
     from asyncdiff.exchange.fault import Fault
+    from asyncdiff.exchange.groups import Groups
     from asyncdiff.exchange.line import Line, Transfer
     from asyncdiff.exchange.protocol import Traffic
 
     device = torch.device("cuda:0")
     dist.init_process_group("nccl", device_id=device)
-    line, traffic = Line(device, "nccl", 30.0, Fault(dist.HashStore(), "a fault", 0)), Traffic()
+    line, traffic = Line(Groups(None, 30.0), device, "nccl", 30.0, Fault(dist.HashStore(), "a fault", 0)), Traffic()
     received = torch.zeros(5, device=device)
     for number in range(20):
         sent = torch.full((5,), float(number), device=device, dtype=torch.float32)

@@ -55,9 +55,10 @@ def test_the_readme_has_a_table_of_them() -> None:
 @pytest.mark.parametrize("command", [generate, evaluate])
 def test_the_commands_have_an_option_for_each(command: Any) -> None:
     taken = inspect.signature(command).parameters
-    for knob in KNOBS.values():
-        if knob.name == "executor":  # each command decides where its ranks run
-            continue
+    without = [knob for knob in KNOBS.values() if not knob.is_option]
+    assert [knob.name for knob in without] == ["executor", "process_group"]
+    assert "process_group" not in taken  # where its ranks run, each command decides
+    for knob in (knob for knob in KNOBS.values() if knob.is_option):
         parameter = taken[knob.option.replace("-", "_")]
         (option,) = parameter.annotation.__metadata__
         text = f"JSON file with {knob.help}" if knob.name == "split" else knob.help  # a list of lists
@@ -78,7 +79,8 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         "cooldown": 1,
         "resync_every": 4,
         "method": Method("linear"),
-        "executor": "local",
+        "executor": "distributed",
+        "process_group": object(),
         "backend": "gloo",
         "timeout": 7.0,
     }
@@ -113,7 +115,8 @@ def test_numbers_may_be_of_another_library() -> None:
 
 
 def test_sentences_are_said_in_the_words_of_the_command_line() -> None:
-    sentence = "bridge and target_speedup both say it; guidance=2, resync_every"
+    sentence = "bridge and target_speedup both say it; guidance=2, resync_every, process_group"
     assert (
-        in_options(sentence, "--") == "--bridge and --target-speedup both say it; --guidance-devices=2, --resync-every"
+        in_options(sentence, "--")
+        == "--bridge and --target-speedup both say it; --guidance-devices=2, --resync-every, process_group"
     )

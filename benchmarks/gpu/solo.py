@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
+from asyncdiff.exchange.groups import Teams
 from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.store import EdgeStore
-from asyncdiff.exchange.world import LocalWorld, Teams
+from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder

@@ -28,7 +28,7 @@ from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
-from asyncdiff.settings import Executor, MethodName, Settings
+from asyncdiff.settings import Executor, MethodName, Processes, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ class AsyncDiff:
             or paper, what they made last, much farther from the ordinary picture.
         executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
             distributed under torchrun, or where a process group is.
+        process_group: The processes that take part, where not all do: a torch.distributed.ProcessGroup, or a
+            DeviceMesh with one axis (of several: mesh['name']). Ranks are counted from 0 among them. By default all
+            processes.
         backend: What moves tensors between devices, where the process group is started here: nccl, gloo (by way of the
             host's memory), or another of torch.distributed. By default nccl for GPUs, gloo for the rest; in a process
             group that exists, its own.
@@ -76,7 +79,8 @@ class AsyncDiff:
         settings: the arguments, as one record.
 
     Raises:
-        ConfigurationError: numbers that cannot work, or a pipeline without a denoiser.
+        ConfigurationError: numbers that cannot work, a pipeline without a denoiser, or a process group without this
+            process.
         SplitError: a split that does not fit the denoiser.
         ExchangeError: a rank did not join in time.
     """
@@ -98,6 +102,7 @@ class AsyncDiff:
         resync_every: int | None = None,
         method: MethodName | Method = "forecast",
         executor: Executor = "auto",
+        process_group: Processes | None = None,
         backend: str | None = None,
         timeout: float = 300.0,
     ) -> None:
@@ -115,6 +120,7 @@ class AsyncDiff:
             resync_every,
             method,
             executor,
+            process_group,
             backend,
             timeout,
         )
@@ -178,7 +184,10 @@ class AsyncDiff:
 
     @property
     def rank(self) -> int:
-        """This process's rank; 0 where one process computes for all. Save pictures on rank 0: they are all the same."""
+        """This process's rank, counted from 0 in each `process_group`; 0 where one process computes for all.
+
+        Save pictures on rank 0: those of the other ranks of the group are the same. Errors name ranks as torch does.
+        """
         return self._world.rank or 0
 
     @contextlib.contextmanager
@@ -298,8 +307,9 @@ class AsyncDiff:
 def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) -> World:
     """All ranks of the run; with the local executor as many as are told, or a preview is for."""
     device = device_of(pipe, next(iter(denoisers.values())))
-    if settings.executor == "distributed" or (settings.executor == "auto" and is_launched()):
-        return DistributedWorld(device, settings.timeout, settings.backend)
+    given = settings.process_group
+    if settings.executor == "distributed" or (settings.executor == "auto" and (given is not None or is_launched())):
+        return DistributedWorld(device, settings.timeout, settings.backend, given)
     return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
 
 

@@ -19,6 +19,8 @@ from asyncdiff.plan.split import Split, check_split
 
 Executor = Literal["auto", "local", "distributed"]
 MethodName = Literal["paper", "forecast"]
+Processes = Any
+"""A `torch.distributed.ProcessGroup`, or a `DeviceMesh` with one axis: here nothing is known of either."""
 
 # Far more than anybody has; with still more, planning alone would use up time and memory.
 _MOST_DEVICES = 1024
@@ -32,10 +34,16 @@ def _setting(
     above: float | None = None,
     most: float | None = None,
     option: str = "",
+    is_option: bool = True,
 ) -> Any:
-    """A setting with its help text and bounds; `option` is its name on the command line, where that is another."""
+    """A setting with its help text and bounds.
+
+    Args:
+        option: its name on the command line, where that is another.
+        is_option: whether it can be given on a command line at all.
+    """
     bounds = {"least": least, "above": above, "most": most}
-    return field(default=default, metadata={"help": text, "option": option, **bounds})
+    return field(default=default, metadata={"help": text, "option": option, "is_option": is_option, **bounds})
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,13 @@ class Settings:
         "auto",
         "distributed: a process for each device; local: all in this process, the same numbers; auto: distributed "
         "under torchrun, or where a process group is.",
+        is_option=False,
+    )
+    process_group: Processes | None = _setting(
+        None,
+        "The processes that take part, where not all do: a torch.distributed.ProcessGroup, or a DeviceMesh with one "
+        "axis (of several: mesh['name']). Ranks are counted from 0 among them. By default all processes.",
+        is_option=False,
     )
     backend: str | None = _setting(
         None,
@@ -126,6 +141,11 @@ class Settings:
             object.__setattr__(self, own.name, _checked(own, getattr(self, own.name)))
         if not isinstance(self.executor, str) or self.executor not in get_args(Executor):
             raise ConfigurationError(f"executor must be 'auto', 'local' or 'distributed', not {shown(self.executor)}")
+        if self.process_group is not None and self.executor == "local":
+            raise ConfigurationError(
+                "process_group names the processes that take part, but executor='local' computes in this one alone; "
+                "give one of them"
+            )
         if not isinstance(self.time_shift, bool):
             raise ConfigurationError(f"time_shift must be True or False, not {shown(self.time_shift)}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
@@ -181,6 +201,8 @@ class Knob:
         help: what it means.
         kinds: the types that it may have, None left out.
         least: the smallest whole number that it can be, if it is one.
+        is_option: whether it can be given on a command line: an object cannot, and where ranks run is each command's
+            own matter.
     """
 
     name: str
@@ -189,6 +211,7 @@ class Knob:
     help: str
     kinds: tuple[Any, ...]
     least: int | None
+    is_option: bool
 
 
 def knobs() -> Iterator[Knob]:
@@ -197,7 +220,15 @@ def knobs() -> Iterator[Knob]:
         is_union = get_origin(own.type) in (Union, UnionType)
         kinds = tuple(kind for kind in (get_args(own.type) if is_union else (own.type,)) if kind is not type(None))
         option = own.metadata["option"] or own.name.replace("_", "-")
-        yield Knob(own.name, option, own.default, own.metadata["help"], kinds, own.metadata["least"])
+        yield Knob(
+            name=own.name,
+            option=option,
+            default=own.default,
+            help=own.metadata["help"],
+            kinds=kinds,
+            least=own.metadata["least"],
+            is_option=own.metadata["is_option"],
+        )
 
 
 def _checked(own: "dataclasses.Field[Any]", value: Any) -> Any:
@@ -211,7 +242,7 @@ def _checked(own: "dataclasses.Field[Any]", value: Any) -> Any:
 
 
 def in_options(text: str, prefix: str = "") -> str:
-    """A sentence in which settings are called as on the command line."""
-    for knob in knobs():
+    """A sentence in which settings are called as on the command line, where they can be given there."""
+    for knob in (knob for knob in knobs() if knob.is_option):
         text = re.sub(rf"(?<![\w-]){knob.name}(?![\w-])", f"{prefix}{knob.option}", text)
     return text

@@ -24,7 +24,7 @@ def come() -> Any:
 
         def start(rank: int, timeout: float = TIMEOUT) -> "Future[int]":
             store = dist.TCPStore("127.0.0.1", server.port, timeout=timedelta(seconds=TIMEOUT))
-            return threads.submit(meet, store, rank, SIZE, timeout)
+            return threads.submit(meet, store, rank, range(SIZE), timeout)
 
         yield start
 

@@ -122,7 +122,7 @@ def _destroyed_by_the_user(rank: int) -> None:
     pipe = PIPELINES["sd3"].build()
     async_diff = AsyncDiff(pipe, components=2, timeout=60)
     dist.destroy_process_group()
-    with pytest.raises(ExchangeError, match=f"rank {rank}: .* failed"):
+    with pytest.raises(ExchangeError, match=f"rank {rank}: .* (failed|was ended on another rank)"):
         run(pipe, PIPELINES["sd3"])
     dist.init_process_group("gloo")
     async_diff.disable()

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from asyncdiff import AsyncDiff, ConfigurationError, local_device
-from asyncdiff.exchange.membership import backend_for
+from asyncdiff.exchange.groups import backend_for
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES
 
@@ -38,7 +38,7 @@ def test_devices_are_dealt_out(
 def test_the_backend_follows_the_process_group(
     of_group: str, device: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dist, "get_backend_config", lambda: of_group)
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: of_group)
     assert backend_for(torch.device(device)) == expected
 
 

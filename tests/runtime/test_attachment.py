@@ -8,8 +8,9 @@ from torch import nn
 
 from asyncdiff.denoiser.find import find_denoisers
 from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.groups import Teams
 from asyncdiff.exchange.local import LocalExchange
-from asyncdiff.exchange.world import LocalWorld, Teams
+from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.clock import Clock

@@ -16,9 +16,6 @@ from asyncdiff.exchange.membership import check_backend
 from asyncdiff.loading import DEMO_MODELS
 from asyncdiff.settings import Knob, MethodName, Settings, in_options, knobs
 
-# Where the ranks run is each command's own matter.
-_NO_OPTIONS = {"executor"}
-
 
 class Dtype(str, Enum):
     """Number formats of the weights."""
@@ -83,7 +80,7 @@ def setting_option(name: str) -> Any:
 
 
 def _with_option() -> Iterator[Knob]:
-    return (knob for knob in knobs() if knob.name not in _NO_OPTIONS)
+    return (knob for knob in knobs() if knob.is_option)
 
 
 def _parameter_name(knob: Knob) -> str:

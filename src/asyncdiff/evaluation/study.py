@@ -31,12 +31,12 @@ from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
 _BOOLEANS = {"true": True, "false": False}
 
 # Settings that say where a study is drawn, and not what of.
-_NOT_COMPARED = {"split", "executor", "timeout"}
+_NOT_COMPARED = {"split", "timeout"}
 
 
 def compared() -> dict[str, Knob]:
     """The settings that a study can compare, by the names under which they are written."""
-    return {knob.option: knob for knob in knobs() if knob.name not in _NOT_COMPARED}
+    return {knob.option: knob for knob in knobs() if knob.is_option and knob.name not in _NOT_COMPARED}
 
 
 def devices_of(settings: Settings) -> int:

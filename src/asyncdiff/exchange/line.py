@@ -1,4 +1,4 @@
-"""All that moves between devices: one communicator of all ranks, used by all of them in one order.
+"""All that moves between devices: one communicator of all ranks of a run, used by all of them in one order.
 
 A communicator that is made in the middle of a run holds the host until its partner comes to the same place, and two of
 them on one device have no guarantee to progress independently (pytorch/pytorch#129140, NVIDIA/nccl#783). So there is
@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.fault import Fault
-from asyncdiff.exchange.groups import end_group
+from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.watch import Watcher, joined
 
@@ -46,6 +46,7 @@ class Line:
     """The communicator, and the way to start a batch on it.
 
     Args:
+        groups: make it.
         device: where the tensors are that are exchanged.
         backend: torch.distributed's name for what moves them. Gloo cannot read the memory of a GPU: tensors then go
             through the host's.
@@ -60,8 +61,9 @@ class Line:
         ExchangeError: a rank does not take part in time.
     """
 
-    def __init__(self, device: torch.device, backend: str, timeout: float, fault: Fault) -> None:
-        self.rank, self.timeout = dist.get_rank(), timeout
+    def __init__(self, groups: Groups, device: torch.device, backend: str, timeout: float, fault: Fault) -> None:
+        self.rank, self.timeout = groups.rank, timeout
+        self._groups = groups
         self.device = device
         self._fault = fault
         self._is_staged = goes_by_way_of_the_host(device, backend)
@@ -69,9 +71,7 @@ class Line:
         self._is_broken = False
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
-        self._group: dist.ProcessGroup | None = cast(
-            dist.ProcessGroup, dist.new_group(backend=backend, timeout=timedelta(seconds=limit))
-        )
+        self._group: dist.ProcessGroup | None = groups.make([groups.members], backend, limit)
         self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
         try:
             self._introduce()
@@ -146,7 +146,7 @@ class Line:
             self.give_up()
         group, self._group = self._group, None
         if group is not None:
-            end_group(group, self._is_broken)
+            self._groups.end(group, self._is_broken)
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""
@@ -155,7 +155,7 @@ class Line:
         work = dist.all_reduce(everyone, group=self._group, async_op=True)
         if work is not None:
             self.finish(work, ("getting ready with all ranks",), traffic)
-        others = [rank for rank in range(dist.get_world_size()) if rank != self.rank]
+        others = [rank for rank in self._groups.members if rank != self.rank]
         greetings = [
             Transfer(is_sent, other, torch.zeros(1, device=self.device), f"getting ready with rank {other}")
             for other in others

@@ -1,16 +1,18 @@
 """Where the ranks that start a process group come together: a store, and nobody waits longer than the time limit."""
 
+import bisect
 import os
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 
-import torch.distributed as dist
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from asyncdiff.errors import ExchangeError
 
 _ALL_CAME = "all came"
+_SECONDS_EARLY = 0.1  # that a store's wait may end before its time is up
 
 # Kept to the end of the process, by address: rank 0 may be the one that serves it, and the others still need it.
 _stores: dict[tuple[str, str], Store] = {}
@@ -28,40 +30,55 @@ def store_of_environment(timeout: float) -> Store:
     return _stores[address]
 
 
-def meet(store: Store, rank: int, size: int, timeout: float) -> int:
+def meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:
     """Wait until every rank has come to the same meeting, and return its number: no two meetings have the same.
 
     A meeting takes place, or the first whose time is up gives it up for all; the others go on to the next one.
 
     Args:
-        store: shared by all ranks.
+        store: shared by all ranks, and with no other meetings than theirs.
+        rank: this process's.
+        ranks: all of them.
         timeout: seconds that waiting may take.
 
     Raises:
         ExchangeError: not every rank came in time.
     """
-    number, end = 0, time.monotonic() + timeout
+    number, end, given_up = _first_undecided(store), time.monotonic() + timeout, f"given up by rank {rank}"
     while True:
-        fate = f"meeting {number}"
-        seats = [f"{fate}, rank {other}" for other in range(size)]
-        if not store.check([fate]):
-            store.set(seats[rank], "")
-            if store.check(seats):
-                store.compare_set(fate, "", _ALL_CAME)
-            else:
-                _wait(store, fate, end - time.monotonic(), f"given up by rank {rank}")
-            decided = store.get(fate).decode()
-            if decided == _ALL_CAME:
-                return number
-            if time.monotonic() >= end:
-                absent = [other for other, seat in enumerate(seats) if not store.check([seat])]
-                raise ExchangeError(f"did not come: {', '.join(f'rank {other}' for other in absent) or decided}")
+        fate = _fate(number)
+        seats = {other: f"{fate}, rank {other}" for other in ranks}
+        store.set(seats[rank], "")
+        if store.check([*seats.values()]):
+            store.compare_set(fate, "", _ALL_CAME)
+        else:
+            _wait(store, fate, end, given_up)
+        decided = store.get(fate).decode()
+        if decided == _ALL_CAME:
+            return number
+        if decided == given_up or time.monotonic() >= end:
+            absent = [f"rank {other}" for other, seat in seats.items() if not store.check([seat])]
+            raise ExchangeError(f"did not come: {', '.join(absent) or decided}")
         number += 1
 
 
-def _wait(store: Store, fate: str, seconds: float, otherwise: str) -> None:
+def _fate(number: int) -> str:
+    return f"meeting {number}"
+
+
+def _first_undecided(store: Store) -> int:
+    """Meetings are decided one after another."""
+    end = 1
+    while store.check([_fate(end - 1)]):
+        end *= 2
+    return bisect.bisect_left(range(end - 1), True, lo=end // 2, key=lambda number: not store.check([_fate(number)]))
+
+
+def _wait(store: Store, fate: str, end: float, otherwise: str) -> None:
     """Wait until the fate of a meeting is decided; when the time is up, decide it."""
     try:
-        store.wait([fate], timedelta(seconds=max(seconds, 0.001)))
-    except dist.DistStoreError:
+        store.wait([fate], timedelta(seconds=max(end - time.monotonic(), 0.001)))
+    except RuntimeError:  # stores do not agree on what they raise
+        if end - time.monotonic() > _SECONDS_EARLY:
+            raise
         store.compare_set(fate, "", otherwise)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from asyncdiff.errors import ConfigurationError, ExchangeError
+from asyncdiff.exchange.groups import backend_for
 from asyncdiff.exchange.meeting import meet, store_of_environment
 
 logger = logging.getLogger(__name__)
@@ -31,15 +32,18 @@ class Membership:
         timeout: seconds that waiting for another rank may take.
         backend: what is to move tensors between devices; None for the group's own or, where it is started here, for the
             device's.
+        given: a group of the user's, the only one whose ranks take part.
 
     Raises:
         ExchangeError: not every rank joined in time.
         ConfigurationError: the group that exists has another backend.
     """
 
-    def __init__(self, device: torch.device, timeout: float, backend: str | None) -> None:
+    def __init__(
+        self, device: torch.device, timeout: float, backend: str | None, given: dist.ProcessGroup | None = None
+    ) -> None:
         if dist.is_initialized():
-            _check_found(device, backend)
+            _check_found(device, backend, given)
         else:
             _start(device, timeout, backend)
         group = dist.group.WORLD
@@ -58,12 +62,6 @@ class Membership:
             _destroy(group)
 
 
-def backend_for(device: torch.device) -> str:
-    """What moves tensors of a device in the default process group; gloo, by way of the host, if nothing does."""
-    backends = dict(part.split(":", 1) for part in dist.get_backend_config().split(",") if ":" in part)
-    return backends.get(device.type, "gloo")
-
-
 def not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
     """The sentence for ranks that do not come together."""
     if "Duplicate GPU" in str(error):
@@ -71,7 +69,11 @@ def not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
             f"rank {rank}: two ranks are on one GPU, which NCCL refuses; give every rank a device of its own "
             f"(pipe.to(asyncdiff.local_device())), or use backend='gloo', which is slower: {error}"
         )
-    return f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s: {error}"
+    return (
+        f"rank {rank}: not all of the {size} ranks joined within {timeout:g} s ({error}); every one of them must "
+        "attach AsyncDiff. Where only some are to take part, name them with process_group=; executor='local' computes "
+        "in this process alone"
+    )
 
 
 def check_backend(backend: str | None) -> None:
@@ -96,8 +98,8 @@ def number_told(name: str, default: int) -> int:
     return int(text)
 
 
-def _check_found(device: torch.device, backend: str | None) -> None:
-    found = backend_for(device)
+def _check_found(device: torch.device, backend: str | None, given: dist.ProcessGroup | None) -> None:
+    found = backend_for(device, given)
     if backend not in (None, found):
         raise ConfigurationError(
             f"backend={backend!r}, but the process group that exists moves tensors of {device} with {found!r}; "
@@ -123,7 +125,7 @@ def _start(device: torch.device, timeout: float, backend: str | None) -> None:
     try:
         store = store_of_environment(timeout)
         store.set_timeout(timedelta(seconds=timeout))
-        number = meet(PrefixStore("asyncdiff", store), rank, size, timeout)
+        number = meet(PrefixStore("asyncdiff", store), rank, range(size), timeout)
         # Keys of a group that was destroyed are still there: every group has its own place.
         place = PrefixStore(f"asyncdiff {number}", store)
         dist.init_process_group(chosen, store=place, rank=rank, world_size=size, timeout=_NO_LIMIT, device_id=bound)

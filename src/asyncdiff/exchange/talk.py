@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.fault import Fault
-from asyncdiff.exchange.groups import end_group
+from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
 
 # By this name a record of what was started can tell this group from the one that moves the devices' tensors.
@@ -22,6 +22,7 @@ class Talk:
     """Small talk among some ranks, on a gloo group of its own.
 
     Args:
+        groups: which have made it.
         members: the ranks, as the world counts them.
         device: of this process; its random state is taken over too.
         timeout: seconds that waiting may take.
@@ -31,6 +32,7 @@ class Talk:
 
     def __init__(
         self,
+        groups: Groups,
         group: dist.ProcessGroup,
         members: tuple[int, ...],
         device: torch.device,
@@ -40,7 +42,8 @@ class Talk:
     ) -> None:
         self._group: dist.ProcessGroup | None = group
         self._fault = fault
-        self._members = members
+        self._groups = groups
+        self.members = members
         self._device = device
         self._timeout = timeout
         self._traffic = traffic
@@ -48,13 +51,13 @@ class Talk:
 
     def gather(self, mine: Tensor, what: str) -> list[Tensor]:
         """Every member's tensor, all of one shape; `what` is told in the error if one does not answer."""
-        everyone = [torch.empty_like(mine) for _ in self._members]
+        everyone = [torch.empty_like(mine) for _ in self.members]
         self._run(f"comparing {what} with the other ranks", dist.all_gather, everyone, mine)
         return everyone
 
     def take_over_random_state(self) -> bool:
         """Take over the first member's random state, on the host and on the device; returns whether it was another."""
-        device, source = self._device, self._members[0]
+        device, source = self._device, self.members[0]
         states = [torch.get_rng_state()]
         if device.type == "cuda":
             states.append(torch.cuda.get_rng_state(device))
@@ -72,7 +75,7 @@ class Talk:
         """Destroy the group: what others still wait for on it fails at once."""
         group, self._group = self._group, None
         if group is not None:
-            end_group(group)
+            self._groups.end(group)
 
     def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
         """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
@@ -85,7 +88,7 @@ class Talk:
         except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
             seconds = time.perf_counter() - begin
             self._fault.raise_if_told()
-            silent = self._fault.silent(self._members)
+            silent = self._fault.silent(self.members)
             who = f"no sign of life from {silent}, which" if silent else "a rank"
             raise ExchangeError(
                 f"rank {self._rank}: {what} failed after {seconds:.1f} s (limit {self._timeout:g} s); {who} may have "

@@ -3,30 +3,25 @@
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Protocol, cast
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
 from asyncdiff.errors import ExchangeError
 from asyncdiff.exchange.agreement import Statements, compare
 from asyncdiff.exchange.distributed import DistributedExchange
-from asyncdiff.exchange.fault import Fault, Store
+from asyncdiff.exchange.fault import Fault
+from asyncdiff.exchange.groups import Groups, Teams, backend_for, default_store, group_of
 from asyncdiff.exchange.line import Line
 from asyncdiff.exchange.local import LocalExchange
-from asyncdiff.exchange.membership import Membership, backend_for, not_ready, number_told
+from asyncdiff.exchange.membership import Membership, not_ready, number_told
 from asyncdiff.exchange.protocol import Exchange, Traffic
 from asyncdiff.exchange.talk import TALK, Talk
 from asyncdiff.exchange.team import Team
 
 logger = logging.getLogger(__name__)
-
-Teams = Sequence[Sequence[int]]
-"""Lists of ranks of the world, every rank in one of them."""
 
 
 class World(Protocol):
@@ -42,7 +37,11 @@ class World(Protocol):
 
     @property
     def rank(self) -> int | None:
-        """This process's; None where it computes for all of them."""
+        """This process's, counted from 0 among the ranks of the run; None where it computes for all of them."""
+
+    @property
+    def global_rank(self) -> int | None:
+        """The same as torch counts it, which is what errors say."""
 
     def exchange(self, teams: Teams) -> Exchange:
         """The exchange among the ranks of the own team, where they are counted from 0; every rank must ask for it."""
@@ -82,7 +81,7 @@ class _Run:
 class LocalWorld:
     """All ranks in this process."""
 
-    rank = None
+    rank = global_rank = None
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
@@ -118,17 +117,24 @@ class DistributedWorld:
         timeout: seconds that waiting for another rank may take.
         backend: what is to move tensors between devices; None for that of the default process group or, where that is
             started here, for the device's own.
+        process_group: a group, or a mesh with one axis: the only ranks that take part. By default all do.
 
     Raises:
         ExchangeError: not every rank joined in time.
-        ConfigurationError: the default process group has another backend.
+        ConfigurationError: the process group has another backend, or there is none for this process.
     """
 
-    def __init__(self, device: torch.device, timeout: float, backend: str | None = None) -> None:
+    def __init__(
+        self, device: torch.device, timeout: float, backend: str | None = None, process_group: Any = None
+    ) -> None:
+        given = group_of(process_group)
         self.device = device
         self._timeout = timeout
-        self._membership = Membership(device, timeout, backend)
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._membership = Membership(device, timeout, backend, given)
+        self._groups = Groups(given, timeout)
+        self._backend = backend_for(device, given)
+        self.global_rank, self.size = self._groups.rank, len(self._groups.members)
+        self.rank = self._groups.members.index(self.global_rank)
         self._opened: list[_Closing] = []
         self._run: _Run | None = None
         try:
@@ -139,23 +145,23 @@ class DistributedWorld:
 
     def exchange(self, teams: Teams) -> DistributedExchange:
         run, traffic = self._present(), Traffic()
-        members = next(tuple(team) for team in teams if self.rank in team)
         try:
             talk = self._talk_among(teams, traffic, run.fault)
         except RuntimeError as error:
-            raise ExchangeError(not_ready(self.rank, self.size, self._timeout, error)) from error
-        return DistributedExchange(Team(members, members.index(self.rank), run.line, talk, traffic))
+            raise ExchangeError(not_ready(self.global_rank, self.size, self._timeout, error)) from error
+        return DistributedExchange(Team(talk.members, talk.members.index(self.global_rank), run.line, talk, traffic))
 
     def check_agreement(self, statements: Statements, what: str) -> None:
-        compare(statements, self._present().talk, self.rank, range(self.size), what)
+        compare(statements, self._present().talk, self.global_rank, self._groups.members, what)
 
     def share_random_state(self) -> None:
         if self._present().talk.take_over_random_state():
-            logger.warning("rank %d: its random state was not that of rank 0, and is so now", self.rank)
+            first = self._groups.members[0]
+            logger.warning("rank %d: its random state was not that of rank %d, and is so now", self.global_rank, first)
 
     def fail(self, reason: str) -> None:
         if self._run is not None:
-            logger.info("rank %d: this generation is broken off: %s", self.rank, reason)
+            logger.info("rank %d: this generation is broken off: %s", self.global_rank, reason)
             self._run.fault.tell(reason)
             self._close_run(is_broken=True)
 
@@ -175,15 +181,13 @@ class DistributedWorld:
     def _open(self) -> None:
         """Make what the ranks exchange with; all of them take part."""
         try:
-            group = self._new_group(range(self.size))
-            fault = Fault(_store(), f"asyncdiff/{group.group_name}", self.rank)
-            talk = Talk(group, tuple(range(self.size)), self.device, self._timeout, Traffic(), fault)
-            self._opened.append(talk)
+            fault = Fault(default_store(), f"{self._groups.meet()}, fault", self.global_rank)
+            talk = self._talk_among([range(self.size)], Traffic(), fault)
             talk.take_over_random_state()
-            line = Line(self.device, backend_for(self.device), self._timeout, fault)
+            line = Line(self._groups, self.device, self._backend, self._timeout, fault)
             self._opened.append(line)
         except (RuntimeError, ExchangeError) as error:
-            raise ExchangeError(not_ready(self.rank, self.size, self._timeout, error)) from error
+            raise ExchangeError(not_ready(self.global_rank, self.size, self._timeout, error)) from error
         self._run = _Run(talk, line, fault)
 
     def _close_run(self, is_broken: bool = False) -> None:
@@ -197,21 +201,18 @@ class DistributedWorld:
 
     def _present(self) -> "_Run":
         if self._run is None:
-            raise ExchangeError(f"rank {self.rank}: the generation was broken off; the next one begins anew")
+            raise ExchangeError(f"rank {self.global_rank}: the generation was broken off; the next one begins anew")
         return self._run
 
     def _talk_among(self, teams: Teams, traffic: Traffic, fault: Fault) -> Talk:
-        """Small talk in the own team; all ranks make the groups of all teams."""
-        groups = {tuple(team): self._new_group(team) for team in teams}
-        members = next(team for team in groups if self.rank in team)
-        talk = Talk(groups[members], members, self.device, self._timeout, traffic, fault)
+        """Small talk in the own team; every rank of the run must ask for it."""
+        everyone = self._groups.members
+        known = [tuple(everyone[rank] for rank in team) for team in teams]
+        group = self._groups.make(known, "gloo", self._timeout, TALK)
+        own = next(team for team in known if self.global_rank in team)
+        talk = Talk(self._groups, group, own, self.device, self._timeout, traffic, fault)
         self._opened.append(talk)
         return talk
-
-    def _new_group(self, ranks: Sequence[int]) -> dist.ProcessGroup:
-        limit = timedelta(seconds=self._timeout)
-        made = dist.new_group(list(ranks), backend="gloo", timeout=limit, group_desc=TALK)
-        return cast(dist.ProcessGroup, made)
 
 
 def is_launched() -> bool:
@@ -230,8 +231,3 @@ def local_device() -> torch.device:
     if not count:
         return torch.device("cpu")
     return torch.device("cuda", number_told("LOCAL_RANK", 0) % count)
-
-
-def _store() -> Store:
-    """Through which the ranks of the default process group found each other."""
-    return cast(Store, distributed_c10d._get_default_store())

@@ -61,30 +61,33 @@ class Layout:
             mesh = settings.mesh(max(world.size // settings.guidance - stride + 1, 1))
         else:
             mesh = settings.mesh(DEVICES_OF_PREVIEW)
-        if world.rank is not None:
-            _check_world_size(mesh, stride, world.rank, world.size)
+        if world.global_rank is not None:
+            _check_world_size(mesh, stride, world)
         return mesh
 
 
-def _check_world_size(mesh: Mesh, stride: int, rank: int, world_size: int) -> None:
+def _check_world_size(mesh: Mesh, stride: int, world: World) -> None:
     """Whether there are as many ranks as the mesh has places."""
     components, guidance = mesh.component - stride + 1, mesh.guidance
     needed, in_group = mesh.world_size, mesh.component
-    if world_size == needed:
+    if world.size == needed:
         return
-    if guidance == 1:
-        raise ConfigurationError(
-            f"rank {rank}: components={components} and stride={stride} need components + stride - 1 = {needed} "
-            f"ranks, but there are {world_size}; start {needed} processes, or use "
-            f"components={max(world_size - stride + 1, 1)}"
-        )
-    fitting = world_size // guidance - stride + 1
     ways = [f"start {needed} processes"]
-    if fitting >= 1 and world_size % guidance == 0:
-        ways.append(f"use components={fitting}")
-    if world_size % in_group == 0:
-        ways.append(f"use guidance={world_size // in_group}")
+    if world.size > needed:
+        ways.append(f"name {needed} of them with process_group=")
+    if guidance == 1:
+        numbers, formula = f"components={components} and stride={stride}", "components + stride - 1"
+        ways.append(f"use components={max(world.size - stride + 1, 1)}")
+    else:
+        numbers = f"guidance={guidance}, components={components} and stride={stride}"
+        formula = "guidance × (components + stride - 1)"
+        fitting = world.size // guidance - stride + 1
+        if fitting >= 1 and world.size % guidance == 0:
+            ways.append(f"use components={fitting}")
+        if world.size % in_group == 0:
+            ways.append(f"use guidance={world.size // in_group}")
+    ways.append("compute in this process alone with executor='local'")
     raise ConfigurationError(
-        f"rank {rank}: guidance={guidance}, components={components} and stride={stride} need guidance × "
-        f"(components + stride - 1) = {needed} ranks, but there are {world_size}; {', or '.join(ways)}"
+        f"rank {world.global_rank}: {numbers} need {formula} = {needed} ranks, but there are {world.size}; "
+        f"{', or '.join(ways)}"
     )

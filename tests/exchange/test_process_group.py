@@ -1,0 +1,181 @@
+"""Some of the processes: pairs with a prompt each, and one that validates while the others do something else."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError
+from asyncdiff.exchange import groups
+from tests.processes import RankError, run_ranks
+from tests.tiny import PIPELINES, run
+
+TINY = PIPELINES["sd3"]
+STEPS = 8
+# Of each pair, the prompts that it draws one after another (what the usual one's numbers are multiplied by), and the
+# settings, attached anew for each.
+PROMPTS = ((1.0, 0.5), (-1.0, 2.0))
+SETTINGS: tuple[dict[str, Any], ...] = ({"components": 2}, {}, {"components": 2, "bridge": 2})
+
+
+def _draw(pipe: Any, prompt: float, **more: Any) -> Tensor:
+    embeds = TINY.inputs(pipe)["prompt_embeds"] * prompt
+    return run(pipe, TINY, prompt_embeds=embeds, num_inference_steps=STEPS, **more)
+
+
+def _draw_all(pair: int, **where: Any) -> list[Tensor]:
+    found = []
+    for settings in SETTINGS:
+        pipe = TINY.build()
+        with AsyncDiff(pipe, timeout=60, **where, **settings):
+            # The second pair draws one more, so that they are never at the same place.
+            found += [_draw(pipe, prompt) for prompt in (*PROMPTS[pair], *PROMPTS[pair][:pair])]
+    return found
+
+
+def _in_pairs(rank: int, by: str) -> tuple[int, list[Tensor]]:
+    pair = rank // 2
+    if by == "mesh":
+        given: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("prompt", "component"))["component"]
+    else:
+        # The ranks of a pair need be no neighbours.
+        pair = rank % 2 if by == "strided" else pair
+        both = [[0, 2], [1, 3]] if by == "strided" else [[0, 1], [2, 3]]
+        given = [dist.new_group(ranks) for ranks in both][pair]
+    found = _draw_all(pair, process_group=given)
+    with AsyncDiff(TINY.build(), components=2, process_group=given, timeout=60) as async_diff:
+        return async_diff.rank, found
+
+
+@pytest.mark.parametrize("by", ["mesh", "groups", "strided"])
+def test_pairs_with_a_prompt_each(by: str) -> None:
+    ranks = run_ranks(4, _in_pairs, by)
+    assert [rank for rank, _ in ranks] == ([0, 0, 1, 1] if by == "strided" else [0, 1, 0, 1])
+    for pair in range(2):
+        expected = _draw_all(pair, executor="local")
+        assert not torch.allclose(expected[0], expected[1])
+        for _, found in ranks[pair::2] if by == "strided" else ranks[2 * pair : 2 * pair + 2]:
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def _by_the_given_group(rank: int) -> Tensor:
+    """As on NCCL, where the default group's communicator is there already: no other is split off it."""
+    pair = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "can_be_made_by_members", lambda backend: False)
+        pipe = TINY.build()
+        with AsyncDiff(pipe, components=2, process_group=pair, timeout=60):
+            found = _draw(pipe, PROMPTS[rank // 2][0])
+    total = torch.tensor(1.0)
+    dist.all_reduce(total, group=pair)  # it is the user's, and still there
+    assert total.item() == 2.0
+    return found
+
+
+def test_on_the_group_that_is_given() -> None:
+    found = run_ranks(4, _by_the_given_group)
+    for pair in range(2):
+        expected = _draw_all(pair, executor="local")[0]
+        for one in found[2 * pair : 2 * pair + 2]:
+            torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
+
+
+def _stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if index == 3:
+        raise KeyError("stop")
+    return values
+
+
+def _stopped(rank: int) -> list[Tensor]:
+    """In the second pair a generation fails on one rank, and the next is drawn by both; the first is not concerned."""
+    pair = rank // 2
+    given = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])][pair]
+    pipe = TINY.build()
+    with AsyncDiff(pipe, components=2, process_group=given, timeout=30):
+        found = [_draw(pipe, PROMPTS[pair][0])]
+        if pair == 1:
+            more = {"callback_on_step_end": _stop} if rank == 3 else {}
+            with pytest.raises(KeyError if rank == 3 else ExchangeError, match="stop" if rank == 3 else "rank 2: .*"):
+                _draw(pipe, PROMPTS[pair][0], **more)
+        return [*found, _draw(pipe, PROMPTS[pair][0])]
+
+
+def test_a_failure_concerns_its_own_group() -> None:
+    for first, second in run_ranks(4, _stopped):
+        assert torch.equal(first, second)
+
+
+def _one_validates(rank: int) -> Tensor | float:
+    """Rank 0 draws, and joins the others' work afterwards."""
+    total = torch.tensor(float(rank))
+    if rank:
+        work = dist.all_reduce(total, async_op=True)
+        work.wait()
+        return total.item()
+    pipe = TINY.build()
+    with AsyncDiff(pipe, components=2, executor="local"):
+        found = _draw(pipe, PROMPTS[0][0])
+    dist.all_reduce(total)
+    return found
+
+
+def test_one_rank_alone() -> None:
+    found, total = run_ranks(2, _one_validates)
+    assert total == 1.0
+    torch.testing.assert_close(found, _draw_all(0, executor="local")[0], rtol=0, atol=0)
+
+
+def _alone_by_mistake(rank: int) -> float:
+    """Rank 0 attaches and the other does not; the user's own groups can still be made afterwards."""
+    if rank == 0:
+        with pytest.raises(ExchangeError, match=r"rank 0: not all of the 2 ranks joined within 2 s") as caught:
+            AsyncDiff(TINY.build(), components=2, timeout=2)
+        said = str(caught.value)
+        assert "did not come: rank 1" in said and "process_group=" in said and "executor='local'" in said
+    total = torch.tensor(1.0)
+    dist.all_reduce(total, group=dist.new_group())
+    return total.item()
+
+
+def test_one_rank_alone_by_mistake() -> None:
+    assert run_ranks(2, _alone_by_mistake) == [2.0, 2.0]
+
+
+def _refused(rank: int) -> None:
+    first = dist.new_group([0, 1])
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("prompt", "component"))
+    pipe = TINY.build()
+    for given, message in (
+        (mesh, r"a DeviceMesh with 2 axes; give one of them: mesh\['component'\]"),
+        ("component", "must be a torch.distributed.ProcessGroup, or a DeviceMesh with one axis, not a str"),
+        (first, "" if rank < 2 else f"rank {rank} is not in its process_group"),
+    ):
+        if message:
+            with pytest.raises(ConfigurationError, match=message):
+                AsyncDiff(pipe, process_group=given)
+    ways = r"start 3 processes, or use components=2, or compute in this process alone with executor='local'"
+    with pytest.raises(ConfigurationError, match=rf"rank {rank}: .* but there are 2; {ways}"):
+        AsyncDiff(pipe, components=3, process_group=mesh["component"])
+    ways = r"start 2 processes, or name 2 of them with process_group=, or use components=4, or .* executor='local'"
+    with pytest.raises(ConfigurationError, match=rf"rank {rank}: .* but there are 4; {ways}"):
+        AsyncDiff(pipe, components=2)
+
+
+def test_what_cannot_work_is_refused() -> None:
+    run_ranks(4, _refused)
+
+
+def _apart(rank: int) -> None:
+    given = [dist.new_group(ranks) for ranks in ([0, 1], [2, 3])][rank // 2]
+    pipe = TINY.build()
+    with AsyncDiff(pipe, components=2, process_group=given, timeout=30):
+        _draw(pipe, PROMPTS[0][1 if rank == 3 else 0])
+
+
+def test_errors_name_ranks_as_the_world_counts() -> None:
+    with pytest.raises(RankError, match=r"RankMismatchError: rank 2: .* of rank 3 is not that of rank 2"):
+        run_ranks(4, _apart)
