@@ -81,8 +81,8 @@ def test_by_way_of_the_host() -> None:
         assert torch.equal(found, expected)
 
 
-def _stuck(rank: int, waits_return: bool, said: str) -> float:
-    """Rank 1 stops in the middle; waits of rank 0 do not hold its host, or hold it for good.
+def _stuck(rank: int, waits_return: bool, said: str, fails: bool = False) -> float:
+    """Rank 1 stops in the middle, or fails; waits of rank 0 do not hold its host, or hold it for good.
 
     What rank 0 prints goes to the file `said`.
     """
@@ -94,6 +94,8 @@ def _stuck(rank: int, waits_return: bool, said: str) -> float:
     def dawdle(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if index == 3:
             begin[0] = time.monotonic()
+        if rank == 1 and index == 3 and fails:
+            raise KeyError("enough")
         if rank == 1 and index == 3:
             time.sleep(TIMEOUT + 9)
         if rank == 0 and index >= 3:
@@ -113,7 +115,9 @@ def _stuck(rank: int, waits_return: bool, said: str) -> float:
             patch.setattr(line.Line, "finish", finish)
         AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
         what = r"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within 4 s"
-        with pytest.raises(ExchangeError, match=what if rank == 0 else "rank 1"):
+        if fails:
+            what = "rank 0: the generation was ended on another rank .rank 1: KeyError: 'enough'"
+        with pytest.raises((ExchangeError, KeyError), match=what if rank == 0 else "enough" if fails else "rank 1"):
             run(pipe, PIPELINES["sd3"], callback_on_step_end=dawdle, num_inference_steps=40)
     return time.monotonic() - begin[0]
 
@@ -121,6 +125,13 @@ def _stuck(rank: int, waits_return: bool, said: str) -> float:
 def test_a_stuck_rank_where_waits_do_not_hold_the_host(tmp_path: Path) -> None:
     """The next that comes by raises."""
     seconds, _ = run_ranks(2, _stuck, True, str(tmp_path / "said"), joined=False, limit=TIMEOUT + 30)
+    assert not isinstance(seconds, RankError), seconds
+    assert seconds < TIMEOUT + 10
+
+
+def test_a_rank_that_fails_where_waits_do_not_hold_the_host(tmp_path: Path) -> None:
+    """The others are told why, long before the time limit."""
+    seconds, _ = run_ranks(2, _stuck, True, str(tmp_path / "said"), True, joined=False, limit=TIMEOUT + 30)
     assert not isinstance(seconds, RankError), seconds
     assert seconds < TIMEOUT + 10
 

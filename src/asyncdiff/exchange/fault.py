@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from asyncdiff.errors import StoppedError
@@ -33,12 +33,14 @@ class Fault:
         store: through which the ranks found each other.
         key: no other run's.
         rank: this process's, as the world counts.
+        members: all ranks of the run, likewise.
     """
 
-    def __init__(self, store: Store, key: str, rank: int) -> None:
+    def __init__(self, store: Store, key: str, rank: int, members: Sequence[int]) -> None:
         self._store = store
         self._key = key
         self._rank = rank
+        self._members = members
 
     def tell(self, reason: str) -> None:
         """Say why this rank closes its communicators, if no other has said so before."""
@@ -50,18 +52,23 @@ class Fault:
 
     def raise_if_told(self) -> None:
         """Raise StoppedError, if a rank has said something: that is why what this rank waits for does not come."""
+        sentence = self.sentence()
+        if sentence:
+            raise StoppedError(sentence)
+
+    def sentence(self) -> str:
+        """What a rank has said, as an error of this one; empty if none has."""
         reason = self.told()
-        if reason:
-            raise StoppedError(
-                f"rank {self._rank}: the generation was ended on another rank ({reason}); the next one begins anew"
-            )
+        if not reason:
+            return ""
+        return f"rank {self._rank}: the generation was ended on another rank ({reason}); the next one begins anew"
 
-    def silent(self, members: Iterable[int]) -> str:
-        """Which of the ranks give no sign of life, as words; empty if all do, or it cannot be known.
+    def who_is_missing(self) -> str:
+        """Which ranks give no sign of life, for an operation that did not end; "a rank" where that is unknown.
 
-        An operation of all ranks fails on all that are there; each of them says so, and waits a moment for the others.
+        Where one rank is missing, operations fail on all others; each of them says so, and waits a moment for the rest.
         """
-        others = {member: f"{self._key}/alive/{member}" for member in members if member != self._rank}
+        others = {member: f"{self._key}/alive/{member}" for member in self._members if member != self._rank}
 
         def look() -> str:
             self._store.set(f"{self._key}/alive/{self._rank}", "yes")
@@ -72,7 +79,8 @@ class Fault:
                 missing = [member for member in missing if not self._store.check([others[member]])]
             return ", ".join(f"rank {member}" for member in missing)
 
-        return _within_limit(look)
+        silent = _within_limit(look)
+        return f"no sign of life from {silent}, which" if silent else "a rank"
 
     def _read(self) -> str:
         return self._store.get(self._key).decode() if self._store.check([self._key]) else ""

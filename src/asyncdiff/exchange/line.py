@@ -72,7 +72,7 @@ class Line:
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
         self._group: dist.ProcessGroup | None = groups.make([groups.members], backend, limit)
-        self._watcher = None if self.holds_host else Watcher(self.rank, timeout)
+        self._watcher = None if self.holds_host else Watcher(self.rank, timeout, fault.sentence, self._abort)
         try:
             self._introduce()
         except BaseException:
@@ -124,11 +124,12 @@ class Line:
         try:
             finished = work.wait(timedelta(seconds=self.timeout)) if self.holds_host else work.wait()
         except RuntimeError as error:
+            seconds = time.perf_counter() - begin
             self.give_up()
             self._fault.raise_if_told()
             raise ExchangeError(
-                f"rank {self.rank}: {joined(names)} failed after {time.perf_counter() - begin:.1f} s "
-                f"(limit {self.timeout:g} s); that rank may have died or be doing other work: {error}"
+                f"rank {self.rank}: {joined(names)} failed after {seconds:.1f} s (limit {self.timeout:g} s); "
+                f"{self._fault.who_is_missing()} may have died or be doing other work: {error}"
             ) from error
         if finished is False:
             self.give_up()
@@ -147,6 +148,14 @@ class Line:
         group, self._group = self._group, None
         if group is not None:
             self._groups.end(group, self._is_broken)
+
+    def _abort(self) -> bool:
+        """Let the device wait no longer; whether torch can do that (not in 2.6)."""
+        group = self._group
+        if group is None or not hasattr(group, "abort"):
+            return False
+        group.abort()
+        return True
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""

@@ -88,8 +88,7 @@ class Talk:
         except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
             seconds = time.perf_counter() - begin
             self._fault.raise_if_told()
-            silent = self._fault.silent(self.members)
-            who = f"no sign of life from {silent}, which" if silent else "a rank"
+            who = self._fault.who_is_missing()
             raise ExchangeError(
                 f"rank {self._rank}: {what} failed after {seconds:.1f} s (limit {self._timeout:g} s); {who} may have "
                 f"died or be doing other work: {error}"

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from asyncdiff.errors import ExchangeError
+from asyncdiff.errors import ExchangeError, StoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +54,21 @@ class Watcher:
     Args:
         rank: this process's.
         timeout: seconds that an operation may take.
+        told: the sentence for why another rank has ended the generation; empty if none has.
+        abort: ends what the device waits for; whether it could.
     """
 
-    def __init__(self, rank: int, timeout: float) -> None:
+    def __init__(
+        self,
+        rank: int,
+        timeout: float,
+        told: Callable[[], str] = lambda: "",
+        abort: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._rank = rank
+        self._told = told
+        self._abort = abort
+        self._is_stopped = False
         self._timeout = timeout
         self._outstanding: list[_Outstanding] = []
         self._lock = threading.Lock()
@@ -82,10 +93,10 @@ class Watcher:
         return bool(self._failure)
 
     def check(self) -> None:
-        """Raise ExchangeError if an operation did not finish in time."""
+        """Raise ExchangeError if an operation did not finish in time, or another rank has ended the generation."""
         if self._failure:
             self._has_told.set()
-            raise ExchangeError(self._failure)
+            raise (StoppedError if self._is_stopped else ExchangeError)(self._failure)
 
     def close(self, patience: float) -> bool:
         """Look no more. Returns whether all operations have finished, for which it waits so many seconds."""
@@ -98,6 +109,13 @@ class Watcher:
     def _look(self) -> None:
         while not self._is_closed.wait(min(_SECONDS_BETWEEN_LOOKS, self._timeout / 10)):
             overdue = self._overdue()
+            told = self._told() if self._outstanding and not overdue else ""
+            if told:
+                self._is_stopped, self._failure = True, told
+                comes_by = self._has_told.wait(_SECONDS_TO_RAISE) or self._is_closed.is_set()
+                if not comes_by and not self._abort():
+                    self._end()
+                return
             if overdue:
                 self._failure = (
                     f"rank {self._rank}: {overdue} did not finish within {self._timeout:g} s; "

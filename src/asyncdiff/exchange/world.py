@@ -181,7 +181,7 @@ class DistributedWorld:
     def _open(self) -> None:
         """Make what the ranks exchange with; all of them take part."""
         try:
-            fault = Fault(default_store(), f"{self._groups.meet()}, fault", self.global_rank)
+            fault = Fault(default_store(), f"{self._groups.meet()}, fault", self.global_rank, self._groups.members)
             talk = self._talk_among([range(self.size)], Traffic(), fault)
             talk.take_over_random_state()
             line = Line(self._groups, self.device, self._backend, self._timeout, fault)
