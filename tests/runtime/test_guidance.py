@@ -1,11 +1,13 @@
 """Calls shared out among groups of devices: the numbers of the same division on one device, however they are run."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ConfigurationError
@@ -353,3 +355,55 @@ def _different_inputs(rank: int) -> None:
 def test_groups_with_different_inputs() -> None:
     with pytest.raises(RankError, match=r"RankMismatchError.*the argument 'hidden_states' of rank 1 is not"):
         run_ranks(2, _different_inputs)
+
+
+class _Coupling:
+    """An attention processor that lets the pictures of a batch depend on each other, once it is told to."""
+
+    def __init__(self) -> None:
+        self._plain = AttnProcessor()
+        self._is_on = [False]
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result = self._plain(attn, hidden_states, *args, **kwargs)
+        return result.mean(0, keepdim=True).expand_as(result).contiguous() if self._is_on[0] else result
+
+    def from_step(self, step: int) -> Callable[..., dict[str, Any]]:
+        self._is_on[0] = False
+
+        def switch(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+            self._is_on[0] = index + 1 >= step
+            return values
+
+        return switch
+
+
+def _coupled(step: int, times: int, **settings: Any) -> list[Tensor | str]:
+    """Pictures of a pipeline whose batches are coupled from a step on, or what its calls end in."""
+    tiny = PIPELINES["sd15"]
+    pipe, processor = tiny.build(), _Coupling()
+    pipe.unet.set_attn_processor(processor)
+    results: list[Tensor | str] = []
+    with AsyncDiff(pipe, executor="local", **settings) if settings else contextlib.nullcontext():
+        for _ in range(times):
+            try:
+                results.append(run(pipe, tiny, num_inference_steps=10, callback_on_step_end=processor.from_step(step)))
+            except ConfigurationError as error:
+                results.append(str(error))
+    return results
+
+
+@pytest.mark.filterwarnings("ignore:guidance=2. the calls of the denoiser", "ignore:asyncdiff accelerate")
+@pytest.mark.parametrize("step", [1, 4, 10])
+def test_pictures_that_depend_on_each_other_from_some_step_on(step: int) -> None:
+    """Seen in the second step, the batch is not divided; seen later, what was divided may be wrong."""
+    (expected,) = _coupled(step, 1)
+    first, second = _coupled(step, 2, guidance=2, components=1)
+    assert isinstance(expected, Tensor) and isinstance(second, Tensor)
+    if step == 1:
+        assert isinstance(first, Tensor)
+        assert relative_error(first, expected) < 1e-5
+    else:
+        assert isinstance(first, str)
+        assert "depend on each other from some step on" in first
+    assert relative_error(second, expected) < 1e-5

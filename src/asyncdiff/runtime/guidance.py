@@ -20,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import batch_size
+from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.protocol import Exchange, SharedLeaves
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.parts import Parts
@@ -39,11 +40,14 @@ from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
+# Of so few steps all that is looked at again is the second.
+_FEW_STEPS = 3
+
 # What a denoiser may raise when it is given a batch that was divided in a wrong way.
 _FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Kind:
     """What is known of calls of one kind.
 
@@ -52,6 +56,8 @@ class _Kind:
         devices: where the result's tensors are.
         rule: how the batch is divided, if it can be.
         reason: why it cannot be.
+        due: the steps in which that is looked at again: an attention processor may couple the pictures of a batch from
+            some step on.
     """
 
     structure: TreeSpec
@@ -59,6 +65,7 @@ class _Kind:
     devices: tuple[torch.device | None, ...]
     rule: BatchRule | None
     reason: str
+    due: list[int]
 
     def placeholders(self) -> list[Any]:
         """Leaves that are to be filled."""
@@ -140,6 +147,8 @@ class Guidance:
                 what = f"the inputs of the denoiser {self._context.name!r}"
                 self._axis.check_agreement(lambda: about_arguments(self._context.form.arguments(call)), what)
             kind = self._kinds.of(self._runtime.kind_of_call(whole), functools.partial(self._look, call))
+            if kind.rule is not None and kind.due and stream.index >= kind.due[0]:
+                self._look_again(kind, kind.rule, call, stream.index)
             belonging = next(known for known in self._belongings if known.stream is stream)
             stream.index += 1
             self._calls += 1
@@ -201,7 +210,32 @@ class Guidance:
             tuple(leaf.device if isinstance(leaf, Tensor) else None for leaf in leaves),
             found,
             reason,
+            self._steps_to_look_again(),
         )
+
+    def _steps_to_look_again(self) -> list[int]:
+        steps = len(self._clock.timetable.timesteps)
+        return sorted({1, *({steps // 2, steps - 1} if steps > _FEW_STEPS else ())})
+
+    def _look_again(self, kind: _Kind, rule: BatchRule, call: Call, step: int) -> None:
+        """See whether the batch can be divided still.
+
+        Raises:
+            ConfigurationError: not any more, and steps that were divided may have been wrong.
+        """
+        kind.due.pop(0)
+        failure = self._try(rule, call.with_own_containers()(), call)
+        if failure is None:
+            return
+        kind.rule = None
+        kind.reason = f"a part of the batch is not computed as in the whole batch: {failure}"
+        if step > 1:
+            raise ConfigurationError(
+                f"guidance={self._groups}: in step {step} a part of the batch of the denoiser {self._context.name!r} "
+                f"is not computed as in the whole batch ({failure}), as it was before; something, an attention "
+                "processor perhaps, lets the pictures of a batch depend on each other from some step on. Call the "
+                "pipeline again: the batch is not divided any more; or attach with guidance=1"
+            )
 
     def _try(self, rule: BatchRule, whole: Any, call: Call) -> str | None:
         """Compare the parts' results with the whole call's; returns what is wrong. All ranks come to the same end."""
