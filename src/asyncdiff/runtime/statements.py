@@ -71,6 +71,7 @@ class Fingerprint:
         self._structure: Any = None
         self._hash = ""
         self._modules: list[tuple[str, nn.Module]] = []
+        self._places: list[Mapping[str, Tensor | None]] = []  # where modules have parameters and buffers
         self._held: list[tuple[int, int]] = []  # which memory the samples are views of
         self._samples: list[Tensor] = []
 
@@ -80,9 +81,12 @@ class Fingerprint:
         Args:
             structure: what decides how data flows in it (`denoiser.structure`).
         """
-        if not self._hash or structure != self._structure:
+        if structure is not self._structure:
             self._structure, self._hash = structure, hashed(repr(structure))
             self._modules = list(self._denoiser.named_modules())
+            self._places = [
+                place for _, module in self._modules for place in (module._parameters, module._buffers) if place
+            ]
         return [
             Statement(f"the structure of the {self._name!r}", self._hash, parts=self._parts),
             Statement(f"the weights of the {self._name!r}", self._weights(), parts=self._each_weight),
@@ -95,25 +99,22 @@ class Fingerprint:
             for key, *values in settings:
                 yield Statement(f"{key!r} of {title}", ", ".join(_named(value) for value in values))
 
-    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
-        for name, module in self._modules:
-            for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and _can_be_sampled(tensor.data):
-                    yield f"{name}.{own}", tensor.data
-
     def _weights(self) -> str:
-        tensors = [tensor for _, tensor in self._tensors()]
-        held = [(tensor.data_ptr(), tensor.numel()) for tensor in tensors]
+        tensors = [tensor for place in self._places for tensor in place.values() if tensor is not None]
+        held = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
         if held != self._held:
             self._held = held
-            self._samples = [sample for tensor in tensors for sample in _ends(tensor)]
+            self._samples = [
+                sample for tensor in tensors if _can_be_sampled(tensor.data) for sample in _ends(tensor.data)
+            ]
         digest = hashlib.sha256()
         for _, together in sorted(_alike(self._samples).items()):
             digest.update(_bytes(torch.cat(together)))
         return digest.hexdigest()[:16]
 
     def _each_weight(self) -> Iterator[Statement]:
-        for name, tensor in self._tensors():
+        named = ((f"{name}.{own}", each) for name, module in self._modules for own, each in _own_tensors(module))
+        for name, tensor in named:
             text = hashlib.sha256(b"".join(_bytes(sample) for sample in _ends(tensor))).hexdigest()[:16]
             yield Statement(f"the weight {name!r} of the {self._name!r}", text)
 
@@ -149,6 +150,12 @@ def _read(measured: Iterable[Tensor]) -> Iterator[list[float]]:
         together = torch.stack([each for each in every if each.device == device])
         by_device[device] = iter(together.cpu().tolist())
     return (next(by_device[each.device]) for each in every)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for own, tensor in (*module._parameters.items(), *module._buffers.items()):
+        if tensor is not None and _can_be_sampled(tensor.data):
+            yield own, tensor.data
 
 
 def _can_be_sampled(tensor: Tensor) -> bool:
