@@ -290,9 +290,12 @@ class AsyncDiff:
             return
         try:
             if clock.is_over:
+                attached.compare_again()
                 attached.check_numbers()
-        finally:
             attached.end()
+        except BaseException as error:
+            self._break_off(told(error))
+            raise
         if clock.is_over:
             self._advice.on_generation(self.report(), clock.steps_done)
 

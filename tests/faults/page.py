@@ -19,8 +19,8 @@ What each cell says is what the ranks without a fault came to:
 
 - `StoppedError`: the rank with the fault could still say why it ends the generation. The next call works, without
   attaching again.
-- `RankMismatchError`: what has to be the same on all ranks was compared, and differs: weights and settings in the first
-  and in the last step of a generation, inputs also after the first round.
+- `RankMismatchError`: what has to be the same on all ranks was compared, and differs: weights and settings at the
+  beginning and at the end of a generation, inputs at its first and last step and after the first round.
 - `ExchangeError`: a rank is gone, or does not answer within the time limit.
 - right picture: nothing was wrong but the pace.
 - –: cannot be (there is no callback while attaching, for instance).

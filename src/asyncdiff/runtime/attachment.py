@@ -106,6 +106,15 @@ class Attachment:
         for runtime in self._runtimes.values():
             runtime.forget()
 
+    def compare_again(self) -> None:
+        """At the end of a generation, before it is ended.
+
+        Raises:
+            RankMismatchError: the denoisers are not the same on all ranks any more.
+        """
+        for runtime in self._runtimes.values():
+            runtime.compare_again()
+
     def check_numbers(self) -> None:
         """Look at what the generation has come to, before it is ended.
 

@@ -48,7 +48,7 @@ class DenoiserRuntime:
         self._lanes = [Lane(context, self._divisions, number) for number in range(lanes)]
         self._computing = self._lanes[0]  # the one that computes, or has computed last
         self._guidance_context: Any = None
-        self._generation = self._compared_at_last_step = -1
+        self._generation = -1
         self._undo: list[Callable[[], None]] = []
         if hasattr(context.denoiser, "cache_context"):
             self._undo.append(listen_to_context(context.denoiser, "cache_context", self._enter_context))
@@ -83,9 +83,6 @@ class DenoiserRuntime:
                 self._look_again()
             else:
                 clock.tick()
-        if clock.is_at_last_step and self._compared_at_last_step != clock.generation:
-            self._compared_at_last_step = clock.generation
-            self._compare()
         if self.outer is not None:
             return self.outer(call, arguments)
         return self._computing.compute(call, arguments)
@@ -163,8 +160,12 @@ class DenoiserRuntime:
         for lane in self._lanes:
             lane.end_step(timestep)
 
+    def compare_again(self) -> None:
+        """At the end of a generation in which it was called: what one rank alone has done to it shows then."""
+        if self._generation == self.context.clock.generation:
+            self._compare()
+
     def _compare(self) -> None:
-        """At the first step of a generation, and at the last: what a callback did on one rank alone shows then."""
         self.context.check(self._statements, f"what the denoiser {self.context.name!r} is made of")
 
     def _statements(self) -> list[Statement]:
