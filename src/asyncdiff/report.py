@@ -175,7 +175,10 @@ def _inserted(counts: Counts) -> str:
 
 @dataclass(frozen=True)
 class Report:
-    """The last (or the running) generation on this rank."""
+    """The last (or the running) generation on this rank.
+
+    Where one process computes for all, `bytes_sent` are those of the live edges that would be sent.
+    """
 
     executor: str
     ranks: tuple[int, ...]
@@ -196,9 +199,10 @@ class Report:
     def __str__(self) -> str:
         who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"
         groups = f"G={self.guidance} " if self.guidance > 1 else ""
+        sent = "sent" if self.executor == "distributed" else "would send"
         lines = [
             f"asyncdiff {groups}N={self.components} S={self.stride} w={self.warmup}, executor {self.executor}, {who}: "
-            f"sent {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
+            f"{sent} {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
         ]
         lines += [str(denoiser) for denoiser in self.denoisers]
         if not self.accelerated:

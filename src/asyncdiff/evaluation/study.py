@@ -358,10 +358,7 @@ def _account(report: Report) -> Account:
         calls["bridged"] += counts.bridged
         calls["stored"] += counts.stored
     speedups = {denoiser.name: denoiser.modelled_speedup for denoiser in report.denoisers}
-    sent = report.bytes_sent
-    if report.executor == "local":
-        sent = sum(denoiser.bytes_per_round * denoiser.counts.rounds for denoiser in report.denoisers)
-    return Account(calls, speedups, sent)
+    return Account(calls, speedups, report.bytes_sent)
 
 
 def _score(

@@ -21,7 +21,7 @@ class LocalExchange:
         self.traffic = Traffic()
 
     def open(self, division: Division, device: torch.device) -> "LocalChannel":
-        return LocalChannel(division, device)
+        return LocalChannel(division, device, self.traffic)
 
     def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "Shared":
         return Shared({key: list(results[key]) for key, _ in moment.results})
@@ -48,15 +48,20 @@ class Shared:
 
 
 class LocalChannel:
-    """Keeps what a round makes until the round is over, so that every rank reads the rounds before."""
+    """Keeps what a round makes until the round is over, so that every rank reads the rounds before.
 
-    def __init__(self, division: Division, device: torch.device) -> None:
+    Args:
+        traffic: where it is counted what would be sent.
+    """
+
+    def __init__(self, division: Division, device: torch.device, traffic: Traffic) -> None:
         ranks = range(division.schedule.world_size)
         depth = division.schedule.kept_versions
         self.stores = {rank: EdgeStore(division.storage_of(rank), depth, device) for rank in ranks}
         self._own = {rank: division.own_reads_of(rank) for rank in ranks}
         self._made: dict[tuple[int, Edge], Tensor] = {}
         self._order = StepOrder(())
+        self._traffic = traffic
 
     def start_round(self, order: StepOrder) -> None:
         self._made, self._order = {}, order
@@ -67,7 +72,9 @@ class LocalChannel:
     def exchange(self, moment: Moment) -> None:
         for message in moment.messages:
             for edge in message.edges:
-                self.stores[message.reader].put(edge, self._made[message.source, edge])
+                tensor = self._made[message.source, edge]
+                self.stores[message.reader].put(edge, tensor)
+                self._traffic.bytes_sent += tensor.nbytes
 
     def end_round(self, version: int) -> None:
         if not self._order.kept:
