@@ -146,6 +146,7 @@ class AsyncDiff:
         self._begun = self._broken_off = -1  # generations
         self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
+        self._last_report: Report | None = None
         self._undo: list[Callable[[], None]] = []
         self._world = _join_world(settings, pipe, denoisers)
         self._clock = Clock(pipe)
@@ -166,7 +167,9 @@ class AsyncDiff:
         self._clock.on_end.append(self._end_generation)
 
     def report(self) -> Report:
-        """What the last generation really did, on this rank."""
+        """What the last generation really did, on this rank; after `disable()` still."""
+        if self._last_report is not None:
+            return self._last_report
         attached, settings, world = self._attachment, self.settings, self._world
         mesh = Mesh(1, world.size) if attached is None else attached.mesh
         return Report(
@@ -201,6 +204,7 @@ class AsyncDiff:
 
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here ends with its last user."""
+        self._last_report = self.report()
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)
@@ -252,6 +256,10 @@ class AsyncDiff:
             if self._attachment is None or self._attachment.mesh != mesh:
                 logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
                 self._attach(mesh)
+            self._present().begin_generation()
+        return self._present()
+
+    def _present(self) -> Attachment:
         if self._attachment is None:
             raise RuntimeError("nothing is attached")
         return self._attachment
@@ -280,8 +288,6 @@ class AsyncDiff:
         for name, denoiser in self._denoisers.items():
             _check_attached(name, denoiser, getattr(self._pipe, name))
             self._watch_wrapper(name, denoiser)
-        if self._attachment is not None:
-            self._attachment.begin_generation()
 
     def _end_generation(self) -> None:
         """Free what the generation held, and say what is to be said about it."""

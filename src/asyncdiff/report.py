@@ -205,6 +205,10 @@ class Report:
             f"{sent} {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
         ]
         lines += [str(denoiser) for denoiser in self.denoisers]
-        if not self.accelerated:
-            lines.append("  NOTHING WAS ACCELERATED: no step was computed as a parallel round")
+        if not any(denoiser.counts.steps for denoiser in self.denoisers):
+            lines.append("  no generation yet")
+        elif not self.accelerated:
+            lines.append("  NOTHING WAS ACCELERATED: no step took less than an ordinary one")
+        elif self.executor == "local" and self.world_size > 1:
+            lines.append(f"  one process computed for all {self.world_size} devices, one after the other: a preview")
         return "\n".join(lines)

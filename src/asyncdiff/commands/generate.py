@@ -65,7 +65,7 @@ def generate(
 
     - `asyncdiff generate "red apple" --components 2 --stride 2 --steps 50` – three devices, half the rounds
 
-    - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four components
+    - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four devices
 
     Every process loads the pipeline, makes one short picture that is not timed (it traces the denoiser and
     touches all memory once), and then the picture. The time is that of this pipeline call alone. On a CPU
