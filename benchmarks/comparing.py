@@ -89,9 +89,8 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     for rank, (share, runs) in enumerate(zip(shares, of_ranks, strict=True)):
         seconds = statistics.median(spent for _, spent in runs)
-        print(
-            f"rank {rank}: {1000 * seconds:.1f} ms of {statistics.median(whole for whole, _ in runs):.2f} s, {share:.2%}"
-        )
+        whole = statistics.median(each for each, _ in runs)
+        print(f"rank {rank}: {1000 * seconds:.1f} ms of {whole:.2f} s, {share:.2%}")
 
 
 if __name__ == "__main__":
