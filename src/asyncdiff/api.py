@@ -205,6 +205,8 @@ class AsyncDiff:
     def disable(self) -> None:
         """Detach: the pipeline is bit for bit what it was. A process group started here ends with its last user."""
         self._last_report = self.report()
+        if self._clock.is_open and self._begun == self._clock.generation:
+            self._break_off("asyncdiff was detached there")
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)

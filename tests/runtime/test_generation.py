@@ -1,6 +1,7 @@
 """When a call of a denoiser is part of a generation, and of which: what users do to one, and what must come of it."""
 
 import contextlib
+import functools
 import gc
 import threading
 import warnings
@@ -10,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, HeunDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    HeunDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
@@ -111,6 +118,42 @@ def test_paused() -> None:
             pipe.unet(**arguments())
             assert torch.equal(run(pipe, SD15, num_inference_steps=STEPS), expected)
         assert not torch.equal(run(pipe, SD15, num_inference_steps=STEPS), expected)
+
+
+@pytest.mark.filterwarnings("ignore:a call of the 'unet'")
+@pytest.mark.parametrize("is_first_drawn", [True, False])
+def test_a_method_of_a_pipeline_that_asks_in_any_order(is_first_drawn: bool) -> None:
+    class Trained(StableDiffusionPipeline):
+        def log_probability(self, given: dict[str, Any]) -> Tensor:
+            result: Tensor = self.unet(**given)[0]
+            return result
+
+    plain = SD15.build()
+    parts = SD15.build().components
+    pipe = Trained(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    with attach(pipe), torch.no_grad():
+        if is_first_drawn:
+            run(pipe, SD15, num_inference_steps=STEPS)
+        for timestep in (900, 850, 400, 777, 20, 500):
+            given = arguments(timestep) | {"timestep": torch.tensor(timestep)}
+            assert torch.equal(pipe.log_probability(given), plain.unet(**given)[0])
+
+
+@pytest.mark.filterwarnings("ignore:a call of the 'unet'")
+def test_a_callback_that_is_wrapped() -> None:
+    pipe, plain = SD15.build(), SD15.build()
+    asked: list[Tensor] = []
+
+    def ask(into: list[Tensor], pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        into.append(pipe.unet(**arguments())[0])
+        return values
+
+    with attach(pipe) as async_diff:
+        run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=functools.partial(ask, asked))
+        assert counts(async_diff).steps == CALLS
+    with torch.no_grad():
+        assert all(torch.equal(each, plain.unet(**arguments())[0]) for each in asked)
 
 
 # Loops written by hand.
@@ -306,6 +349,21 @@ def test_memory_is_free_while_the_picture_is_decoded() -> None:
         run(pipe, SD15, num_inference_steps=STEPS, output_type="np")
     plain, attached = held
     assert attached <= plain
+
+
+def test_another_pipeline_that_fails_leaves_nothing_either() -> None:
+    """From its second call on: of the first nothing is known when it ends."""
+    pipe = SD15.build()
+    other = image_to_image(pipe)
+    with attach(pipe):
+        redraw(other)
+        before = large_tensors()
+        given = SD15.inputs(other) | {"image": image(), "num_inference_steps": 20, "callback_on_step_end": failing}
+        with contextlib.suppress(KeyError):
+            other(**given)
+        del given
+        assert large_tensors() <= before
+    assert type(other) is StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 
 def test_what_a_generation_took_is_told_after_it() -> None:

@@ -137,6 +137,47 @@ def test_a_mishap_on_one_rank_ends_the_generation_on_all(kind: str, world_size: 
         assert torch.equal(before, results[0][2][0])
 
 
+def _settings_in_a_callback(rank: int) -> str:
+    """FreeU, put on by a callback of one rank."""
+    pipe = SD15.build()
+
+    def change(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 6:
+            pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
+        return values
+
+    with _attach(pipe), pytest.raises((RankMismatchError, StoppedError)) as caught:
+        run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=change if rank else None)
+    return str(caught.value)
+
+
+def test_what_one_rank_changes_in_the_middle_is_named_at_the_end() -> None:
+    for text in run_ranks(2, _settings_in_a_callback):
+        assert "of the module 'up_blocks" in text
+
+
+def _detached(rank: int) -> str:
+    pipe = SD15.build()
+    async_diff = _attach(pipe)
+
+    def detach(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 6:
+            async_diff.disable()
+        return values
+
+    try:
+        run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=detach if rank else None)
+    except StoppedError as error:
+        return str(error)
+    return ""
+
+
+def test_detaching_on_one_rank_while_it_generates() -> None:
+    (text, nothing) = run_ranks(2, _detached)
+    assert "rank 1: asyncdiff was detached there" in text
+    assert not nothing
+
+
 def _attached_again(rank: int) -> tuple[float, Tensor]:
     """What our own error used to advise."""
     pipe = SD15.build()

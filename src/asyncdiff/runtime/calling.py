@@ -1,5 +1,6 @@
 """Who makes a call of a denoiser: which pipeline, through which of its callbacks, with gradients or not."""
 
+import functools
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -27,12 +28,14 @@ class Calling(NamedTuple):
         pipeline: the pipeline.
         thread: in which it is.
         frame, code: the method's; the frame's identity only, which keeps nothing alive.
+        callbacks: those that the method was given.
     """
 
     pipeline: Any
     thread: int
     frame: int
     code: CodeType
+    callbacks: frozenset[CodeType]
 
     def is_running(self) -> bool:
         """Whether the method has not returned; what it has in it is not looked at, which another thread must not do."""
@@ -47,20 +50,27 @@ def pipeline_calling(denoisers: Collection[nn.Module]) -> Calling | None:
         if code.co_argcount and code.co_varnames[0] == "self":
             candidate = frame.f_locals.get("self")
             if _holds(candidate, denoisers) and _is_pipeline(candidate):
-                return Calling(candidate, threading.get_ident(), id(frame), code)
+                given = callbacks_among(frame.f_locals)
+                return Calling(candidate, threading.get_ident(), id(frame), code, given)
     return None
 
 
 def callbacks_among(arguments: dict[str, Any]) -> frozenset[CodeType]:
     """The code of the callbacks that a pipeline was given."""
-    given = (value for name, value in arguments.items() if "callback" in name and callable(value))
-    found = (getattr(each, "__code__", None) or getattr(type(each).__call__, "__code__", None) for each in given)
-    return frozenset(code for code in found if code is not None)
+    given = [value for name, value in arguments.items() if "callback" in name and callable(value)]
+    return frozenset(code for each in given if (code := _code_of(each)) is not None)
 
 
 def is_made_by(callbacks: frozenset[CodeType]) -> bool:
     """Whether one of these is running in the calling thread."""
     return bool(callbacks) and any(frame.f_code in callbacks for frame in _outwards(sys._getframe(1)))
+
+
+def _code_of(callback: Any) -> CodeType | None:
+    while isinstance(callback, functools.partial):
+        callback = callback.func
+    code = getattr(callback, "__code__", None) or getattr(type(callback).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:

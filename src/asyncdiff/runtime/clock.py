@@ -84,13 +84,17 @@ class Clock:
             self._listen_to(pipeline)
             self._is_announced = False
 
-    def find(self, pipeline: Any) -> None:
-        """A pipeline is generating; if that was not heard, as of another one or another scheduler, begin."""
+    def find(self, pipeline: Any, is_new: bool = False) -> None:
+        """A pipeline is generating; if that was not heard, as of another one or another scheduler, begin.
+
+        Args:
+            is_new: whether it was not generating before, so that what was heard must have been for this.
+        """
         if self._is_elsewhere(pipeline):
             self.end()
             self._listen_to(pipeline)
             self._is_announced = False
-        if not self._is_announced:
+        if not self._is_announced or (is_new and not self._is_at_first_call):
             self._begin(self._likely_scheduler())
 
     def goes_on(self, times: dict[str, Any]) -> bool:

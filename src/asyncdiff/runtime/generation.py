@@ -7,21 +7,32 @@ paused. What is not part of a generation is computed in full, and leaves no trac
 """
 
 import contextlib
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.hooks import surround_calls
-from asyncdiff.runtime.calling import callbacks_among, is_made_by, pipeline_calling, wants_gradients
+from asyncdiff.runtime.calling import Calling, callbacks_among, is_made_by, pipeline_calling, wants_gradients
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.turn import Turn
 
 PAUSED = "paused"
+
+
+_BY_CALLBACK = "a callback made it"
+_OUT_OF_ORDER = "it is none of the steps in order"
+
+
+class _Running(NamedTuple):
+    pipeline: Any
+    callbacks: frozenset[CodeType]
 
 
 class Generations:
@@ -49,9 +60,12 @@ class Generations:
         self._clock = clock
         self._turn = Turn(timeout)
         self._on_failure = on_failure
-        self._callbacks: dict[int, list[frozenset[Any]]] = {}  # of the pipeline's running calls, by thread
+        self._running: dict[int, list[_Running]] = {}  # the surrounded calls that are running, by thread
+        self._calling: Calling | None = None  # the other method of a pipeline whose generation the clock is set on
         self._paused: Counter[int] = Counter()
-        self._undo = surround_calls(pipeline, self._run) if callable(pipeline) else None
+        self._undo: list[Callable[[], None]] = []
+        self._surrounded: list[Any] = []
+        self._surround(pipeline)
         clock.on_end.append(self._end)
 
     def why_outside(self, name: str, call: Call) -> str:
@@ -65,24 +79,41 @@ class Generations:
             return PAUSED
         if wants_gradients(self._denoisers[name], call):
             return "gradients are wanted"
-        running = self._callbacks.get(thread)
+        running = self._running.get(thread)
         if running:
-            if is_made_by(running[-1]):
-                return "a callback made it"
-            self._clock.find(self._pipeline)
+            if is_made_by(running[-1].callbacks):
+                return _BY_CALLBACK
+            self._clock.find(running[-1].pipeline)
             return ""
         modules = [*self._denoisers.values(), *(getattr(self._pipeline, each) for each in self._denoisers)]
         calling = pipeline_calling(modules)  # in which there may be something around the denoiser
         if calling is not None:
-            self._turn.take(calling.is_running)
-            self._clock.find(calling.pipeline)
-            return ""
+            return self._why_outside_of(calling, name, call)
         if not self._is_driven_by_hand(thread):
             return "no pipeline is generating"
         if not self._clock.goes_on(self._forms[name].read(call).times):
             self._clock.end()
-            return "it is none of the steps in order"
+            return _OUT_OF_ORDER
         self._turn.take(lambda: self._is_driven_by_hand(thread))
+        return ""
+
+    def _why_outside_of(self, calling: Calling, name: str, call: Call) -> str:
+        """The same where a method of a pipeline makes the call that is not surrounded.
+
+        Another pipeline's first call, or one beside `__call__`; it may go through the timesteps, or ask for one.
+        """
+        if is_made_by(calling.callbacks):
+            return _BY_CALLBACK
+        self._turn.take(calling.is_running)
+        self._surround(calling.pipeline)
+        if self._calling != calling:
+            self._calling = calling
+            self._clock.find(calling.pipeline, is_new=True)
+        elif not self._clock.is_open:
+            return _OUT_OF_ORDER
+        if not self._clock.goes_on(self._forms[name].read(call).times):
+            self._clock.end()
+            return _OUT_OF_ORDER
         return ""
 
     @contextlib.contextmanager
@@ -99,19 +130,31 @@ class Generations:
 
     def close(self) -> None:
         """Leave the pipeline as it was."""
-        self._clock.end()
-        if self._end in self._clock.on_end:
-            self._clock.on_end.remove(self._end)
-        if self._undo is not None:
-            self._undo()
+        try:
+            self._turn.take(lambda: False)  # another thread may be generating
+        finally:
+            self._clock.end()
+            if self._end in self._clock.on_end:
+                self._clock.on_end.remove(self._end)
+            for undo in self._undo:
+                undo()
+            self._undo, self._surrounded = [], []
+
+    def _surround(self, pipeline: Any) -> None:
+        """Know of the beginning and the end of a pipeline's calls."""
+        if callable(pipeline) and not any(known is pipeline for known in self._surrounded):
+            self._surrounded.append(pipeline)
+            # A class may demand something of those made from it; its pipelines are found on the stack.
+            with contextlib.suppress(TypeError):
+                self._undo.append(surround_calls(pipeline, functools.partial(self._run, pipeline)))
 
     @contextlib.contextmanager
-    def _run(self, kwargs: dict[str, Any]) -> Iterator[None]:
-        """Around every call of the pipeline."""
+    def _run(self, pipeline: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+        """Around every call of a pipeline."""
         thread, clock = threading.get_ident(), self._clock
-        self._turn.take(lambda: thread in self._callbacks)
-        self._callbacks.setdefault(thread, []).append(callbacks_among(kwargs))
-        clock.follow(self._pipeline)
+        self._turn.take(lambda: thread in self._running)
+        self._running.setdefault(thread, []).append(_Running(pipeline, callbacks_among(kwargs)))
+        clock.follow(pipeline)
         before = clock.generation
         try:
             yield
@@ -120,15 +163,15 @@ class Generations:
                 self._on_failure(told(error))
             raise
         else:
-            if clock.is_open and not clock.is_over and getattr(self._pipeline, "_interrupt", False) is True:
+            if clock.is_open and not clock.is_over and getattr(pipeline, "_interrupt", False) is True:
                 self._on_failure(f"it was stopped after step {clock.steps_done} of {len(clock.timetable.timesteps)}")
             elif clock.is_open:
                 clock.is_complete = True
         finally:
             clock.end()
-            self._callbacks[thread].pop()
-            if not self._callbacks[thread]:
-                del self._callbacks[thread]
+            self._running[thread].pop()
+            if not self._running[thread]:
+                del self._running[thread]
                 self._turn.leave()
 
     def _is_driven_by_hand(self, thread: int) -> bool:
@@ -138,7 +181,7 @@ class Generations:
 
     def _end(self) -> None:
         self._clock.rest(self._pipeline)
-        if threading.get_ident() not in self._callbacks:
+        if threading.get_ident() not in self._running:
             self._turn.leave()
 
 

@@ -81,7 +81,7 @@ class Fingerprint:
         Args:
             structure: what decides how data flows in it (`denoiser.structure`).
         """
-        if structure is not self._structure:
+        if structure is not self._structure and structure != self._structure:
             self._structure, self._hash = structure, hashed(repr(structure))
             self._modules = list(self._denoiser.named_modules())
             self._places = [
