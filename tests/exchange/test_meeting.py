@@ -1,5 +1,6 @@
 """Ranks that come together on a store: all of them, at the same meeting, or an error in time."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from asyncdiff import ExchangeError
+from asyncdiff.exchange import meeting
 from asyncdiff.exchange.meeting import meet
 
 SIZE = 3
@@ -46,6 +48,22 @@ def test_who_does_not_come_is_told_in_time(come: Come) -> None:
     with pytest.raises(ExchangeError, match=r"did not come: rank 0, rank 2$"):
         come(1, 0.5).result()
     assert time.monotonic() - begin < TIMEOUT / 2
+
+
+def test_a_store_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is in a process that has stopped."""
+    monkeypatch.setattr(meeting, "_SECONDS_FOR_ANSWERS", 0.2)
+    has_ended = threading.Event()
+
+    class Stopped(dist.Store):
+        def check(self, keys: list[str]) -> bool:
+            return not has_ended.wait(TIMEOUT)
+
+    begin = time.monotonic()
+    with pytest.raises(ExchangeError, match="does not answer"):
+        meet(Stopped(), 0, range(SIZE), 0.3)
+    assert time.monotonic() - begin < TIMEOUT / 2
+    has_ended.set()
 
 
 def test_a_meeting_that_was_given_up_is_so_for_all(come: Come) -> None:

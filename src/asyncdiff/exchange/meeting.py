@@ -4,7 +4,10 @@ import bisect
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoResultError
 from datetime import timedelta
+from threading import Thread
 
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
@@ -12,6 +15,7 @@ from torch.distributed.rendezvous import rendezvous
 from asyncdiff.errors import ExchangeError
 
 _ALL_CAME = "all came"
+_SECONDS_FOR_ANSWERS = 5.0  # of the store, beside what is waited for
 _SECONDS_EARLY = 0.1  # that a store's wait may end before its time is up
 
 # Kept to the end of the process, by address: rank 0 may be the one that serves it, and the others still need it.
@@ -42,8 +46,25 @@ def meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:
         timeout: seconds that waiting may take.
 
     Raises:
-        ExchangeError: not every rank came in time.
+        ExchangeError: not every rank came in time, or the store does not answer (its process may have stopped).
     """
+    # What is asked of a store has no time limit of its own, but for waits.
+    answer: Future[int] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(_meet(store, rank, ranks, timeout))
+        except RuntimeError as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, name="asyncdiff meeting", daemon=True).start()
+    try:
+        return answer.result(timeout + _SECONDS_FOR_ANSWERS)
+    except NoResultError as error:
+        raise ExchangeError("the store on which the ranks meet does not answer") from error
+
+
+def _meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:
     number, end, given_up = _first_undecided(store), time.monotonic() + timeout, f"given up by rank {rank}"
     while True:
         fate = _fate(number)
