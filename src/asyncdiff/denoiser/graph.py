@@ -30,7 +30,7 @@ _OPERATIONS_PER_EXPONENTIAL = 100
 # A link between devices moves a byte in the time in which a device's own memory moves so many, roughly.
 LINK_BYTE = 50
 
-# Costs are counted for a batch of so many.
+# Costs are counted for a batch of so many: one picture, guided.
 _BATCH = 2
 
 # A module whose own arithmetic, outside the modules it calls, is more than this share of its work
@@ -127,16 +127,16 @@ class Graph:
 def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = ()) -> Graph:
     """Find the units of a traced call and follow the data between them.
 
-    Costs are those of one picture, guided (a batch of two), where it is known how large the recorded batch is: a
-    denoiser is to be divided in one way, and so to draw one picture, whatever is drawn beside it, and whether or not
-    several groups of devices share a batch out. Copies do not count: with a batch of one, torch leaves some out.
+    Costs are those of a batch of two, where it is known how large the recorded batch is: a denoiser is to be divided in
+    one way, and so to draw one picture, whatever is drawn beside it, and whether or not several groups of devices share
+    a batch out. (With a batch of one, torch leaves out some copies; that may still make a difference.)
 
     Args:
         trace: the recorded call.
         rates: weigh memory-bound units against compute-bound ones, and both against the host's work.
         inside: module names that a unit may not enclose (those that a split names).
     """
-    times_larger = 1.0 if trace.batch is None else _BATCH / trace.batch
+    times_larger = _BATCH / trace.batch if trace.batch else 1.0
     numbers = tuple(_find_units(trace, tuple(inside)))
     reads, output_reads, overwritten, _ = follow(trace, numbers)
     costs = [_cost(trace, trace.calls[number], rates.per_byte, times_larger) for number in numbers]

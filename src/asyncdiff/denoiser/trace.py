@@ -55,9 +55,6 @@ _KEEPING = frozenset(
 )
 _SCALING = frozenset(getattr(torch.ops.aten, name) for name in ("mul", "mul_", "div", "div_"))
 
-# With a batch of one, torch does without some of these: they must not decide how a denoiser is divided.
-_COPIES = frozenset([torch.ops.aten.clone])
-
 # Operators that read a part of a table, as large as what they make of it.
 _LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "gather", "index", "index_select"))
 
@@ -230,7 +227,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 makes.append(self.values.made(tensor, is_alias))
         made = sum(tensor.nbytes for tensor in outputs)
         read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
-        moved = 0 if is_view or kind in _COPIES else read + made
+        moved = 0 if is_view else read + made
         weights = 0
         if moved and kind not in _LOOKUPS:
             weights = sum(tensor.nbytes for tensor in inputs if _storage_key(tensor) in self._weights)

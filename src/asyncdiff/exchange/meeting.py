@@ -4,8 +4,6 @@ import bisect
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NoResultError
 from datetime import timedelta
 from threading import Thread
 
@@ -49,19 +47,22 @@ def meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:
         ExchangeError: not every rank came in time, or the store does not answer (its process may have stopped).
     """
     # What is asked of a store has no time limit of its own, but for waits.
-    answer: Future[int] = Future()
+    answers: list[int | RuntimeError] = []
 
     def ask() -> None:
         try:
-            answer.set_result(_meet(store, rank, ranks, timeout))
+            answers.append(_meet(store, rank, ranks, timeout))
         except RuntimeError as error:
-            answer.set_exception(error)
+            answers.append(error)
 
-    Thread(target=ask, name="asyncdiff meeting", daemon=True).start()
-    try:
-        return answer.result(timeout + _SECONDS_FOR_ANSWERS)
-    except NoResultError as error:
-        raise ExchangeError("the store on which the ranks meet does not answer") from error
+    asking = Thread(target=ask, name="asyncdiff meeting", daemon=True)
+    asking.start()
+    asking.join(timeout + _SECONDS_FOR_ANSWERS)
+    if not answers:
+        raise ExchangeError("the store on which the ranks meet does not answer")
+    if isinstance(answers[0], RuntimeError):
+        raise answers[0]
+    return answers[0]
 
 
 def _meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:

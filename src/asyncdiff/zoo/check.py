@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call, tensors_of
+from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Edge, build_graph
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
@@ -75,7 +76,7 @@ def check(specimen: Specimen) -> Finding:
         _check_balance(subject, division)
         _check_live_edges(subject, division)
         for stride in _STEPS:
-            _check_executor(subject, division, stride)
+            _check_executor(subject, subject.divide_as_run(components), stride)
         balance[components] = max(division.partition.shares)
         if components == COMPONENTS[0]:
             live_edges = sum(len(reads) for reads in division.partition.reads)
@@ -98,14 +99,22 @@ class _Subject:
         self.model = specimen.build()
         first = self.inputs(0)
         self.plain = tensors_of(self.model(**first))
-        result, self.trace = record(self.model, Call(self.model.forward, (), self.inputs(0)))
+        call = Call(self.model.forward, (), self.inputs(0))
+        result, self.trace = record(self.model, call)
+        self._batch = CallForm(self.model).batch(call)
         _expect(_is_equal(tensors_of(result), self.plain), "recording the call changes its result")
         _expect(all(bool(leaf.isfinite().all()) for leaf in self.plain), "the plain model's output is not finite")
         self.rates = CPU
         self.graph = build_graph(self.trace, self.rates)
 
     def divide(self, components: int) -> Division:
+        """As its costs are for the recorded batch."""
         return divide_denoiser(self.trace, Schedule(components, 1, 1), None, self.rates)
+
+    def divide_as_run(self, components: int) -> Division:
+        """As AsyncDiff divides it, whatever the batch is."""
+        trace = replace(self.trace, batch=self._batch)
+        return divide_denoiser(trace, Schedule(components, 1, 1), None, self.rates)
 
     def inputs(self, step: int, label: int | None = None) -> dict[str, Any]:
         """The arguments of the call at a step, with the timestep of another one where `label` says so."""
