@@ -1,29 +1,18 @@
 """Why a run's communicators were closed before their time: told by the rank that did it first, read by the others."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+
+from torch.distributed.distributed_c10d import Store
 
 from asyncdiff.errors import StoppedError
+from asyncdiff.exchange.asking import ask_within
 
 logger = logging.getLogger(__name__)
 
 _SECONDS_FOR_A_SIGN = 2.0
 _SECONDS = 5.0  # the store may be in a process that has stopped
-
-
-class Store(Protocol):
-    """What is used of torch's stores."""
-
-    def compare_set(self, key: str, expected: str, new: str, /) -> bytes: ...
-
-    def set(self, key: str, value: str, /) -> None: ...
-
-    def check(self, keys: list[str], /) -> bool: ...
-
-    def get(self, key: str, /) -> bytes: ...
 
 
 class Fault:
@@ -88,15 +77,8 @@ class Fault:
 
 def _within_limit(ask: Callable[[], str]) -> str:
     """The store's answer; empty if none comes."""
-    answers: list[str] = []
-
-    def run() -> None:
-        try:
-            answers.append(ask())
-        except RuntimeError as error:
-            logger.warning("the store of the process group does not answer: %s", error)
-
-    asking = threading.Thread(target=run, name="asyncdiff store", daemon=True)
-    asking.start()
-    asking.join(_SECONDS)
-    return next(iter(answers), "")
+    try:
+        return ask_within(_SECONDS, ask)
+    except RuntimeError as error:
+        logger.warning("the store of the process group does not answer: %s", error)
+        return ""

@@ -5,12 +5,12 @@ import os
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from threading import Thread
 
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.exchange.asking import ask_within
 
 _ALL_CAME = "all came"
 _SECONDS_FOR_ANSWERS = 5.0  # of the store, beside what is waited for
@@ -46,23 +46,7 @@ def meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:
     Raises:
         ExchangeError: not every rank came in time, or the store does not answer (its process may have stopped).
     """
-    # What is asked of a store has no time limit of its own, but for waits.
-    answers: list[int | RuntimeError] = []
-
-    def ask() -> None:
-        try:
-            answers.append(_meet(store, rank, ranks, timeout))
-        except RuntimeError as error:
-            answers.append(error)
-
-    asking = Thread(target=ask, name="asyncdiff meeting", daemon=True)
-    asking.start()
-    asking.join(timeout + _SECONDS_FOR_ANSWERS)
-    if not answers:
-        raise ExchangeError("the store on which the ranks meet does not answer")
-    if isinstance(answers[0], RuntimeError):
-        raise answers[0]
-    return answers[0]
+    return ask_within(timeout + _SECONDS_FOR_ANSWERS, lambda: _meet(store, rank, ranks, timeout))
 
 
 def _meet(store: Store, rank: int, ranks: Sequence[int], timeout: float) -> int:

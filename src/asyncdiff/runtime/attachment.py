@@ -13,7 +13,7 @@ from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import World
 from asyncdiff.plan.mesh import Mesh
-from asyncdiff.report import Counts, DenoiserReport
+from asyncdiff.report import DenoiserReport
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.denoiser import DenoiserRuntime
@@ -80,11 +80,6 @@ class Attachment:
     def denoise(self, name: str, call: Call) -> Any:
         """The result of a call of a denoiser."""
         return self._runtimes[name].denoise(call)
-
-    @property
-    def counts(self) -> list[Counts]:
-        """What each denoiser's group of ranks did in this generation so far."""
-        return [runtime.counts for runtime in self._runtimes.values()]
 
     def begin_generation(self) -> None:
         """Count anew."""

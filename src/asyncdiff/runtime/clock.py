@@ -6,11 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from asyncdiff.call import is_equal
 from asyncdiff.hooks import listen
-from asyncdiff.runtime.labels import Timetable
+from asyncdiff.runtime.labels import Timetable, numbers_of
 
 # In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
 _WATCHED_STEPS = 2
@@ -191,7 +189,7 @@ class Clock:
         return end_step
 
     def _begin(self, scheduler: Any, *args: Any, **kwargs: Any) -> None:
-        timesteps, sigmas = numbers_of(scheduler.timesteps), numbers_of(getattr(scheduler, "sigmas", ()))
+        timesteps, sigmas = _numbers(scheduler.timesteps), _numbers(getattr(scheduler, "sigmas", ()))
         self._whole = Timetable(timesteps, sigmas[: len(timesteps)] if len(sigmas) >= len(timesteps) else ())
         self._set_up = scheduler
         self.begin_again()
@@ -223,7 +221,7 @@ class Clock:
         """Whether a call has the times of the one before, and no second-order scheduler has repeated them."""
         if not _are_equal(times, self._times):
             return False
-        timestep = () if self._pending[-1] is None else numbers_of(self._pending[-1])
+        timestep = _numbers(self._pending[-1])
         return len(timestep) != 1 or self.timetable.timesteps.count(timestep[0]) <= 1
 
 
@@ -237,9 +235,8 @@ def _is_scheduler(part: Any) -> bool:
     return callable(getattr(part, "set_timesteps", None)) and callable(getattr(part, "step", None))
 
 
-def numbers_of(values: Any) -> tuple[float, ...]:
-    """All numbers of an argument, read off its device; not every device has double precision."""
-    return tuple(torch.as_tensor(() if values is None else values).detach().cpu().double().flatten().tolist())
+def _numbers(values: Any) -> tuple[float, ...]:
+    return () if values is None else tuple(numbers_of(values).tolist())
 
 
 def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
@@ -248,6 +245,6 @@ def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
 
 def _place_of(time: Any, timesteps: tuple[float, ...]) -> int:
     """Where in a timetable a call's time stands; at its beginning, where that cannot be told."""
-    numbers = set(numbers_of(time))
+    numbers = set(_numbers(time))
     number = numbers.pop() if len(numbers) == 1 else None
     return timesteps.index(number) if number in timesteps else 0

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.runtime.clock import Clock
+from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.units import UnitHooks
 from asyncdiff.settings import Settings
 
@@ -42,3 +44,12 @@ class Context:
     check: Callable[[Statements, str], None]
     clock: Clock
     device: torch.device
+
+    def compare_inputs(self, call: Call, exchange: Exchange) -> None:
+        """Compare a call's arguments with those of the other ranks of an exchange.
+
+        Raises:
+            RankMismatchError: one is not the same on all.
+        """
+        what = f"the inputs of the denoiser {self.name!r}"
+        exchange.check_agreement(lambda: about_arguments(self.form.arguments(call)), what)

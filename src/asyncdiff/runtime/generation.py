@@ -24,8 +24,6 @@ from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.turn import Turn
 
 PAUSED = "paused"
-
-
 _BY_CALLBACK = "a callback made it"
 _OUT_OF_ORDER = "it is none of the steps in order"
 

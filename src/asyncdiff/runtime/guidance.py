@@ -37,7 +37,6 @@ from asyncdiff.runtime.deferred import Settlement, deferred
 from asyncdiff.runtime.denoiser import DenoiserRuntime
 from asyncdiff.runtime.lane import is_checked_again
 from asyncdiff.runtime.recent import Recent
-from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
 # Of so few steps all that is looked at again is the second.
@@ -144,8 +143,7 @@ class Guidance:
             if is_new:
                 self._belongings.append(self._belonging(stream))
             if is_new or is_checked_again(self._context, stream.index):
-                what = f"the inputs of the denoiser {self._context.name!r}"
-                self._axis.check_agreement(lambda: about_arguments(self._context.form.arguments(call)), what)
+                self._context.compare_inputs(call, self._axis)
             kind = self._kinds.of(self._runtime.kind_of_call(whole), functools.partial(self._look, call))
             if kind.rule is not None and kind.due and stream.index >= kind.due[0]:
                 self._look_again(kind, kind.rule, call, stream.index)

@@ -53,7 +53,7 @@ class Labels:
 
     def learn(self, index: int, timestep: Any) -> None:
         """Step `index` is over; the scheduler was told that its timestep was `timestep`."""
-        values = set() if timestep is None else set(_numbers(timestep).tolist())
+        values = set() if timestep is None else set(numbers_of(timestep).tolist())
         if len(values) == 1:
             self._learnt[index] = (values.pop(), self._arguments[index])
             self._found = None
@@ -85,7 +85,7 @@ class Labels:
             )
         like = self._arguments[current]
         seen = {**{index: argument for index, (_, argument) in self._learnt.items()}, current: like}
-        rows = [_numbers(argument) for argument in seen.values()]
+        rows = [numbers_of(argument) for argument in seen.values()]
         if any(row.shape != rows[0].shape for row in rows):
             raise LabelError(
                 "the labels of later steps cannot be derived: the shape of the denoiser's timestep argument changes "
@@ -175,5 +175,6 @@ def _tolerance(argument: Any) -> float:
     return 4 * torch.finfo(argument.dtype).eps if is_rounded else _EXACT
 
 
-def _numbers(argument: Any) -> Tensor:
+def numbers_of(argument: Any) -> Tensor:
+    """All numbers of an argument, on the host."""
     return torch.as_tensor(argument).detach().cpu().double().flatten()  # not every device has double precision

@@ -13,7 +13,6 @@ from asyncdiff.report import GUARD, RESYNC, Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.guard import forecast_error
-from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.steps import StepRunner
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
@@ -93,8 +92,7 @@ class Lane:
         stream, is_new = self.streams.of_call(arguments, clock.steps, clock.timetable)
         try:
             if is_new or is_checked_again(context, stream.index):
-                what = f"the inputs of the denoiser {context.name!r}"
-                context.exchange.check_agreement(lambda: about_arguments(context.form.arguments(call)), what)
+                context.compare_inputs(call, context.exchange)
             if is_new:
                 stream.division = self._divisions.known(stream, self._number)
             course = stream.follow(context.schedule if stream.division is None else stream.division.schedule)
