@@ -1,8 +1,10 @@
 """docs/reliability.md: the matrix with what came of every cell."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from asyncdiff.evaluation.machine import cpu_model
 from tests.faults.cell import Outcome
 from tests.faults.matrix import LAYOUTS, MARGIN, TIMEOUT, Cell, Fault, Moment, cells
 
@@ -40,7 +42,8 @@ def page(outcomes: Mapping[Cell, Outcome]) -> str:
             lines.append(f"| {fault.value} | {moment.value} | {' | '.join(texts)} |")
     slowest = max((outcome.seconds for cell, outcome in outcomes.items() if cell.fault is not Fault.SLOW), default=0.0)
     lines.append(
-        f"\nThe slowest cell but the slow ones took {slowest:.1f} s from the fault to the end of the last rank.\n"
+        f"\nThe slowest cell but the slow ones took {slowest:.1f} s from the fault to the end of the last rank, on "
+        f"{os.cpu_count()} cores of {cpu_model()}.\n"
     )
     return _HEAD + "\n".join(lines)
 
