@@ -34,12 +34,12 @@ TIMED = (
 )
 
 
-def measure(runs: int) -> list[list[float]]:
+def measure(runs: int) -> tuple[tuple[float, ...], ...]:
     """On one rank: the seconds of every generation, and those of comparing in it."""
     enter_process()
     pipe, spent = load_demo("unet"), [0.0]
     pipe.set_progress_bar_config(disable=True)
-    found: list[list[float]] = []
+    found: list[tuple[float, ...]] = []
     with AsyncDiff(pipe, components=2, executor="distributed", timeout=120):
         for number in range(runs + 1):
             spent[0] = 0.0
@@ -48,8 +48,8 @@ def measure(runs: int) -> list[list[float]]:
                 generator = torch.Generator().manual_seed(number)
                 pipe("rocket", num_inference_steps=STEPS, generator=generator, output_type="latent")
             if number:  # in the first one the denoiser is recorded
-                found.append([time.perf_counter() - begin, spent[0]])
-    return found
+                found.append((time.perf_counter() - begin, spent[0]))
+    return tuple(found)
 
 
 @contextlib.contextmanager

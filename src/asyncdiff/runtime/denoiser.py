@@ -46,6 +46,7 @@ class DenoiserRuntime:
         self.outer: Outer | None = None
         self._divisions = Divisions(context)
         self._fingerprint = Fingerprint(context.name, context.denoiser)
+        self._about_settings = about_settings(context.settings)
         self._lanes = [Lane(context, self._divisions, number) for number in range(lanes)]
         self._computing = self._lanes[0]  # the one that computes, or has computed last
         self._guidance_context: Any = None
@@ -168,7 +169,7 @@ class DenoiserRuntime:
 
     def _compare(self, structure: Callable[[], Structure]) -> None:
         def statements() -> list[Statement]:
-            return about_settings(self.context.settings) + self._fingerprint.statements(structure())
+            return self._about_settings + self._fingerprint.statements(structure())
 
         self.context.check(statements, f"what the denoiser {self.context.name!r} is made of")
 
