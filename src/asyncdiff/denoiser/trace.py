@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import TreeSpec, tree_flatten
@@ -44,7 +45,7 @@ _OF_THE_SAME_FORM = frozenset(
         *("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"),
         *("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like"),
     )
-)
+) | {torch.ops.prim.device}
 
 # Operators whose result is what they are given (their first argument, or all) plus something else, or the same in
 # another form. A residual stream can be followed through them.
@@ -191,7 +192,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         weights = itertools.chain(denoiser.parameters(), denoiser.buffers())
-        self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in (Tensor, nn.Parameter)}
+        plain = (Tensor, nn.Parameter, FakeTensor)
+        self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in plain}
         self.values = _Values()
         self.calls: list[ModuleCall] = []
         self.operators: list[Operator] = []

@@ -15,7 +15,7 @@ def cost(step: Step, largest_share: float, end_share: float = 0.0) -> float:
     `largest_share` is the largest component's part of a call, `end_share` that of the denoiser's last layers, where
     they run apart from the components.
     """
-    computed = {StepKind.FULL: 1.0, StepKind.ROUND: largest_share}.get(step.kind, 0.0)
+    computed = 1.0 if step.kind.is_full else {StepKind.ROUND: largest_share}.get(step.kind, 0.0)
     return computed + (end_share if any(task.completes for task in step.tasks) else 0.0)
 
 

@@ -80,13 +80,13 @@ class Course:
         start = self._first_round_since(index)
         begins_later_prediction = (index - start) % self.schedule.stride == 0
         is_bridged = index >= start and self._behind_round(index, start) is None
-        kind = StepKind.ROUND if is_bridged and begins_later_prediction else StepKind.FULL
+        kind = StepKind.ROUND if is_bridged and begins_later_prediction else self.schedule.in_full
         return replace(self, inserted={**self.inserted, index: kind})
 
     def _step(self, index: int) -> Step:
         schedule = self.schedule
         if self._is_full(index):
-            return Step(index, StepKind.FULL, index, keeps=index >= schedule.first_kept)
+            return Step(index, schedule.in_full, index, keeps=index >= schedule.first_kept)
         start = self._first_round_since(index)
         if index < start:
             return Step(index, StepKind.STORED, schedule.warmup - 1)
@@ -103,7 +103,7 @@ class Course:
         schedule, since = self.schedule, index - self.schedule.warmup
         is_due = schedule.resync_every is not None and since % schedule.resync_every == schedule.resync_every - 1
         is_at_end = self.last is not None and index > self.last - schedule.cooldown
-        return since < 0 or is_due or is_at_end or self.inserted.get(index) is StepKind.FULL
+        return since < 0 or is_due or is_at_end or self.inserted.get(index) is schedule.in_full
 
     def _first_round_since(self, index: int) -> int:
         """Where the rounds that a step belongs to begin: after the last full step, in the warm-up's case in line."""

@@ -10,6 +10,7 @@ import itertools
 from dataclasses import dataclass
 
 from asyncdiff.denoiser.graph import Edge
+from asyncdiff.plan.chain import Link, chain
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.routing import Message
@@ -21,7 +22,8 @@ class Moment:
     """What is exchanged at one time, as one batch.
 
     Attributes:
-        messages: live edges, each from one rank to another; it begins when the last of them is made.
+        messages: live edges, each from one rank to another; it begins when the last of them is made. In a chained
+            step they travel as they were made, in the steps after it as residuals, where that is how they travel.
         results: noise predictions, as (step that it is for, rank that has made it); every rank gets them.
     """
 
@@ -57,13 +59,16 @@ class Order:
     def __init__(self, division: Division) -> None:
         self.division = division
         self._edges = functools.cache(self._edges_of)
+        self._links = functools.cache(functools.partial(chain, division))
 
     def of(self, course: Course, index: int) -> StepOrder:
         """What is exchanged in a step of a course."""
         step = course.step(index)
         results = tuple((task.predicts, task.rank) for task in step.tasks if task.predicts is not None)
-        if step.kind is StepKind.FULL:
-            return StepOrder((Moment(results=((index, self.division.partition.predictor),)),))
+        if step.kind.is_full:
+            chained = step.kind is StepKind.CHAINED
+            links = [Moment(link.messages) for link in self.links(step.keeps) if link.messages] if chained else []
+            return StepOrder((*links, Moment(results=((index, self.division.partition.predictor),))))
         last = [Moment(results=results)] if results else []
         if step.kind is not StepKind.ROUND:
             return StepOrder(tuple(last))
@@ -72,6 +77,10 @@ class Order:
             return StepOrder((*moments, *last), kept)
         # The prediction is waited for at once, the last live edges only in the next round.
         return StepOrder((*moments[:-1], *last, *moments[-1:]), kept)
+
+    def links(self, keeps: bool) -> tuple[Link, ...]:
+        """The links of a chained step."""
+        return self._links(keeps)
 
     def _edges_of(self, by_rounds: bool, by_the_end: bool) -> tuple[tuple[Moment, ...], frozenset[Edge]]:
         """The moments of the live edges, given what will read them, and all edges that are read."""

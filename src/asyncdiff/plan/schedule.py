@@ -14,9 +14,15 @@ class StepKind(Enum):
     """How a step gets its noise prediction."""
 
     FULL = "full"  # the ordinary denoiser, on every rank
+    CHAINED = "chained"  # the ordinary denoiser, component after component, each on the ranks that have its weights
     ROUND = "round"  # every component once, all at the same time
     BRIDGED = "bridged"  # no component at all: what they would make is forecast
     STORED = "stored"  # a prediction that an earlier step has left
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the prediction is the ordinary denoiser's, wherever it was computed."""
+        return self in (StepKind.FULL, StepKind.CHAINED)
 
 
 class Version(NamedTuple):
@@ -61,7 +67,7 @@ class Step:
         prediction: the step whose prediction is returned (its own, but for steps between the
             warm-up and the first round).
         tasks: what every rank computes, where `kind` is ROUND or BRIDGED.
-        keeps: whether a full step stores the live edges for the steps that follow.
+        keeps: whether a step in full stores the live edges for the steps that follow.
     """
 
     index: int
@@ -88,6 +94,7 @@ class Schedule:
         guarded: whether it is judged how far the newest version is from what the older ones let expect.
         fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
+        chained: whether a rank has the weights of its own component alone, so that steps in full are chained.
     """
 
     components: int
@@ -101,6 +108,7 @@ class Schedule:
     guarded: bool = False
     fresh_sum: bool = False
     predictor: int | None = None
+    chained: bool = False
 
     def __post_init__(self) -> None:
         for name in ("components", "stride", "warmup", "bridge"):
@@ -113,6 +121,11 @@ class Schedule:
     def world_size(self) -> int:
         """N + S − 1: one rank a component, one more for each further prediction of a round."""
         return self.components + self.stride - 1
+
+    @property
+    def in_full(self) -> StepKind:
+        """The kind of the steps whose prediction is the ordinary denoiser's."""
+        return StepKind.CHAINED if self.chained else StepKind.FULL
 
     @property
     def completes(self) -> bool:

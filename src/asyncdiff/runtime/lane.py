@@ -8,7 +8,7 @@ from asyncdiff.call import Call
 from asyncdiff.errors import NotANumberError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
-from asyncdiff.plan.schedule import Step, StepKind
+from asyncdiff.plan.schedule import Step
 from asyncdiff.report import GUARD, RESYNC, Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
@@ -162,7 +162,7 @@ def is_checked_again(context: Context, index: int) -> bool:
 
 def _reason(stream: Stream, step: Step, course: Course) -> str:
     """Why a step is computed in full, if it is."""
-    if step.kind is not StepKind.FULL:
+    if not step.kind.is_full:
         return ""
     if step.index < course.schedule.warmup:
         return stream.reason

@@ -1,0 +1,145 @@
+"""Record a denoiser's call without its weights, and almost without computing: what depends on weights has shapes only.
+
+A denoiser of any size is recorded in seconds, and may be divided before a weight of it is read.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from asyncdiff.call import Call, tensors_of
+from asyncdiff.denoiser.trace import Trace, record
+from asyncdiff.errors import TraceError
+
+_WITHOUT_NUMBERS = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+_INDEXED = frozenset(getattr(torch.ops.aten, name) for name in ("index", "index_put", "index_put_"))
+_FILLED = frozenset(
+    getattr(torch.ops.aten, name)
+    for name in ("full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros")
+)
+
+
+def rehearse(denoiser: nn.Module, call: Call, batch: int | None = None) -> Trace:
+    """The trace that `record` would give of a call, with no weight read and nothing computed that depends on one.
+
+    What depends on the call's arguments alone is computed: a mask may decide on shapes. The denoiser's parameters may
+    be of any kind, on any device, and without memory.
+
+    Args:
+        batch: how large the call's batch is, where that is known.
+
+    Raises:
+        TraceError: what the denoiser computes decides which of its parts run, or on which shapes.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with torch.no_grad(), _without_weights(denoiser, fake), fake, _Computing():
+            return record(denoiser, call.with_own_containers(), batch)[1]
+    except _WITHOUT_NUMBERS as error:
+        operator = getattr(error, "func", None)
+        raise TraceError(
+            f"{type(denoiser).__name__} reads numbers that depend on its weights to decide what it computes"
+            f"{'' if operator is None else f' ({operator})'}, so that its call cannot be told without them"
+        ) from error
+    except RuntimeError as error:
+        raise TraceError(
+            f"what {type(denoiser).__name__} computes cannot be told without its weights: {error}"
+        ) from error
+
+
+class _Computing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Computes what depends on no weight; the rest is left to the mode below, which knows shapes only."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._unknown: set[int] = set()  # the storages of plain tensors to which something unknown was written
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._is_known(func, args, kwargs):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if getattr(func, "_overloadpacket", None) in _FILLED:
+            # Ones of the form of something unknown are ones all the same.
+            with _disable_current_modes():
+                like = torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
+                return func(like, *args[1:], **kwargs)
+        if getattr(func, "_overloadpacket", None) in _INDEXED:
+            args = (args[0], self._counted(args[1]), *args[2:])
+        result = func(*args, **kwargs)
+        if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+            written = [tensor for tensor in tensors_of((args, kwargs)) if not isinstance(tensor, FakeTensor)]
+            self._unknown |= {_storage_of(tensor) for tensor in written}
+            if func._schema.name.endswith("_"):
+                return args[0]  # the tensor itself, and no stand-in for it
+        return result
+
+    def _is_known(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operator depends on known numbers only, or makes a view of a plain tensor."""
+        given = tensors_of((args, kwargs))
+        if any(isinstance(tensor, FakeTensor) for tensor in given):
+            return False
+        is_view = isinstance(func, torch._ops.OpOverload) and func.is_view
+        return is_view or self._unknown.isdisjoint(map(_storage_of, given))
+
+    def _counted(self, places: Any) -> list[Any]:
+        """The places that are read of a tensor: known masks as numbers, whose count is known then."""
+        found: list[Any] = []
+        for each in places:
+            is_mask = isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8)
+            if is_mask and not isinstance(each, FakeTensor) and _storage_of(each) not in self._unknown:
+                with _disable_current_modes():
+                    found += each.nonzero(as_tuple=True)
+            else:
+                found.append(each)
+        return found
+
+
+def _storage_of(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+@contextlib.contextmanager
+def _without_weights(denoiser: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
+    """With stand-ins for all parameters that have their shapes, formats and devices, and no memory."""
+    made: dict[int, Any] = {}
+    replaced: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for module in denoiser.modules():
+            weights: dict[str, Any] = module._parameters
+            replaced.append((weights, dict(weights)))
+            for name, weight in weights.items():
+                if weight is not None:
+                    weights[name] = made.setdefault(id(weight), None) or _stand_in(weight, fake)
+                    made[id(weight)] = weights[name]
+        yield
+    finally:
+        for weights, before in replaced:
+            weights.update(before)
+
+
+def _stand_in(weight: nn.Parameter, fake: FakeTensorMode) -> Any:
+    if type(weight) is not nn.Parameter:
+        return fake.from_tensor(weight)  # a quantized weight knows how it is made of others
+    with fake:
+        return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), weight.requires_grad)
