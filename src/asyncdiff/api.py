@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 
 from asyncdiff.call import Call
@@ -16,7 +17,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
-from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched
+from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
 from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method
@@ -25,10 +26,12 @@ from asyncdiff.plan.split import Split
 from asyncdiff.report import Report
 from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
+from asyncdiff.runtime.calling import wants_gradients
 from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
+from asyncdiff.weights.sharing import Sharing
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class AsyncDiff:
             0.05 for instance.
         cooldown: Ordinary steps at the end. By default 2 with a method that forecasts, else 0.
         resync_every: After the warm-up, every so manieth step is an ordinary one. By default none is.
+        shard: Each device gets its own part of the denoiser's weights alone; steps in full are then computed by one
+            device after the other. For a pipeline on the CPU; guidance is 1 unless it is given.
         method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
             or paper, what they made last, much farther from the ordinary picture.
         executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
@@ -100,6 +105,7 @@ class AsyncDiff:
         max_error: float | None = None,
         cooldown: int | None = None,
         resync_every: int | None = None,
+        shard: bool = False,
         method: MethodName | Method = "forecast",
         executor: Executor = "auto",
         process_group: Processes | None = None,
@@ -118,6 +124,7 @@ class AsyncDiff:
             max_error,
             cooldown,
             resync_every,
+            shard,
             method,
             executor,
             process_group,
@@ -148,7 +155,14 @@ class AsyncDiff:
         self._attachment: Attachment | None = None
         self._last_report: Report | None = None
         self._undo: list[Callable[[], None]] = []
-        self._world = _join_world(settings, pipe, denoisers)
+        is_distributed = _is_distributed(settings)
+        self._sharing = Sharing(pipe, denoisers, local_device()) if settings.shard and is_distributed else None
+        try:
+            device = device_of(pipe, next(iter(denoisers.values())))
+            self._world = _join_world(settings, device, is_distributed)
+        except AsyncDiffError:
+            self._put_back()
+            raise
         self._clock = Clock(pipe)
         self._advice = Advice(settings)
         try:
@@ -202,15 +216,40 @@ class AsyncDiff:
         with self._generations.paused():
             yield
 
+    def gather(self) -> None:
+        """With `shard`: put the denoiser's weights together again, in the memory of every rank's host, and detach.
+
+        All ranks must call it. The whole pipeline is on the CPU afterwards.
+
+        Raises:
+            ExchangeError: a rank did not take part in time.
+        """
+        if self._sharing is not None and self._attachment is not None:
+            self._attachment.gather(self._sharing.shares)
+        self.disable()
+
     def disable(self) -> None:
-        """Detach: the pipeline is bit for bit what it was. A process group started here ends with its last user."""
+        """Detach: the pipeline is bit for bit what it was. A process group started here ends with its last user.
+
+        With `shard` the pipeline has a part of its weights alone once it has generated: `gather()` makes it whole.
+        """
         self._last_report = self.report()
         if self._clock.is_open and self._begun == self._clock.generation:
             self._break_off("asyncdiff was detached there")
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
+            stack.callback(self._put_back)
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)
             self._undo = []
+
+    def _put_back(self) -> None:
+        """Give the pipeline its weights back, if none of them were let go."""
+        sharing, self._sharing = self._sharing, None
+        if sharing is not None and not sharing.put_back():
+            logger.warning(
+                "the pipeline has a part of its denoiser's weights only, and cannot generate by itself; load it again, "
+                "or call async_diff.gather() in place of disable() next time"
+            )
 
     def __enter__(self) -> "AsyncDiff":
         return self
@@ -222,7 +261,8 @@ class AsyncDiff:
 
     def _attach(self, mesh: Mesh) -> None:
         self._detach()
-        self._attachment = Attachment(self._denoisers, self.settings, mesh, self._world, self._clock)
+        shares = {} if self._sharing is None else self._sharing.shares
+        self._attachment = Attachment(self._denoisers, shares, self.settings, mesh, self._world, self._clock)
 
     def _detach(self) -> None:
         attached, self._attachment = self._attachment, None
@@ -238,7 +278,7 @@ class AsyncDiff:
         if why_outside:
             if why_outside != PAUSED:
                 self._advice.on_call_outside(name, why_outside)
-            return call()
+            return self._in_full(name, call)
         try:
             result = self._attached(name, call).denoise(name, call)
         except BaseException as error:
@@ -247,6 +287,23 @@ class AsyncDiff:
         # A generation may begin unannounced; that shows in its first call, which then has been computed already.
         self._begun = self._clock.generation
         return result
+
+    def _in_full(self, name: str, call: Call) -> Any:
+        """The result of a call that is part of no generation."""
+        if self._sharing is None:
+            return call()
+        if wants_gradients(self._denoisers[name], call):
+            raise ConfigurationError(
+                f"gradients are wanted of the {name!r}, of which this rank has a part only (shard=True), and they do "
+                "not pass from rank to rank; call it under torch.no_grad(), or attach without shard"
+            )
+        try:
+            if self._attachment is None:
+                self._attach(self._layout.told or self._choose(name, call))
+            return self._present().whole(name, call)
+        except BaseException as error:
+            self._break_off(told(error))
+            raise
 
     def _attached(self, name: str, call: Call) -> Attachment:
         """What computes a call; at the first one of a generation the ranks agree on it."""
@@ -315,12 +372,16 @@ class AsyncDiff:
             self._attachment.forget()
 
 
-def _join_world(settings: Settings, pipe: Any, denoisers: dict[str, nn.Module]) -> World:
+def _is_distributed(settings: Settings) -> bool:
+    """Whether there is a process for each device."""
+    is_run = settings.process_group is not None or is_launched()
+    return settings.executor == "distributed" or (settings.executor == "auto" and is_run)
+
+
+def _join_world(settings: Settings, device: torch.device, is_distributed: bool) -> World:
     """All ranks of the run; with the local executor as many as are told, or a preview is for."""
-    device = device_of(pipe, next(iter(denoisers.values())))
-    given = settings.process_group
-    if settings.executor == "distributed" or (settings.executor == "auto" and (given is not None or is_launched())):
-        return DistributedWorld(device, settings.timeout, settings.backend, given)
+    if is_distributed:
+        return DistributedWorld(device, settings.timeout, settings.backend, settings.process_group)
     return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
 
 

@@ -109,6 +109,11 @@ class Settings:
     resync_every: int | None = _setting(
         None, "After the warm-up, every so manieth step is an ordinary one. By default none is.", least=1
     )
+    shard: bool = _setting(
+        False,
+        "Each device gets its own part of the denoiser's weights alone; steps in full are then computed by one device "
+        "after the other. For a pipeline on the CPU; guidance is 1 unless it is given.",
+    )
     method: MethodName | Method = _setting(
         "forecast",
         "What stands in for what other devices are still computing: forecast, what the steps before let expect; or "
@@ -146,8 +151,9 @@ class Settings:
                 "process_group names the processes that take part, but executor='local' computes in this one alone; "
                 "give one of them"
             )
-        if not isinstance(self.time_shift, bool):
-            raise ConfigurationError(f"time_shift must be True or False, not {shown(self.time_shift)}")
+        for name in ("time_shift", "shard"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
             raise ConfigurationError(f"backend must be a name, for instance 'gloo', not {shown(self.backend)}")
         if self.bridge is not None and self.target_speedup is not None:
@@ -179,6 +185,7 @@ class Settings:
             self.chosen_method.cooldown if self.cooldown is None else self.cooldown,
             self.resync_every,
             guarded=self.max_error is not None,
+            chained=self.shard,
         )
 
     def mesh(self, components: int) -> Mesh:

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from asyncdiff.call import Call, tensors_of
+from asyncdiff.denoiser.elsewhere import Elsewhere
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import TraceError
 
@@ -139,7 +140,7 @@ def _without_weights(denoiser: nn.Module, fake: FakeTensorMode) -> Iterator[None
 
 
 def _stand_in(weight: nn.Parameter, fake: FakeTensorMode) -> Any:
-    if type(weight) is not nn.Parameter:
+    if type(weight) not in (nn.Parameter, Elsewhere):
         return fake.from_tensor(weight)  # a quantized weight knows how it is made of others
     with fake:
         return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), weight.requires_grad)

@@ -105,7 +105,7 @@ class DistributedChannel:
             self._incoming[id(message)] = (
                 spans,
                 self._team.members[message.source],
-                _description(message, self._division, self._team),
+                description(message, self._division, self._team),
             )
         return self._incoming[id(message)]
 
@@ -116,7 +116,7 @@ class _Parcel:
     def __init__(self, message: Message, division: Division, team: Team, device: torch.device) -> None:
         self.sending: Pending | None = None
         storage = division.storage_of(message.reader)
-        what, peer = _description(message, division, team), team.members[message.reader]
+        what, peer = description(message, division, team), team.members[message.reader]
         self.transfers = []
         self._views: dict[Edge, Tensor] = {}
         for span in storage.joined(message.edges):
@@ -146,7 +146,8 @@ def _wait_for_all(receiving: Sequence[Pending]) -> None:
         pending.wait_until_received()
 
 
-def _description(message: Message, division: Division, team: Team) -> str:
+def description(message: Message, division: Division, team: Team) -> str:
+    """Names a message in an error."""
     names = dict.fromkeys(division.graph.units[edge.unit].name for edge in message.edges)
     source, reader = team.members[message.source], team.members[message.reader]
     return f"the live edges {', '.join(names)} from rank {source} to rank {reader}"

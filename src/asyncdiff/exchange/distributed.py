@@ -8,7 +8,9 @@ from torch import Tensor
 from asyncdiff.exchange.agreement import Statements, compare
 from asyncdiff.exchange.channel import DistributedChannel
 from asyncdiff.exchange.line import Pending, Transfer
+from asyncdiff.exchange.relay import DistributedRelay
 from asyncdiff.exchange.team import Team
+from asyncdiff.plan.chain import Link
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment
 
@@ -23,6 +25,9 @@ class DistributedExchange:
 
     def open(self, division: Division, device: torch.device) -> DistributedChannel:
         return DistributedChannel(self._team, division, device)
+
+    def relay(self, division: Division, links: Sequence[Link], device: torch.device) -> DistributedRelay:
+        return DistributedRelay(self._team, division, links, device)
 
     def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "_Sharing":
         team, shared, batch = self._team, dict[int, list[Tensor]](), list[Transfer]()

@@ -8,7 +8,9 @@ from torch import Tensor
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.protocol import Traffic
+from asyncdiff.exchange.relay import LocalRelay
 from asyncdiff.exchange.store import EdgeStore
+from asyncdiff.plan.chain import Link
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
 
@@ -22,6 +24,10 @@ class LocalExchange:
 
     def open(self, division: Division, device: torch.device) -> "LocalChannel":
         return LocalChannel(division, device, self.traffic)
+
+    def relay(self, division: Division, links: Sequence[Link], device: torch.device) -> LocalRelay:
+        del division, device
+        return LocalRelay(links, self.traffic)
 
     def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "Shared":
         return Shared({key: list(results[key]) for key, _ in moment.results})

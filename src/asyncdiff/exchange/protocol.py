@@ -10,6 +10,7 @@ from torch import Tensor
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.store import EdgeStore
+from asyncdiff.plan.chain import Link
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
 
@@ -45,6 +46,22 @@ class Channel(Protocol):
         """Wait for what is still on its way and forget it."""
 
 
+class Relay(Protocol):
+    """What is handed on in one chained step; every rank walks through the units in call order."""
+
+    def reach(self, rank: int, unit: int) -> None:
+        """A rank of this process has done all units before this one."""
+
+    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        """A rank of this process has made an edge that others read."""
+
+    def read(self, rank: int, edge: Edge) -> Tensor:
+        """An edge that another component has made, for a rank of this process; waits for it."""
+
+    def finish(self) -> None:
+        """All ranks of this process are through: take part in what is left, and wait for it."""
+
+
 class Sharing(Protocol):
     """Results on their way to every rank."""
 
@@ -65,6 +82,9 @@ class Exchange(Protocol):
 
     def open(self, division: Division, device: torch.device) -> Channel:
         """A channel for one stream, whose live edges are kept on a device."""
+
+    def relay(self, division: Division, links: Sequence[Link], device: torch.device) -> Relay:
+        """What hands on, from link to link of one chained step, what is computed on a device."""
 
     def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> Sharing:
         """Begin to give every rank the results of a moment.

@@ -20,13 +20,20 @@ from asyncdiff.runtime.denoiser import DenoiserRuntime
 from asyncdiff.runtime.guidance import Guidance
 from asyncdiff.runtime.units import UnitHooks
 from asyncdiff.settings import Settings
+from asyncdiff.weights.share import Share
 
 
 class Attachment:
     """Runtimes for all denoisers of a pipeline, and the exchanges that they use."""
 
     def __init__(
-        self, denoisers: Mapping[str, nn.Module], settings: Settings, mesh: Mesh, world: World, clock: Clock
+        self,
+        denoisers: Mapping[str, nn.Module],
+        shares: Mapping[str, Share],
+        settings: Settings,
+        mesh: Mesh,
+        world: World,
+        clock: Clock,
     ) -> None:
         self.mesh = mesh
         self._exchange: Exchange = world.exchange(mesh.groups())
@@ -52,6 +59,7 @@ class Attachment:
                     check=world.check_agreement,
                     clock=clock,
                     device=world.device,
+                    share=shares.get(name),
                 )
                 runtime = DenoiserRuntime(context, lanes=len(self._axis.ranks))
                 self._runtimes[name] = runtime
@@ -80,6 +88,15 @@ class Attachment:
     def denoise(self, name: str, call: Call) -> Any:
         """The result of a call of a denoiser."""
         return self._runtimes[name].denoise(call)
+
+    def whole(self, name: str, call: Call) -> Any:
+        """The ordinary result of a denoiser's call that belongs to no generation."""
+        return self._runtimes[name].whole(call)
+
+    def gather(self, shares: Mapping[str, Share]) -> None:
+        """Put the weights together again; all ranks take part."""
+        for share in shares.values():
+            share.gather(self._exchange)
 
     def begin_generation(self) -> None:
         """Count anew."""

@@ -15,6 +15,7 @@ from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.runtime.units import UnitHooks
 from asyncdiff.settings import Settings
+from asyncdiff.weights.share import Share
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Context:
         check: compares what has to be the same on all ranks of all groups.
         clock: where the pipeline stands.
         device: where this process computes.
+        share: this process's part of the weights, where each has a part only.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Context:
     check: Callable[[Statements, str], None]
     clock: Clock
     device: torch.device
+    share: Share | None = None
 
     def compare_inputs(self, call: Call, exchange: Exchange) -> None:
         """Compare a call's arguments with those of the other ranks of an exchange.

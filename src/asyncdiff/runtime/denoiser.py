@@ -45,7 +45,7 @@ class DenoiserRuntime:
         self.context = context
         self.outer: Outer | None = None
         self._divisions = Divisions(context)
-        self._fingerprint = Fingerprint(context.name, context.denoiser)
+        self._fingerprint = Fingerprint(context.name, context.denoiser, context.share)
         self._about_settings = about_settings(context.settings)
         self._lanes = [Lane(context, self._divisions, number) for number in range(lanes)]
         self._computing = self._lanes[0]  # the one that computes, or has computed last
@@ -108,6 +108,14 @@ class DenoiserRuntime:
         """
         self._computing = self._lanes[lane]
         return self._computing.finish(prospect, within)
+
+    def whole(self, call: Call) -> Any:
+        """The ordinary result of a call, whatever the schedule says; all ranks of the group take part."""
+        if not self.context.schedule.chained:
+            return call.with_own_containers()()
+        if self._divisions.structure is None:
+            self._divisions.look_again()
+        return self._computing.whole(call, self._arguments(call, self._guidance_context))
 
     def kind_of_call(self, arguments: Arguments) -> Hashable:
         """What decides how a call runs, apart from values."""

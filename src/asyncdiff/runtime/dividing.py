@@ -6,10 +6,12 @@ from typing import Any
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
 from asyncdiff.denoiser.rates import rates_of
+from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
 from asyncdiff.denoiser.trace import record
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
+from asyncdiff.plan.ownership import Ownership, ownership_of
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
@@ -28,6 +30,7 @@ class Divisions:
         self.structure: Structure = None
         self._context = context
         self._modules: list[dict[str, Any]] = []  # their attributes
+        self._ownership: Ownership | None = None
         self._known: Recent[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = Recent()
 
     def look_again(self) -> None:
@@ -63,19 +66,22 @@ class Divisions:
     def divide(self, stream: Stream, lane: int, call: Call) -> tuple[object, Division]:
         """Record a call and divide the denoiser for its stream; returns the call's result and the division.
 
+        Where each rank has a part of the weights, the call is rehearsed instead, and there is no result; the first
+        division says who has which part.
+
         Raises:
             SplitError: the denoiser cannot be divided so.
             RankMismatchError: the ranks would divide it differently.
         """
-        context, goal = self._context, self._goal()
-        result, trace = record(context.denoiser, call.with_own_containers(), context.form.batch(call))
+        context, goal, result = self._context, self._goal(), None
+        split, batch = context.settings.split, context.form.batch(call)
+        if context.schedule.chained:
+            trace = rehearse(context.denoiser, call, batch)
+            split = split if self._ownership is None else self._ownership.split()
+        else:
+            result, trace = record(context.denoiser, call.with_own_containers(), batch)
         division = divide_denoiser(
-            trace,
-            context.schedule,
-            context.settings.split,
-            rates_of(context.device),
-            context.settings.chosen_method,
-            goal,
+            trace, context.schedule, split, rates_of(context.device), context.settings.chosen_method, goal
         )
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
@@ -85,6 +91,11 @@ class Divisions:
         what = f"the division of the denoiser {context.name!r}"
         owners = [division.partition.owner(unit) for unit in range(len(division.graph.units))]
         context.exchange.check_agreement(lambda: [Statement(what, str(owners))], what)
+        if context.schedule.chained and self._ownership is None:
+            self._ownership = ownership_of(division)
+            if context.share is not None:
+                own = {context.schedule.component_of(rank) for rank in context.exchange.ranks}
+                context.share.take(self._ownership, own)
         return result, division
 
     def forget(self, stream: Stream) -> None:

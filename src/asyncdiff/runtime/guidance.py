@@ -189,7 +189,7 @@ class Guidance:
 
     def _look(self, call: Call) -> _Kind:
         """Learn from one ordinary call the form of its result, and whether its batch can be divided."""
-        whole = call.with_own_containers()()
+        whole = self._runtime.whole(call)
         leaves, structure = tree_flatten(whole)
         main = self._context.form.main(call)
         rules = batch_rules(main, call.given)
@@ -222,7 +222,7 @@ class Guidance:
             ConfigurationError: not any more, and steps that were divided may have been wrong.
         """
         kind.due.pop(0)
-        failure = self._try(rule, call.with_own_containers()(), call)
+        failure = self._try(rule, self._runtime.whole(call), call)
         if failure is None:
             return
         self._runtime.compare_again()  # weights that are not the same on all ranks look like this, too
@@ -242,7 +242,7 @@ class Guidance:
         parts, failure = {}, ""
         try:
             for group in self._axis.ranks:
-                parts[group] = self._part(rule, call, group)()
+                parts[group] = self._runtime.whole(self._part(rule, call, group))
             fits = all(has_form_of_part(part, whole, Parts(rule.batch, self._groups)) for part in parts.values())
         except _FAILURES as error:
             fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

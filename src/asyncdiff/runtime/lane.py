@@ -127,6 +127,12 @@ class Lane:
         self.held_bytes = max(self.held_bytes, self.streams.held_bytes)
         return stream.result(step.prediction)
 
+    def whole(self, call: Call, arguments: Arguments) -> Any:
+        """The result of a call that belongs to no step, by ranks that have a part of the weights each."""
+        stream = Stream.apart(arguments)
+        stream.division = self._divisions.known(stream, self._number)
+        return self._runner.whole(stream, call)
+
     def end_step(self, timestep: Any) -> None:
         """The pipeline's step is over; the scheduler was told that its timestep was `timestep`."""
         schedule, method = self._context.schedule, self._context.settings.chosen_method

@@ -56,7 +56,7 @@ class Layout:
         if components is not None:
             mesh = settings.mesh(components)
         elif settings.guidance is None:
-            return Mesh(1, world.size) if world.size <= stride else None
+            return Mesh(1, world.size) if world.size <= stride or settings.shard else None
         elif world.rank is not None:
             mesh = settings.mesh(max(world.size // settings.guidance - stride + 1, 1))
         else:

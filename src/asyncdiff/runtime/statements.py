@@ -11,6 +11,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from asyncdiff.exchange.agreement import Statement, hashed
 from asyncdiff.settings import Settings
+from asyncdiff.weights.share import Share
 
 _PACKAGES = ("asyncdiff", "torch", "diffusers")
 # Each rank may have its own: how it reaches the others, and how long it waits for them.
@@ -65,8 +66,9 @@ class Fingerprint:
     Of every weight a few numbers stand for all: training, fusing or loading changes all of them.
     """
 
-    def __init__(self, name: str, denoiser: nn.Module) -> None:
+    def __init__(self, name: str, denoiser: nn.Module, share: Share | None = None) -> None:
         self._name = name
+        self._share = share  # where each rank has a part of the weights only
         self._denoiser = denoiser
         self._structure: Any = None
         self._hash = ""
@@ -100,7 +102,10 @@ class Fingerprint:
                 yield Statement(f"{key!r} of {title}", ", ".join(_named(value) for value in values))
 
     def _weights(self) -> str:
-        tensors = [tensor for place in self._places for tensor in place.values() if tensor is not None]
+        if self._share is None:
+            tensors = [tensor for place in self._places for tensor in place.values() if tensor is not None]
+        else:
+            tensors = [tensor for _, tensor in self._share.held_by_all()]
         held = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
         if held != self._held:
             self._held = held
@@ -114,7 +119,7 @@ class Fingerprint:
 
     def _each_weight(self) -> Iterator[Statement]:
         named = ((f"{name}.{own}", each) for name, module in self._modules for own, each in _own_tensors(module))
-        for name, tensor in named:
+        for name, tensor in named if self._share is None else _sampled(self._share.held_by_all()):
             text = hashlib.sha256(b"".join(_bytes(sample) for sample in _ends(tensor))).hexdigest()[:16]
             yield Statement(f"the weight {name!r} of the {self._name!r}", text)
 
@@ -156,6 +161,10 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for own, tensor in (*module._parameters.items(), *module._buffers.items()):
         if tensor is not None and _can_be_sampled(tensor.data):
             yield own, tensor.data
+
+
+def _sampled(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor.data) for name, tensor in named if _can_be_sampled(tensor.data))
 
 
 def _can_be_sampled(tensor: Tensor) -> bool:

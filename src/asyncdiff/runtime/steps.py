@@ -1,22 +1,26 @@
 """A step of each kind: in full, as a round, forecast."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.errors import OtherUnitsError, ShapeChangedError
-from asyncdiff.exchange.protocol import SharedLeaves
+from asyncdiff.exchange.protocol import Channel, SharedLeaves
+from asyncdiff.plan.chain import Link
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.schedule import Step, StepKind, Task
 from asyncdiff.report import Counts
+from asyncdiff.runtime.chain import ChainRunner
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
+from asyncdiff.runtime.rules import Work, complete_task, compute_task, keep_what_ranks_read
 from asyncdiff.runtime.stream import Stream
-from asyncdiff.runtime.units import UnitRule, Work, complete_task, compute_task, keep_what_ranks_read
+from asyncdiff.runtime.units import UnitRule
 
 
 class StepRunner:
@@ -26,12 +30,15 @@ class StepRunner:
         self._context = context
         self._divisions = divisions
         self._lane = lane
+        self._chain = ChainRunner(context)
 
     def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         """Make the predictions of a stream's step, if there are any to make, and leave them in it on every rank."""
         step = course.step(stream.index)
         if step.kind is StepKind.FULL:
             self._run_in_full(stream, course, call, counts)
+        elif step.kind is StepKind.CHAINED:
+            self._run_chained(stream, course, call)
         elif step.kind is StepKind.ROUND:
             self._run_round(stream, course, call, counts)
         elif step.kind is StepKind.BRIDGED:
@@ -64,18 +71,51 @@ class StepRunner:
         for moment in stream.order().of(course, step.index).moments:
             self._take(stream, self._share(stream, moment, stream.predictions))
 
+    def _run_chained(self, stream: Stream, course: Course, call: Call) -> None:
+        step = course.step(stream.index)
+        if stream.division is None:
+            self._divisions.divide(stream, self._lane, call)
+        division, links = stream.divided(), stream.order().links(step.keeps)
+        channel = self._channel(stream, division) if step.keeps else None
+        leaves, stream.structure = self._chained(stream, links, call, channel)
+        if channel is not None:
+            for store in channel.stores.values():
+                store.arrive([step.index])
+        stream.predictions = {step.index: leaves}
+        for moment in stream.order().of(course, step.index).moments:
+            if moment.results:
+                self._take(stream, self._share(stream, moment, stream.predictions))
+
+    def whole(self, stream: Stream, call: Call) -> Any:
+        """The result of a call that belongs to no step, by ranks that have a part of the weights each."""
+        if stream.division is None:
+            self._divisions.divide(stream, self._lane, call)
+        leaves, structure = self._chained(stream, stream.order().links(keeps=False), call, None)
+        moment = Moment(results=((0, stream.divided().partition.predictor),))
+        return tree_unflatten(SharedLeaves(self._context.exchange, {0: leaves}, moment).finish()[0], structure)
+
+    def _chained(
+        self, stream: Stream, links: Sequence[Link], call: Call, channel: Channel | None
+    ) -> tuple[list[Any], TreeSpec]:
+        """A call in full, component after component."""
+        with self._told_apart(stream):
+            return self._chain.run(stream.divided(), links, stream.fillers(), call, channel)
+
     def _run_and_keep(
         self, stream: Stream, division: Division, versions: Sequence[int], call: Call, counts: Counts
     ) -> Any:
         """A step in full that others follow on: what they read is stored."""
-        exchange = self._context.exchange
-        if stream.channel is None:
-            stream.channel = exchange.open(division, self._context.device)
-        rule = keep_what_ranks_read(division, exchange.ranks, stream.channel, counts)
+        channel = self._channel(stream, division)
+        rule = keep_what_ranks_read(division, self._context.exchange.ranks, channel, counts)
         result = self._call(stream, division, rule, call)
-        for store in stream.channel.stores.values():
+        for store in channel.stores.values():
             store.arrive(versions)
         return result
+
+    def _channel(self, stream: Stream, division: Division) -> Channel:
+        if stream.channel is None:
+            stream.channel = self._context.exchange.open(division, self._context.device)
+        return stream.channel
 
     def _run_round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         work = self._work(stream, counts)
@@ -137,8 +177,14 @@ class StepRunner:
 
     def _call(self, stream: Stream, division: Division, rule: UnitRule, call: Call) -> Any:
         """Call the denoiser with a rule for its units."""
-        try:
+        with self._told_apart(stream):
             return self._context.units.walk(division.graph, rule, call)
+
+    @contextlib.contextmanager
+    def _told_apart(self, stream: Stream) -> Iterator[None]:
+        """If a call is not like the recorded one, say where that was, and record anew from now on."""
+        try:
+            yield
         except OtherUnitsError as error:
             self._divisions.forget(stream)
             raise OtherUnitsError(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None

@@ -92,6 +92,11 @@ class Stream:
     _order: Order | None = None
     _fillers: Fillers | None = None
 
+    @staticmethod
+    def apart(arguments: Arguments) -> "Stream":
+        """For one call that belongs to no generation."""
+        return Stream(arguments, {}, "", arguments.times, place=-1)
+
     def goes_on_with(self, arguments: Arguments) -> bool:
         """Whether a call can be the next one: of the same form, with the same conditioning."""
         mine = self.arguments
@@ -119,21 +124,26 @@ class Stream:
             raise RuntimeError("a round came before the warm-up")
         return self.division, self.channel
 
-    def order(self) -> Order:
-        """In which order its steps' exchanges are.
+    def divided(self) -> Division:
+        """Its division.
 
         Raises:
             RuntimeError: its denoiser was not divided yet.
         """
         if self.division is None:
-            raise RuntimeError("a step has no order of exchanges before the denoiser is divided")
-        if self._order is None or self._order.division is not self.division:
-            self._order = Order(self.division)
+            raise RuntimeError("the denoiser is not divided yet for this stream")
+        return self.division
+
+    def order(self) -> Order:
+        """In which order its steps' exchanges are."""
+        division = self.divided()
+        if self._order is None or self._order.division is not division:
+            self._order = Order(division)
         return self._order
 
     def fillers(self) -> Fillers:
         """What stands for outputs that nothing reads."""
-        division, _ = self.ready()
+        division = self.divided()
         if self._fillers is None or self._fillers.graph is not division.graph:
             self._fillers = Fillers(division.graph)
         return self._fillers

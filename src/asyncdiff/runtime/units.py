@@ -1,25 +1,18 @@
-"""The hooks on a denoiser's units: run them, keep or pass on what they make, or substitute it."""
+"""The hooks on a denoiser's units, and a walk through them by a rule."""
 
 import functools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch import nn
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
-from asyncdiff.errors import OtherUnitsError, ShapeChangedError
-from asyncdiff.exchange.protocol import Channel
-from asyncdiff.exchange.store import Reading
+from asyncdiff.denoiser.graph import Graph
+from asyncdiff.errors import OtherUnitsError
 from asyncdiff.hooks import intercept_call, is_intercepted
-from asyncdiff.plan.division import Division
-from asyncdiff.plan.partition import Partition
-from asyncdiff.plan.schedule import Task, Version
 from asyncdiff.report import Counts
-from asyncdiff.runtime.fillers import Fillers
 
 
 @dataclass(frozen=True)
@@ -128,220 +121,6 @@ class UnitHooks:
         return known
 
 
-def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel, counts: Counts) -> UnitRule:
-    """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
-
-    It raises ShapeChangedError where the division was made for tensors of other shapes.
-    """
-    readers: dict[Edge, list[int]] = {}
-    for rank in ranks:
-        for edge in division.reads_of(rank):
-            readers.setdefault(edge, []).append(rank)
-    residuals = _Residuals(division.partition)
-
-    def rule(unit: int, call: Call) -> Any:
-        known = division.graph.units[unit]
-        residuals.note(unit, call)
-        result = call()
-        for number, leaf in enumerate(tree_leaves(result)):
-            _check_shape(known, number, leaf)
-            edge = Edge(unit, number)
-            if edge in readers:
-                kept = residuals.of(edge, _unshared(known, edge, leaf))
-                for rank in readers[edge]:
-                    channel.stores[rank].put(edge, kept)
-        return result
-
-    return UnitRule(rule, counts)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the tasks of a step share.
-
-    Attributes:
-        division: the divided denoiser.
-        channel: where live edges come from, and go to.
-        fillers: what stands for outputs that nothing reads.
-        counts: of units run and skipped.
-        moment: the place of a step's label in the scheduler's own time.
-        everywhere: for each rank of this process, the results of units that every device runs, if they will be needed
-            again with the same label.
-    """
-
-    division: Division
-    channel: Channel
-    fillers: Fillers
-    counts: Counts
-    moment: Callable[[int], float]
-    everywhere: dict[int, dict[int, Any]] = field(default_factory=dict)
-
-
-def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
-    """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
-
-    `kept` are the live edges that will be read.
-    """
-    division, partition, counts = work.division, work.division.partition, work.counts
-    own = frozenset[int]() if task.component is None else partition.components[task.component]
-    replicated = division.replicated
-    again = work.everywhere.setdefault(task.rank, {}) if task.completes else None
-    passed_on = kept if task.feeds else kept & division.own_reads_of(task.rank)
-    makers = {edge.unit for edge in passed_on}
-    residuals = _Residuals(partition)
-    reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
-    received = _Received(work, task.rank, task.reads, task.label, reads)
-
-    def rule(unit: int, call: Call) -> Any:
-        residuals.note(unit, call)
-        if unit not in own and unit not in replicated:
-            counts.units_skipped += 1
-            return _substitute(work, unit, residuals, received, call)
-        counts.units_run += 1
-        result = call()
-        if unit in makers:
-            known = division.graph.units[unit]
-            for number, leaf in enumerate(tree_leaves(result)):
-                edge = Edge(unit, number)
-                if edge in passed_on:
-                    _check_shape(known, number, leaf)
-                    work.channel.made(task.rank, edge, residuals.of(edge, _unshared(known, edge, leaf)))
-        elif again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
-            again[unit] = result
-        return result
-
-    return UnitRule(rule, counts, _answers(work, own | replicated, received, residuals))
-
-
-def complete_task(work: Work, task: Task) -> UnitRule:
-    """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
-    partition, counts = work.division.partition, work.counts
-    residuals = _Residuals(partition)
-    made = frozenset[int]() if task.component is None else partition.components[task.component]
-    received = _Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
-    run = partition.end.units | work.division.replicated
-    known = work.everywhere.get(task.rank, {})
-
-    def rule(unit: int, call: Call) -> Any:
-        residuals.note(unit, call)
-        if unit in known:
-            return known[unit]
-        if unit in run:
-            counts.units_run += 1
-            return call()
-        counts.units_skipped += 1
-        return _substitute(work, unit, residuals, received, call)
-
-    return UnitRule(rule, counts, _answers(work, run, received, residuals))
-
-
-class _Residuals:
-    """Turns outputs into residuals, and back, with what the units are given in this walk."""
-
-    def __init__(self, partition: Partition) -> None:
-        self._bases = partition.bases
-        self._wanted = partition.base_inputs
-        self._given: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def units(self) -> frozenset[int]:
-        """The units whose inputs are wanted."""
-        return frozenset(self._wanted)
-
-    def note(self, unit: int, call: Call) -> None:
-        """A unit is about to be called."""
-        if unit in self._wanted:
-            tensors = call.tensors
-            for place in self._wanted[unit]:
-                self._given[unit, place] = tensors[place]
-
-    def of(self, edge: Edge, output: Tensor) -> Tensor:
-        """The form in which an output travels."""
-        base = self._bases.get(edge)
-        return output if base is None else output - self._given[base.unit, base.input]
-
-    def added(self, edge: Edge, sent: Tensor) -> Tensor:
-        """The output, from the form in which it travels."""
-        base = self._bases.get(edge)
-        return sent if base is None else sent + self._given[base.unit, base.input]
-
-
-class _Received:
-    """What a rank holds of live edges, forecast to the label of its task.
-
-    Attributes:
-        units: those of which something is read.
-
-    Args:
-        reads: the edges that are read.
-        exact: the units, if any, whose edges the rank made itself with this very label.
-    """
-
-    def __init__(
-        self,
-        work: Work,
-        rank: int,
-        versions: Sequence[Version],
-        label: int,
-        reads: frozenset[Edge],
-        exact: frozenset[int] = frozenset(),
-    ) -> None:
-        self.units = frozenset(edge.unit for edge in reads)
-        self._reads = reads
-        self._exact = exact
-        self._output_reads = work.division.graph.output_reads
-        self._store = work.channel.stores[rank]
-        # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
-        is_timed = len(versions) > 1
-        self._reading = Reading(
-            steps=tuple(version.step for version in versions),
-            times=tuple(work.moment(version.label) for version in versions) if is_timed else (0.0,),
-            target=work.moment(label) if is_timed else 0.0,
-            method=work.division.method,
-            among=self._store.spans_of(reads, exact),
-        )
-
-    def has(self, edge: Edge) -> bool:
-        return edge in self._reads
-
-    def tensor(self, edge: Edge) -> Tensor:
-        if edge.unit in self._exact:
-            found = self._store.newest(edge, self._reading.steps[0])
-        else:
-            found = self._store.expected(edge, self._reading)
-        # What a pipeline is given it may hold longer than a version lasts.
-        return found.clone() if edge in self._output_reads else found
-
-
-def _answers(
-    work: Work, run: frozenset[int], received: "_Received", residuals: "_Residuals"
-) -> Mapping[tuple[str, int], Any]:
-    """Fillers for the units that are not run, of which nothing is read, and whose inputs nobody adds to."""
-    needed = run | received.units | residuals.units
-    return work.fillers.answers(needed)
-
-
-def _substitute(work: Work, unit: int, residuals: _Residuals, received: _Received, call: Call) -> Any:
-    """A unit's output, made of what was received for it."""
-    known = work.division.graph.units[unit]
-    given = call.tensors if any(leaf.input_index is not None for leaf in known.outputs) else []
-    made: list[Any] = []
-    for number, leaf in enumerate(known.outputs):
-        origin = known.origins[number]
-        edge = Edge(unit, origin)
-        if leaf.value is None:
-            made.append(leaf.constant)
-        elif leaf.input_index is not None:
-            made.append(given[leaf.input_index])
-        elif origin != number:
-            made.append(made[origin])
-        elif received.has(edge):
-            made.append(_unshared(known, edge, residuals.added(edge, received.tensor(edge))))
-        else:
-            made.append(work.fillers.leaf(unit, number))
-    return tree_unflatten(made, known.structure)
-
-
 def _check_calls(graph: Graph, calls: Mapping[str, int]) -> None:
     """Whether the units were called that were called when the denoiser was recorded, and no other part of it."""
     for name in (*graph.calls, *sorted(graph.idle)):
@@ -356,19 +135,3 @@ def _check_calls(graph: Graph, calls: Mapping[str, int]) -> None:
 
 def _times(count: int) -> str:
     return {0: "not at all", 1: "once"}.get(count, f"{count} times")
-
-
-def _check_shape(known: UnitCall, number: int, leaf: Any) -> None:
-    """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends."""
-    shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
-    recorded = known.outputs[number].shape
-    if shape != recorded:
-        raise ShapeChangedError(
-            f"unit {known.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
-            "what a round reads must have the same shape in all rounds"
-        )
-
-
-def _unshared(known: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
-    """The tensor, or a copy where the denoiser writes to it later on."""
-    return tensor.clone() if edge.leaf in known.overwritten else tensor

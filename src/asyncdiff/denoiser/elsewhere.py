@@ -1,0 +1,62 @@
+"""What stands for a weight that another rank has."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asyncdiff.errors import ConfigurationError
+
+# What may be asked: what a weight is like, not what is in it.
+_PROPERTIES = (
+    *("shape", "dtype", "device", "layout", "ndim", "requires_grad", "grad", "is_leaf", "is_meta", "is_cuda", "is_cpu"),
+    *("itemsize", "nbytes", "is_sparse", "is_quantized", "grad_fn"),
+)
+_METHODS = (
+    *("size", "dim", "numel", "nelement", "stride", "is_contiguous", "element_size", "is_floating_point", "is_complex"),
+    *("data_ptr", "__repr__", "__len__", "__hash__", "get_device", "requires_grad_"),
+)
+_SET_DATA = getattr(Tensor.data, "__set__")  # noqa: B009 -- the type checker takes it for a tensor
+_ALLOWED = {
+    torch._has_compatible_shallow_copy_type,
+    *(getattr(Tensor, name).__get__ for name in _PROPERTIES),
+    *(getattr(Tensor, name) for name in _METHODS),
+}
+
+
+class Elsewhere(nn.Parameter):
+    """A weight of which this process has the form only: no memory, and no numbers.
+
+    Whatever would read or change it raises ConfigurationError.
+    """
+
+    @staticmethod
+    def like(weight: Tensor, device: torch.device) -> "Elsewhere":
+        """The stand-in for a weight, as if it were on a device."""
+        number = torch.zeros((), dtype=weight.dtype, device=device)
+        return torch.Tensor._make_subclass(Elsewhere, number.expand(weight.shape), weight.requires_grad)  # type: ignore[return-value]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _ALLOWED:
+                return func(*args, **(kwargs or {}))
+            if func is Tensor.to and _stays(*args, **(kwargs or {})):
+                return args[0]
+            if func is _SET_DATA and args[0] is args[1]:
+                return None  # `to` of a module that was there already
+        raise ConfigurationError(
+            "this weight is on another rank: with shard=True a process has its own part of the denoiser alone. "
+            "Adapters, fusing, moving and saving come before AsyncDiff is attached, or after async_diff.gather(), "
+            "which puts the weights together again"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Elsewhere":
+        return Elsewhere.like(self, self.device)
+
+
+def _stays(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether a conversion leaves a weight what and where it is."""
+    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    other = empty.to(*args, **kwargs)
+    return (other.dtype, other.device) == (empty.dtype, empty.device)

@@ -1,0 +1,266 @@
+"""What is done at the units of a denoiser in a step of each kind: run, keep, pass on, substitute."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_unflatten
+
+from asyncdiff.call import Call
+from asyncdiff.denoiser.graph import Edge, UnitCall
+from asyncdiff.errors import ShapeChangedError
+from asyncdiff.exchange.protocol import Channel
+from asyncdiff.exchange.store import Reading
+from asyncdiff.plan.division import Division
+from asyncdiff.plan.partition import Partition
+from asyncdiff.plan.schedule import Task, Version
+from asyncdiff.report import Counts
+from asyncdiff.runtime.fillers import Fillers
+from asyncdiff.runtime.units import UnitRule
+
+
+def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Channel, counts: Counts) -> UnitRule:
+    """The rule of a full step that others follow on: run every unit, and store what the ranks will read.
+
+    It raises ShapeChangedError where the division was made for tensors of other shapes.
+    """
+    readers: dict[Edge, list[int]] = {}
+    for rank in ranks:
+        for edge in division.reads_of(rank):
+            readers.setdefault(edge, []).append(rank)
+    residuals = Residuals(division.partition)
+
+    def rule(unit: int, call: Call) -> Any:
+        known = division.graph.units[unit]
+        residuals.note(unit, call)
+        result = call()
+        for number, leaf in enumerate(tree_leaves(result)):
+            check_shape(known, number, leaf)
+            edge = Edge(unit, number)
+            if edge in readers:
+                kept = residuals.of(edge, unshared(known, edge, leaf))
+                for rank in readers[edge]:
+                    channel.stores[rank].put(edge, kept)
+        return result
+
+    return UnitRule(rule, counts)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the tasks of a step share.
+
+    Attributes:
+        division: the divided denoiser.
+        channel: where live edges come from, and go to.
+        fillers: what stands for outputs that nothing reads.
+        counts: of units run and skipped.
+        moment: the place of a step's label in the scheduler's own time.
+        everywhere: for each rank of this process, the results of units that every device runs, if they will be needed
+            again with the same label.
+    """
+
+    division: Division
+    channel: Channel
+    fillers: Fillers
+    counts: Counts
+    moment: Callable[[int], float]
+    everywhere: dict[int, dict[int, Any]] = field(default_factory=dict)
+
+
+def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
+    """The rule of a round: run the task's own units and pass on what others read; substitute the rest.
+
+    `kept` are the live edges that will be read.
+    """
+    division, partition, counts = work.division, work.division.partition, work.counts
+    own = frozenset[int]() if task.component is None else partition.components[task.component]
+    replicated = division.replicated
+    again = work.everywhere.setdefault(task.rank, {}) if task.completes else None
+    passed_on = kept if task.feeds else kept & division.own_reads_of(task.rank)
+    makers = {edge.unit for edge in passed_on}
+    residuals = Residuals(partition)
+    reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
+    received = _Received(work, task.rank, task.reads, task.label, reads)
+
+    def rule(unit: int, call: Call) -> Any:
+        residuals.note(unit, call)
+        if unit not in own and unit not in replicated:
+            counts.units_skipped += 1
+            return substitute(work.division, work.fillers, unit, call, received.of(residuals))
+        counts.units_run += 1
+        result = call()
+        if unit in makers:
+            known = division.graph.units[unit]
+            for number, leaf in enumerate(tree_leaves(result)):
+                edge = Edge(unit, number)
+                if edge in passed_on:
+                    check_shape(known, number, leaf)
+                    work.channel.made(task.rank, edge, residuals.of(edge, unshared(known, edge, leaf)))
+        elif again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
+            again[unit] = result
+        return result
+
+    return UnitRule(rule, counts, _answers(work, own | replicated, received, residuals))
+
+
+def complete_task(work: Work, task: Task) -> UnitRule:
+    """The rule for the denoiser's last layers: run them on what all components have made; substitute the rest."""
+    partition, counts = work.division.partition, work.counts
+    residuals = Residuals(partition)
+    made = frozenset[int]() if task.component is None else partition.components[task.component]
+    received = _Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
+    run = partition.end.units | work.division.replicated
+    known = work.everywhere.get(task.rank, {})
+
+    def rule(unit: int, call: Call) -> Any:
+        residuals.note(unit, call)
+        if unit in known:
+            return known[unit]
+        if unit in run:
+            counts.units_run += 1
+            return call()
+        counts.units_skipped += 1
+        return substitute(work.division, work.fillers, unit, call, received.of(residuals))
+
+    return UnitRule(rule, counts, _answers(work, run, received, residuals))
+
+
+class Residuals:
+    """Turns outputs into residuals, and back, with what the units are given in a walk."""
+
+    def __init__(self, partition: Partition) -> None:
+        self._bases = partition.bases
+        self._wanted = partition.base_inputs
+        self._given: dict[tuple[int, int], Tensor] = {}
+
+    @property
+    def units(self) -> frozenset[int]:
+        """The units whose inputs are wanted."""
+        return frozenset(self._wanted)
+
+    def note(self, unit: int, call: Call) -> None:
+        """A unit is about to be called."""
+        if unit in self._wanted:
+            tensors = call.tensors
+            for place in self._wanted[unit]:
+                self._given[unit, place] = tensors[place]
+
+    def of(self, edge: Edge, output: Tensor) -> Tensor:
+        """The form in which an output travels."""
+        base = self._bases.get(edge)
+        return output if base is None else output - self._given[base.unit, base.input]
+
+    def added(self, edge: Edge, sent: Tensor) -> Tensor:
+        """The output, from the form in which it travels."""
+        base = self._bases.get(edge)
+        return sent if base is None else sent + self._given[base.unit, base.input]
+
+
+class _Received:
+    """What a rank holds of live edges, forecast to the label of its task.
+
+    Attributes:
+        units: those of which something is read.
+
+    Args:
+        reads: the edges that are read.
+        exact: the units, if any, whose edges the rank made itself with this very label.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        rank: int,
+        versions: Sequence[Version],
+        label: int,
+        reads: frozenset[Edge],
+        exact: frozenset[int] = frozenset(),
+    ) -> None:
+        self.units = frozenset(edge.unit for edge in reads)
+        self._reads = reads
+        self._exact = exact
+        self._units = work.division.graph.units
+        self._output_reads = work.division.graph.output_reads
+        self._store = work.channel.stores[rank]
+        # One version is the newest, wherever it lies: with the paper's method no scheduler need be understood.
+        is_timed = len(versions) > 1
+        self._reading = Reading(
+            steps=tuple(version.step for version in versions),
+            times=tuple(work.moment(version.label) for version in versions) if is_timed else (0.0,),
+            target=work.moment(label) if is_timed else 0.0,
+            method=work.division.method,
+            among=self._store.spans_of(reads, exact),
+        )
+
+    def of(self, residuals: Residuals) -> Callable[[Edge], Tensor | None]:
+        """The edges' tensors, for a walk in which residuals are added to what it gives."""
+
+        def tensor(edge: Edge) -> Tensor | None:
+            if edge not in self._reads:
+                return None
+            return unshared(self._units[edge.unit], edge, residuals.added(edge, self._tensor(edge)))
+
+        return tensor
+
+    def _tensor(self, edge: Edge) -> Tensor:
+        if edge.unit in self._exact:
+            found = self._store.newest(edge, self._reading.steps[0])
+        else:
+            found = self._store.expected(edge, self._reading)
+        # What a pipeline is given it may hold longer than a version lasts.
+        return found.clone() if edge in self._output_reads else found
+
+
+def _answers(
+    work: Work, run: frozenset[int], received: _Received, residuals: Residuals
+) -> Mapping[tuple[str, int], Any]:
+    """Fillers for the units that are not run, of which nothing is read, and whose inputs nobody adds to."""
+    needed = run | received.units | residuals.units
+    return work.fillers.answers(needed)
+
+
+def substitute(
+    division: Division, fillers: Fillers, unit: int, call: Call, known: Callable[[Edge], Tensor | None]
+) -> Any:
+    """A unit's output, made of what is known of it.
+
+    Args:
+        known: an edge's tensor, for this reader alone; None where it is not read.
+    """
+    unit_call = division.graph.units[unit]
+    given = call.tensors if any(leaf.input_index is not None for leaf in unit_call.outputs) else []
+    made: list[Any] = []
+    for number, leaf in enumerate(unit_call.outputs):
+        origin = unit_call.origins[number]
+        if leaf.value is None:
+            made.append(leaf.constant)
+        elif leaf.input_index is not None:
+            made.append(given[leaf.input_index])
+        elif origin != number:
+            made.append(made[origin])
+        else:
+            tensor = known(Edge(unit, origin))
+            made.append(fillers.leaf(unit, number) if tensor is None else tensor)
+    return tree_unflatten(made, unit_call.structure)
+
+
+def check_shape(known: UnitCall, number: int, leaf: Any) -> None:
+    """Shapes inside of a denoiser may depend on values: it may cut a text where its mask ends.
+
+    Raises:
+        ShapeChangedError: a unit's output has another shape than the recorded one.
+    """
+    shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else ()
+    recorded = known.outputs[number].shape
+    if shape != recorded:
+        raise ShapeChangedError(
+            f"unit {known.name!r} gives a tensor of shape {shape}, and gave one of {recorded} when it was recorded; "
+            "what a round reads must have the same shape in all rounds"
+        )
+
+
+def unshared(known: UnitCall, edge: Edge, tensor: Tensor) -> Tensor:
+    """The tensor, or a copy where the denoiser writes to it later on."""
+    return tensor.clone() if edge.leaf in known.overwritten else tensor

@@ -1,0 +1,1 @@
+"""Who has which weights: each rank a share, and together all."""

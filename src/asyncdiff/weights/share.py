@@ -1,0 +1,114 @@
+"""A rank's share of a denoiser's weights: put aside at first, taken when it is known what is one's own."""
+
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from asyncdiff.denoiser.elsewhere import Elsewhere
+from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.plan.moments import Moment
+from asyncdiff.plan.ownership import Ownership
+
+_HOST = torch.device("cpu")
+
+
+class _Place(NamedTuple):
+    """Where a weight belongs: a module, and its name there. Adapters change the names of modules, not the modules."""
+
+    module: nn.Module
+    name: str
+
+
+class Share:
+    """What a process has of one denoiser.
+
+    Made, it puts all weights aside, so that a device never holds more than its own; `take` then fetches those.
+
+    Args:
+        denoiser: the module, in the host's memory; its buffers are moved to the device.
+        device: where this process computes.
+
+    Attributes:
+        ownership: who has which weights; None as long as no weight was let go.
+    """
+
+    def __init__(self, denoiser: nn.Module, device: torch.device) -> None:
+        self.ownership: Ownership | None = None
+        self._denoiser = denoiser
+        self._device = device
+        self._own: frozenset[int] = frozenset()  # components
+        self._aside = {place: weight for _, place, weight in _weights(denoiser)}
+        for place, weight in self._aside.items():
+            place.module._parameters[place.name] = Elsewhere.like(weight, device)
+        _move_buffers(denoiser, device)
+
+    def take(self, ownership: Ownership, components: Collection[int]) -> None:
+        """Fetch the weights of some components, and those that every device has; the others are let go."""
+        self.ownership, self._own = ownership, frozenset(components)
+        fetched: dict[int, nn.Parameter] = {}  # a weight in two places is one weight
+        for name, place, weight in list(_weights(self._denoiser)):
+            found = self._aside.pop(place, weight)
+            if self._is_here(name):
+                if id(found) not in fetched:
+                    fetched[id(found)] = _moved(found, self._device)
+                place.module._parameters[place.name] = fetched[id(found)]
+            elif not isinstance(weight, Elsewhere):
+                place.module._parameters[place.name] = Elsewhere.like(weight, self._device)
+        self._aside = {}
+
+    def put_back(self) -> bool:
+        """Undo all, if no weight was let go yet; whether the denoiser has all of its weights in the end."""
+        if self.ownership is not None:
+            return False
+        for place, weight in self._aside.items():
+            place.module._parameters[place.name] = weight
+        self._aside = {}
+        _move_buffers(self._denoiser, _HOST)
+        return True
+
+    def gather(self, exchange: Exchange) -> None:
+        """Put the whole together again in the host's memory, weight by weight; all ranks of the group take part."""
+        for name, place, weight in list(_weights(self._denoiser)):
+            owner = None if self.ownership is None else self.ownership.of(name)
+            if owner is not None:
+                is_here = owner in self._own
+                held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
+                shared = exchange.share({0: [held]}, Moment(results=((0, owner),))).finish()[0][0]
+                place.module._parameters[place.name] = nn.Parameter(shared.to(_HOST), weight.requires_grad)
+            elif not isinstance(weight, Elsewhere):
+                place.module._parameters[place.name] = _moved(weight, _HOST)
+        self.ownership = None
+
+    def held_by_all(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights that must be the same on all ranks, with their names.
+
+        As long as none was let go all of them, then those that every device has.
+        """
+        for name, place, weight in _weights(self._denoiser):
+            found = self._aside.get(place, weight)
+            if not isinstance(found, Elsewhere) and (self.ownership is None or self.ownership.of(name) is None):
+                yield name, found
+
+    def _is_here(self, name: str) -> bool:
+        owner = None if self.ownership is None else self.ownership.of(name)
+        return owner is None or owner in self._own
+
+
+def _moved(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
+    return weight if weight.device == device else nn.Parameter(weight.data.to(device), weight.requires_grad)
+
+
+def _move_buffers(denoiser: nn.Module, device: torch.device) -> None:
+    for module in denoiser.modules():
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def _weights(denoiser: nn.Module) -> Iterator[tuple[str, _Place, nn.Parameter]]:
+    """All weights, with the places that hold them; one that is in two places comes twice."""
+    for prefix, module in denoiser.named_modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                yield f"{prefix}.{name}" if prefix else name, _Place(module, name), weight
