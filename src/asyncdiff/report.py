@@ -40,7 +40,7 @@ class Counts:
 
     def add(self, kind: StepKind, seconds: float, reason: str = "") -> None:
         """Count a call, how long it took, and, if it was an ordinary one, why."""
-        if kind is StepKind.FULL:
+        if kind.is_full:
             self.full[reason] += 1
             self.seconds_full += seconds
         elif kind is StepKind.ROUND:
@@ -167,7 +167,7 @@ class DenoiserReport:
 
 def _inserted(counts: Counts) -> str:
     """Which steps were computed because forecasts were too far off."""
-    ways = {StepKind.ROUND: "none bridged any more from", StepKind.FULL: "in full"}
+    ways = {StepKind.ROUND: "none bridged any more from", StepKind.FULL: "in full", StepKind.CHAINED: "in full"}
     steps = {way: ", ".join(str(at) for at, kind in counts.inserted.items() if kind is way) for way in ways}
     parts = [f"{ways[way]}: step {numbers}" for way, numbers in steps.items() if numbers]
     return f"; for that reason {'; '.join(parts)}" if parts else ""

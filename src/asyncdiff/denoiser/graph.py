@@ -61,6 +61,7 @@ class UnitCall:
         outputs: the leaves of its output; `origins` gives, for each, the first leaf that is the same tensor.
         overwritten: the leaves that are written to after the unit returned them.
         replicated: cheap, and a function of the denoiser's inputs alone.
+        weight_bytes: the size of its parameters; nothing in a module's second call, and in those that follow.
     """
 
     call: int
@@ -75,6 +76,7 @@ class UnitCall:
     structure: TreeSpec
     overwritten: frozenset[int]
     replicated: bool
+    weight_bytes: int = 0
 
     def is_tensor_made_here(self, leaf: int) -> bool:
         """Whether the leaf is a tensor that the unit made, not one it was given or no tensor at all."""
@@ -272,6 +274,7 @@ def _unit_call(
         structure=call.structure,
         overwritten=frozenset(edge.leaf for edge in overwritten if edge.unit == unit),
         replicated=replicated,
+        weight_bytes=0 if ordinal else call.weight_bytes,
     )
 
 

@@ -105,10 +105,14 @@ class Leaf:
 
 @dataclass
 class ModuleCall:
-    """One call of one module: its place in the call tree and in the order of operators."""
+    """One call of one module: its place in the call tree and in the order of operators.
+
+    `weight_bytes` is the size of its parameters, those of the modules inside of it included.
+    """
 
     name: str
     parent: int
+    weight_bytes: int
     has_parameters: bool
     is_compiled: bool
     owns_called_list: bool = False
@@ -257,6 +261,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = ModuleCall(
             name=name,
             parent=parent,
+            weight_bytes=sum(weight.nbytes for weight in module.parameters()),
             has_parameters=next(module.parameters(), None) is not None,
             is_compiled=is_compiled(module),
             first_operator=len(self.operators),

@@ -99,14 +99,15 @@ def divide_denoiser(
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
 
-    With a goal, as many steps are bridged as it takes.
+    With a goal, as many steps are bridged as it takes. Where a rank has its component's weights alone, these are
+    balanced first.
 
     Raises:
         SplitError: the denoiser cannot be divided so.
     """
     named = [name for names in split or () for name in names]
     fine = build_graph(trace, rates, named)
-    partition = divide(fine, schedule.components) if split is None else divide_as_told(fine, split)
+    partition = divide(fine, schedule.components, schedule.chained) if split is None else divide_as_told(fine, split)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)
     # Where the predictor alone makes what the last layers read, there is nothing to sum.

@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from asyncdiff.denoiser.graph import Edge, Graph
 from asyncdiff.denoiser.residual import Base
@@ -11,6 +13,9 @@ from asyncdiff.errors import SplitError
 
 # Components may be this much heavier than the best possible balance where that saves traffic.
 BALANCE_TOLERANCE = 0.03
+
+# Where components' weights are balanced, they may have so much more than an equal share each.
+MEMORY_TOLERANCE = 0.03
 
 # The last layers of a denoiser, up to this share of a call, can be run apart from the component they belong to.
 END_COST_SHARE = 0.01
@@ -65,13 +70,17 @@ class Partition:
         return next((number for number, units in enumerate(self.components) if unit in units), None)
 
 
-def divide(graph: Graph, components: int) -> Partition:
+def divide(graph: Graph, components: int, by_weight: bool = False) -> Partition:
     """Cut the call order into N balanced components with little traffic.
 
     The heaviest component is at most `BALANCE_TOLERANCE` heavier than it must be; among those
     divisions the one that moves the fewest bytes is taken. Components are contiguous; one of two may have both ends of
     the call order, like the shallow layers of a U-Net, whose skips then do not travel, and whose way from the latent to
     the prediction is always fresh. (More components than two were measured to be farther off with it: docs/quality.md.)
+
+    Args:
+        by_weight: no component may have more of the weights than an equal share and `MEMORY_TOLERANCE`, if contiguous
+            parts can be so even; among those divisions the best-balanced is taken.
 
     Raises:
         SplitError: there are fewer units than components.
@@ -82,12 +91,16 @@ def divide(graph: Graph, components: int) -> Partition:
             f"the denoiser has {len(units)} units that can be given to a device, "
             f"which is too few for components={components}; at most components={max(len(units), 1)} is possible"
         )
-    costs = [graph.units[unit].time for unit in units]
-    limit = _lightest_maximum(costs, components) * (1 + BALANCE_TOLERANCE)
-    cuts = _cheapest_cuts(graph, units, costs, components, limit)
+    loads = [_Load(graph.units[unit].time, graph.units[unit].weight_bytes) for unit in units]
+    most_bytes = math.inf
+    if by_weight:
+        even = sum(load.bytes for load in loads) / components * (1 + MEMORY_TOLERANCE)
+        most_bytes = max(even, _lightest_maximum([_Load(load.bytes, 0) for load in loads], components, math.inf))
+    limit = _Load(_lightest_maximum(loads, components, most_bytes) * (1 + BALANCE_TOLERANCE), most_bytes)
+    cuts = _cheapest_cuts(graph, units, loads, components, limit)
     candidates: list[list[Sequence[int]]] = [[units[a:b] for a, b in itertools.pairwise([0, *cuts, len(units)])]]
     if components == 2:
-        candidates += _nested(units, costs, limit)
+        candidates += _nested(units, loads, limit)
     best = min(candidates, key=lambda parts: (_traffic(graph, parts), _unevenness(graph, parts)))
     return wire(graph, _owners(graph, best))
 
@@ -130,26 +143,47 @@ def _check_not_inside(graph: Graph, name: str) -> None:
         )
 
 
-def _lightest_maximum(costs: Sequence[float], parts: int) -> float:
-    """The least possible cost of the heaviest of `parts` contiguous parts (bisection)."""
-    low, high = max(costs), sum(costs)
+class _Load(NamedTuple):
+    """What a unit call, or several, put on a device: time, and weights."""
+
+    time: float
+    bytes: float
+
+    def plus(self, other: "_Load") -> "_Load":
+        return _Load(self.time + other.time, self.bytes + other.bytes)
+
+    def minus(self, other: "_Load") -> "_Load":
+        return _Load(self.time - other.time, self.bytes - other.bytes)
+
+    def is_within(self, limit: "_Load") -> bool:
+        return self.time <= limit.time and self.bytes <= limit.bytes
+
+
+_NOTHING = _Load(0.0, 0.0)
+
+
+def _lightest_maximum(loads: Sequence[_Load], parts: int, most_bytes: float) -> float:
+    """The least possible time of the heaviest of `parts` contiguous parts, none above so many bytes (bisection)."""
+    times = [load.time for load in loads]
+    low, high = max(times), sum(times)
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if _parts_needed(costs, middle) <= parts else (middle, high)
+        is_enough = _parts_needed(loads, _Load(middle, most_bytes)) <= parts
+        low, high = (low, middle) if is_enough else (middle, high)
     return high
 
 
-def _parts_needed(costs: Sequence[float], limit: float) -> int:
-    parts, filled = 1, 0.0
-    for cost in costs:
-        if filled + cost > limit:
-            parts, filled = parts + 1, 0.0
-        filled += cost
+def _parts_needed(loads: Sequence[_Load], limit: _Load) -> int:
+    parts, filled = 1, _NOTHING
+    for load in loads:
+        if not filled.plus(load).is_within(limit):
+            parts, filled = parts + 1, _NOTHING
+        filled = filled.plus(load)
     return parts
 
 
 def _cheapest_cuts(
-    graph: Graph, units: Sequence[int], costs: Sequence[float], parts: int, limit: float
+    graph: Graph, units: Sequence[int], loads: Sequence[_Load], parts: int, limit: _Load
 ) -> tuple[int, ...]:
     """Dynamic programme over the cuts: fewest bytes received, then least uneven, no part above the limit."""
     count = len(units)
@@ -158,28 +192,28 @@ def _cheapest_cuts(
     for part in range(parts):
         reached: dict[int, tuple[int, float, tuple[int, ...]]] = {}
         for start, (traffic, unevenness, cuts) in best[part].items():
-            filled, received, seen = 0.0, 0, set()
+            filled, received, seen = _NOTHING, 0, set()
             for end in range(start + 1, count - (parts - part - 1) + 1):
-                filled += costs[end - 1]
-                if filled > limit:
+                filled = filled.plus(loads[end - 1])
+                if not filled.is_within(limit):
                     break
                 for edge in graph.units[units[end - 1]].reads:
                     if position.get(edge.unit, start) < start and edge not in seen:
                         seen.add(edge)
                         received += graph.bytes([edge])
-                candidate = (traffic + received, unevenness + filled**2, (*cuts, end))
+                candidate = (traffic + received, unevenness + filled.time**2, (*cuts, end))
                 if end not in reached or candidate < reached[end]:
                     reached[end] = candidate
         best.append(reached)
     return best[parts][count][-1][:-1]
 
 
-def _nested(units: Sequence[int], costs: Sequence[float], limit: float) -> Iterator[list[Sequence[int]]]:
+def _nested(units: Sequence[int], loads: Sequence[_Load], limit: _Load) -> Iterator[list[Sequence[int]]]:
     """All divisions into both ends of the call order and what is between them, neither above the limit."""
-    before = [0.0, *itertools.accumulate(costs)]
+    before = [_NOTHING, *itertools.accumulate(loads, _Load.plus)]
     for first, stop in itertools.combinations(range(1, len(units)), 2):
-        middle = before[stop] - before[first]
-        if middle <= limit and before[-1] - middle <= limit:
+        middle = before[stop].minus(before[first])
+        if middle.is_within(limit) and before[-1].minus(middle).is_within(limit):
             yield [[*units[:first], *units[stop:]], units[first:stop]]
 
 

@@ -94,7 +94,7 @@ class Divisions:
         if context.schedule.chained and self._ownership is None:
             self._ownership = ownership_of(division)
             if context.share is not None:
-                own = {context.schedule.component_of(rank) for rank in context.exchange.ranks}
+                own = {division.schedule.component_of(rank) for rank in context.exchange.ranks}
                 context.share.take(self._ownership, own)
         return result, division
 
