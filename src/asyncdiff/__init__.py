@@ -18,6 +18,7 @@ from asyncdiff.errors import (
     TraceError,
 )
 from asyncdiff.exchange.world import local_device
+from asyncdiff.loading import load
 from asyncdiff.plan.method import Method
 from asyncdiff.report import DenoiserReport, Report
 
@@ -39,6 +40,7 @@ __all__ = [
     "SplitError",
     "StoppedError",
     "TraceError",
+    "load",
     "load_demo",
     "local_device",
 ]

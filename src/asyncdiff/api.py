@@ -81,6 +81,7 @@ class AsyncDiff:
         timeout: Seconds after which waiting for another rank is an error.
 
     Attributes:
+        pipe: the pipeline.
         settings: the arguments, as one record.
 
     Raises:
@@ -148,14 +149,14 @@ class AsyncDiff:
         for name, denoiser in denoisers.items():
             check_callable_in_parts(name, denoiser)
             _check_split(name, denoiser, split)
-        self._pipe = pipe
+        self.pipe = pipe
         self._denoisers = denoisers
         self._begun = self._broken_off = -1  # generations
         self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
         self._last_report: Report | None = None
         self._undo: list[Callable[[], None]] = []
-        is_distributed = _is_distributed(settings)
+        is_distributed = runs_in_processes(settings)
         self._sharing = Sharing(pipe, denoisers, local_device()) if settings.shard and is_distributed else None
         try:
             device = device_of(pipe, next(iter(denoisers.values())))
@@ -325,7 +326,7 @@ class AsyncDiff:
 
     def _watch_wrapper(self, name: str, denoiser: nn.Module) -> None:
         """See to it that calls of what the pipeline has around a denoiser, if anything, reach the denoiser."""
-        used = getattr(self._pipe, name)
+        used = getattr(self.pipe, name)
         if used is not denoiser and not is_intercepted(used):
             self._undo.append(intercept_call(used, functools.partial(self._hand_on, name, used)))
 
@@ -341,11 +342,11 @@ class AsyncDiff:
         """Share the devices out among groups and components, by the first call of a generation."""
         main = CallForm(self._denoisers[name]).main(call)
         was_shared = self._attachment is None or self._attachment.is_shared
-        return self._layout.choose(main, _has_branches(self._pipe), was_shared)
+        return self._layout.choose(main, _has_branches(self.pipe), was_shared)
 
     def _begin_generation(self) -> None:
         for name, denoiser in self._denoisers.items():
-            _check_attached(name, denoiser, getattr(self._pipe, name))
+            _check_attached(name, denoiser, getattr(self.pipe, name))
             self._watch_wrapper(name, denoiser)
 
     def _end_generation(self) -> None:
@@ -372,7 +373,7 @@ class AsyncDiff:
             self._attachment.forget()
 
 
-def _is_distributed(settings: Settings) -> bool:
+def runs_in_processes(settings: Settings) -> bool:
     """Whether there is a process for each device."""
     is_run = settings.process_group is not None or is_launched()
     return settings.executor == "distributed" or (settings.executor == "auto" and is_run)

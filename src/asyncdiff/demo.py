@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _THUMBNAIL_SIZE = 16
 
 
-def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> DiffusionPipeline:
+def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32, **parts: Any) -> DiffusionPipeline:
     """Load a demo pipeline from the checkpoints inside this package; nothing is downloaded.
 
     Both draw emoji of 64x64 pixels from prompts such as "a red apple":
@@ -32,19 +32,28 @@ def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32) -> Diffu
     - "unet" is a `StableDiffusionPipeline` with a UNet structured like that of Stable Diffusion 2.1,
     - "dit" is a `StableDiffusion3Pipeline` with a transformer of 12 blocks.
 
-    `demo_prompts()` lists what they know how to draw.
+    `demo_prompts()` lists what they know how to draw. Parts of the pipeline that are given are not loaded.
     """
-    if name not in get_args(DemoName):
-        known = " or ".join(repr(known) for known in get_args(DemoName))
-        raise ValueError(f"There is no demo pipeline {name!r}; choose {known}.")
-    folder = _CHECKPOINTS / name
+    folder = demo_folder(name)
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     # Some pipelines insist on being told of parts that they can do without, e.g. a third text encoder.
     absent = {part: None for part, source in index.items() if source == [None, None]}
     with quiet_loading():
         return DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch_dtype, local_files_only=True, use_safetensors=True, **absent
+            folder, torch_dtype=torch_dtype, local_files_only=True, use_safetensors=True, **(absent | parts)
         )
+
+
+def demo_folder(name: str) -> Path:
+    """Where a demo pipeline is.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in get_args(DemoName):
+        known = " or ".join(repr(known) for known in get_args(DemoName))
+        raise ValueError(f"There is no demo pipeline {name!r}; choose {known}.")
+    return _CHECKPOINTS / name
 
 
 @contextlib.contextmanager

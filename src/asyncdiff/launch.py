@@ -183,7 +183,8 @@ def enter_process() -> tuple[int, torch.device]:
 def work(job: Job) -> Outcome | None:
     """What every process does. Returns the outcome on rank 0, None on the others."""
     rank, device = enter_process()
-    pipe = load_pipeline(job.model, job.dtype, device, job.allow_pickle)
+    is_shared = job.settings.shard and job.devices > 1
+    pipe = load_pipeline(job.model, job.dtype, device, job.allow_pickle, is_shared)
     pipe.set_progress_bar_config(disable=True)
     if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)

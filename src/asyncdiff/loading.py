@@ -2,17 +2,24 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from asyncdiff.demo import load_demo, quiet_loading
+from asyncdiff.api import AsyncDiff, runs_in_processes
+from asyncdiff.demo import demo_folder, load_demo, quiet_loading
+from asyncdiff.denoiser.find import is_denoiser_class
 from asyncdiff.errors import ModelError
+from asyncdiff.exchange.world import local_device
+from asyncdiff.settings import Settings
+from asyncdiff.weights.files import can_be_read_by_parts, hollow
 
 DEMO_MODELS = ("demo-unet", "demo-dit")
 
@@ -60,13 +67,17 @@ def check_model(model: str, allow_pickle: bool = False) -> None:
             raise ModelError(f"{place} has no weights: no .safetensors file")
 
 
-def load_pipeline(model: str, dtype: str | None, device: torch.device, allow_pickle: bool = False) -> DiffusionPipeline:
+def load_pipeline(
+    model: str, dtype: str | None, device: torch.device, allow_pickle: bool = False, is_shared: bool = False
+) -> DiffusionPipeline:
     """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice.
 
     Args:
         model: a demo model, a hub id, or a folder.
         dtype: number format of the weights; None for the usual one of the device.
         allow_pickle: whether weights may be read that are no safetensors.
+        is_shared: whether to leave the pipeline on the CPU, and its denoisers' weights in their files, for `AsyncDiff`
+            with `shard`.
 
     Raises:
         ModelError: it cannot be loaded.
@@ -75,20 +86,83 @@ def load_pipeline(model: str, dtype: str | None, device: torch.device, allow_pic
     transformers_logging.set_verbosity_error()
     chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
     with quiet_loading():
-        if model == "demo-unet":
-            pipe = load_demo("unet", torch_dtype=chosen)
-        elif model == "demo-dit":
-            pipe = load_demo("dit", torch_dtype=chosen)
-        else:
-            pipe = _from_pretrained(model, chosen, allow_pickle)
-    return pipe.to(device)
+        if not is_shared:
+            return _load(model, chosen, allow_pickle, {}).to(device)
+        folder = _folder_of(model)
+        return _load(model if model in DEMO_MODELS else str(folder), chosen, allow_pickle, hollow_parts(folder, chosen))
 
 
-def _from_pretrained(model: str, dtype: torch.dtype, allow_pickle: bool) -> DiffusionPipeline:
+def load(model: str, *, dtype: str | None = None, allow_pickle: bool = False, **settings: Any) -> AsyncDiff:
+    """Load a pipeline of which this process is to have a share only, and attach AsyncDiff to it.
+
+    Started by torchrun, a rank reads the text encoders, the VAE and the rest, and of the denoiser nothing until its
+    first call; then the weights that are its own. Neither its host nor its device ever holds the whole denoiser. The
+    pipeline is `.pipe` of what is returned. In a process alone all is loaded, and it computes for all devices.
+
+    Args:
+        model: a demo model ("demo-unet", "demo-dit"), a folder, or a hub id.
+        dtype: number format of the weights, for instance "bfloat16"; by default float16 on GPUs, else float32.
+        allow_pickle: whether weights may be read that are no safetensors; such a denoiser is read whole.
+        settings: those of `AsyncDiff`; `shard` is True unless it is given.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        ConfigurationError, SplitError, ExchangeError: as of `AsyncDiff`.
+    """
+    chosen = Settings(**({"shard": True} | settings))
+    device = local_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    is_shared = chosen.shard and runs_in_processes(chosen)
+    return AsyncDiff(load_pipeline(model, dtype, device, allow_pickle, is_shared), **chosen.arguments())
+
+
+def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by name, with weights that are not read yet.
+
+    Those whose weights cannot be read one by one, because they are quantized or no safetensors, are left out.
+
+    Raises:
+        ModelError: the files do not hold all weights.
+    """
+    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+    found = {}
+    for part, library in _parts(folder):
+        kind = getattr(diffusers, index[part][1], None) if library == "diffusers" else None
+        is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and is_denoiser_class(kind)
+        if is_model and can_be_read_by_parts(folder / part):
+            found[part] = hollow(kind, folder / part, dtype)
+    return found
+
+
+def _folder_of(model: str) -> Path:
+    """Where a model's files are; those of one on the hub are fetched."""
+    if model in DEMO_MODELS:
+        return demo_folder(model.removeprefix("demo-"))
+    if Path(model).is_dir():
+        return Path(model)
+    try:
+        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+    except Exception as error:  # whatever the hub's library stumbles over
+        raise ModelError(f"{model} cannot be fetched: {_reason(error, False)}") from error
+
+
+def _load(model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module]) -> DiffusionPipeline:
+    """The pipeline, on the CPU; parts that are given are not loaded."""
+    if model == "demo-unet":
+        return load_demo("unet", dtype, **parts)
+    if model == "demo-dit":
+        return load_demo("dit", dtype, **parts)
+    return _from_pretrained(model, dtype, allow_pickle, parts)
+
+
+def _from_pretrained(
+    model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module]
+) -> DiffusionPipeline:
     try:
         # None: safetensors where there are any.
         pipe = DiffusionPipeline.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True
+            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True, **parts
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise

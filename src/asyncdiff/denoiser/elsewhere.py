@@ -1,5 +1,6 @@
 """What stands for a weight that another rank has."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Elsewhere(nn.Parameter):
     Whatever would read or change it raises ConfigurationError.
     """
 
+    _WHERE = "on another rank"
+
     @staticmethod
     def like(weight: Tensor, device: torch.device) -> "Elsewhere":
         """The stand-in for a weight, as if it were on a device."""
@@ -46,13 +49,36 @@ class Elsewhere(nn.Parameter):
             if func is _SET_DATA and args[0] is args[1]:
                 return None  # `to` of a module that was there already
         raise ConfigurationError(
-            "this weight is on another rank: with shard=True a process has its own part of the denoiser alone. "
+            f"this weight is {cls._WHERE}: with shard=True a process has its own part of the denoiser alone. "
             "Adapters, fusing, moving and saving come before AsyncDiff is attached, or after async_diff.gather(), "
             "which puts the weights together again"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elsewhere":
         return Elsewhere.like(self, self.device)
+
+
+class Unread(Elsewhere):
+    """A weight in a file, which is read when it is known who is to have it."""
+
+    _WHERE = "not read yet"
+
+    read: Callable[[], Tensor]
+    sample: Callable[[], Tensor]
+
+    @staticmethod
+    def at(like: Tensor, read: Callable[[], Tensor], sample: Callable[[], Tensor]) -> "Unread":
+        """The stand-in for a weight.
+
+        Args:
+            like: of the same shape and number format.
+            read: gives the whole of it.
+            sample: gives some of its numbers.
+        """
+        number = torch.zeros((), dtype=like.dtype)
+        made: Unread = torch.Tensor._make_subclass(Unread, number.expand(like.shape), like.is_floating_point())  # type: ignore[assignment]
+        made.read, made.sample = read, sample
+        return made
 
 
 def _stays(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:

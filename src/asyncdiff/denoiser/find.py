@@ -47,7 +47,12 @@ def device_of(pipe: Any, denoiser: nn.Module) -> torch.device:
     return weight.device
 
 
-def _predicts_noise(module: nn.Module) -> bool:
+def is_denoiser_class(kind: Any) -> bool:
+    """Whether modules of a class predict noise: they take a timestep."""
     # ControlNets take a timestep too, but what they give is an input of the denoiser.
-    names = [kind.__name__.lower() for kind in type(module).__mro__]
-    return has_timestep(module) and not any("controlnet" in name and "unet" not in name for name in names)
+    names = [base.__name__.lower() for base in kind.__mro__]
+    return has_timestep(kind) and not any("controlnet" in name and "unet" not in name for name in names)
+
+
+def _predicts_noise(module: nn.Module) -> bool:
+    return is_denoiser_class(type(module))

@@ -140,7 +140,7 @@ def _without_weights(denoiser: nn.Module, fake: FakeTensorMode) -> Iterator[None
 
 
 def _stand_in(weight: nn.Parameter, fake: FakeTensorMode) -> Any:
-    if type(weight) not in (nn.Parameter, Elsewhere):
+    if type(weight) is not nn.Parameter and not isinstance(weight, Elsewhere):
         return fake.from_tensor(weight)  # a quantized weight knows how it is made of others
     with fake:
         return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), weight.requires_grad)

@@ -303,7 +303,8 @@ class _Share:
 
 def _work(task: _Task) -> _Share:
     rank, device = enter_process()
-    pipe = load_pipeline(task.study.model, task.study.dtype, device, task.study.allow_pickle)
+    is_shared = task.setting is not None and task.setting.shard and devices_of(task.setting) > 1
+    pipe = load_pipeline(task.study.model, task.study.dtype, device, task.study.allow_pickle, is_shared)
     pipe.set_progress_bar_config(disable=True)
     executor: Executor = "distributed" if task.setting and devices_of(task.setting) > 1 else "local"
     share = _draw_share(pipe, task.study, task.setting, device, executor, is_shown=rank == 0)

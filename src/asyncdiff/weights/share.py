@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from asyncdiff.denoiser.elsewhere import Elsewhere
+from asyncdiff.denoiser.elsewhere import Elsewhere, Unread
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership
@@ -52,7 +52,7 @@ class Share:
             found = self._aside.pop(place, weight)
             if self._is_here(name):
                 if id(found) not in fetched:
-                    fetched[id(found)] = _moved(found, self._device)
+                    fetched[id(found)] = _moved(_read(found), self._device)
                 place.module._parameters[place.name] = fetched[id(found)]
             elif not isinstance(weight, Elsewhere):
                 place.module._parameters[place.name] = Elsewhere.like(weight, self._device)
@@ -60,7 +60,7 @@ class Share:
 
     def put_back(self) -> bool:
         """Undo all, if no weight was let go yet; whether the denoiser has all of its weights in the end."""
-        if self.ownership is not None:
+        if self.ownership is not None or any(isinstance(weight, Unread) for weight in self._aside.values()):
             return False
         for place, weight in self._aside.items():
             place.module._parameters[place.name] = weight
@@ -70,6 +70,9 @@ class Share:
 
     def gather(self, exchange: Exchange) -> None:
         """Put the whole together again in the host's memory, weight by weight; all ranks of the group take part."""
+        self._aside = {place: _read(weight) for place, weight in self._aside.items()}
+        if self.put_back():
+            return
         for name, place, weight in list(_weights(self._denoiser)):
             owner = None if self.ownership is None else self.ownership.of(name)
             if owner is not None:
@@ -88,12 +91,18 @@ class Share:
         """
         for name, place, weight in _weights(self._denoiser):
             found = self._aside.get(place, weight)
-            if not isinstance(found, Elsewhere) and (self.ownership is None or self.ownership.of(name) is None):
+            if isinstance(found, Unread):
+                yield name, found.sample()
+            elif not isinstance(found, Elsewhere) and (self.ownership is None or self.ownership.of(name) is None):
                 yield name, found
 
     def _is_here(self, name: str) -> bool:
         owner = None if self.ownership is None else self.ownership.of(name)
         return owner is None or owner in self._own
+
+
+def _read(weight: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weight.read(), weight.requires_grad) if isinstance(weight, Unread) else weight
 
 
 def _moved(weight: nn.Parameter, device: torch.device) -> nn.Parameter:

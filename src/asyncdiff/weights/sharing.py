@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff.denoiser.elsewhere import Elsewhere
+from asyncdiff.denoiser.elsewhere import Elsewhere, Unread
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.weights.share import Share
 
@@ -41,7 +41,7 @@ class Sharing:
 
 def _check_whole(name: str, denoiser: nn.Module) -> None:
     for own, weight in denoiser.named_parameters():
-        if isinstance(weight, Elsewhere):
+        if isinstance(weight, Elsewhere) and not isinstance(weight, Unread):
             raise ConfigurationError(
                 f"the {name!r} has a part of its weights only, since AsyncDiff was attached with shard=True; load the "
                 "pipeline again"

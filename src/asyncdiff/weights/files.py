@@ -1,0 +1,132 @@
+"""A denoiser whose weights lie in safetensors files: each is read when it is known that it is wanted here."""
+
+import contextlib
+import functools
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from asyncdiff.denoiser.elsewhere import Unread
+from asyncdiff.errors import ModelError
+
+_SAFE = "diffusion_pytorch_model.safetensors"
+
+
+class WeightFiles:
+    """The files in one folder.
+
+    Args:
+        folder: holds one safetensors file, or several and an index.
+        dtype: the number format that weights are read in.
+        single: parts of the names of weights that stay in single precision.
+
+    Raises:
+        ModelError: the folder has no weights as safetensors.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, single: tuple[str, ...] = ()) -> None:
+        self._dtype = dtype
+        self._single = single
+        index = folder / f"{_SAFE}.index.json"
+        if index.is_file():
+            names: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self._files = {name: folder / file for name, file in names.items()}
+        elif (folder / _SAFE).is_file():
+            with safe_open(folder / _SAFE, framework="pt") as file:
+                self._files = dict.fromkeys(file.keys(), folder / _SAFE)
+        else:
+            raise ModelError(f"{folder} has no {_SAFE}, so that its weights cannot be read one by one")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._files
+
+    def read(self, name: str) -> Tensor:
+        """A weight, in the host's memory."""
+        with safe_open(self._files[name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        if not tensor.is_floating_point():
+            return tensor
+        stays = any(part in name.split(".") for part in self._single)
+        return tensor.to(torch.float32 if stays else self._dtype)
+
+    def sample(self, name: str) -> Tensor:
+        """The first of its numbers."""
+        with safe_open(self._files[name], framework="pt") as file:
+            found: Tensor = file.get_slice(name)[:1] if file.get_slice(name).get_shape() else file.get_tensor(name)
+        return found
+
+
+def can_be_read_by_parts(folder: Path) -> bool:
+    """Whether a folder's weights are safetensors, in the format in which they are computed with."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    has_files = (folder / _SAFE).is_file() or (folder / f"{_SAFE}.index.json").is_file()
+    return has_files and "quantization_config" not in config
+
+
+def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+    """A diffusers model made of its configuration, with weights that are not read yet.
+
+    Args:
+        kind: its class.
+        folder: holds the configuration, and the weights.
+        dtype: the number format of the weights.
+
+    Raises:
+        ModelError: the files do not hold all weights, or others.
+    """
+    single = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    files = WeightFiles(folder, dtype, single)
+    with _default_format(dtype), _without_memory():
+        model: nn.Module = kind.from_config(kind.load_config(folder))
+    for prefix, module in model.named_modules():
+        for own, weight in module._parameters.items():
+            name = f"{prefix}.{own}" if prefix else own
+            if weight is not None:
+                if name not in files:
+                    raise ModelError(f"{folder} has no weights for {name!r}; save the pipeline anew with its library")
+                stays = any(part in name.split(".") for part in single)
+                format_ = torch.float32 if stays or not weight.is_floating_point() else dtype
+                like = torch.empty(weight.shape, dtype=format_, device="meta")
+                module._parameters[own] = Unread.at(
+                    like, functools.partial(files.read, name), functools.partial(files.sample, name)
+                )
+        for own, buffer in module._buffers.items():
+            name = f"{prefix}.{own}" if prefix else own
+            if buffer is not None and name in files:
+                module._buffers[own] = files.read(name)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _default_format(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def _without_memory() -> Iterator[None]:
+    """Parameters of modules that this thread makes have a form, and no memory; buffers are as ever."""
+    thread = threading.get_ident()
+
+    def empty(module: nn.Module, name: str, weight: nn.Parameter | None) -> nn.Parameter | None:
+        del module, name
+        if weight is None or threading.get_ident() != thread:
+            return None
+        return nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+
+    handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type] -- torch takes what it returns
+    try:
+        yield
+    finally:
+        handle.remove()
