@@ -78,6 +78,7 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         "max_error": 0.5,
         "cooldown": 1,
         "resync_every": 4,
+        "shard": True,
         "method": Method("linear"),
         "executor": "distributed",
         "process_group": object(),

@@ -109,6 +109,15 @@ class _ListenedMethod(_StandIn):
         return result
 
 
+class _GuardedMethod(_StandIn):
+    """Asks a listener before every call; if that raises, there is no call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.listener is not None:
+            self.listener(*args, **kwargs)
+        return self._method(*args, **kwargs)
+
+
 class _ListenedContext(_StandIn):
     """Tells a listener of the first argument of a context that is entered, and of None when it is left."""
 
@@ -129,6 +138,11 @@ class _ListenedContext(_StandIn):
 def listen(owner: Any, name: str, listener: Callable[..., None]) -> Callable[[], None]:
     """Call `listener` after every call of a method of one object; returns how to undo it."""
     return _place(_ListenedMethod(owner, name, listener), owner, name)
+
+
+def guard(owner: Any, name: str, check: Callable[..., None]) -> Callable[[], None]:
+    """Call `check` before every call of a method of one object, which it may refuse; returns how to undo it."""
+    return _place(_GuardedMethod(owner, name, check), owner, name)
 
 
 def listen_to_context(owner: Any, name: str, listener: Callable[[Any], None]) -> Callable[[], None]:

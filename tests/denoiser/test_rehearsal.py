@@ -61,7 +61,7 @@ def test_a_call_rehearsed_without_weights_is_divided_like_the_real_one(name: str
     model, hollow, other = specimen.build(), hollowed(specimen), specimen.build()
     batch = CallForm(model).batch(call_of(specimen, model))
     if name.startswith(TO_EXPERTS):
-        with pytest.raises(TraceError, match="without (them|its weights)"):
+        with pytest.raises(TraceError, match=r"without (them|its weights)"):
             rehearse(model, call_of(specimen, model), batch)
         return
     rehearsed = rehearse(model, call_of(specimen, model), batch)

@@ -64,11 +64,15 @@ QUICK: dict[int, list[Layout]] = {
         ("wan22", {"components": 2}, "once"),
         ("sd3", {"guidance": 2, "components": 1}, "once"),
         ("sd3", {}, "once"),
+        ("sd15", {"components": 2, "shard": True}, "in two sizes"),
+        ("wan22", {"components": 2, "shard": True}, "once"),
     ],
     4: [
         ("sd15", {"components": 2, "guidance": 2, "bridge": 2}, "once"),
         ("sd3", {"components": 3, "stride": 2, "warmup": 3}, "once"),
         ("sd15", {"components": 4}, "once"),
+        ("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
+        ("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"),
     ],
 }
 
@@ -76,7 +80,13 @@ QUICK: dict[int, list[Layout]] = {
 def _all_layouts() -> dict[int, list[Layout]]:
     """Every pipeline, N, S, G, with and without bridging and a guard, and every use."""
     found: dict[int, list[Layout]] = {}
-    more: tuple[dict[str, Any], ...] = ({}, {"bridge": 2}, {"bridge": 2, "max_error": 0.1}, {"method": "paper"})
+    more: tuple[dict[str, Any], ...] = (
+        {},
+        {"bridge": 2},
+        {"bridge": 2, "max_error": 0.1},
+        {"method": "paper"},
+        {"shard": True},
+    )
     for name, components, stride, guidance in itertools.product(("sd15", "sd3", "wan22"), range(1, 5), (1, 2), (1, 2)):
         world_size = guidance * (components + stride - 1)
         if not 2 <= world_size <= 6 or (name == "wan22" and stride == 2):

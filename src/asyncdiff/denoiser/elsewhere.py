@@ -36,7 +36,7 @@ class Elsewhere(nn.Parameter):
     @staticmethod
     def like(weight: Tensor, device: torch.device) -> "Elsewhere":
         """The stand-in for a weight, as if it were on a device."""
-        number = torch.zeros((), dtype=weight.dtype, device=device)
+        number = torch.full((), _filler(weight.dtype), dtype=weight.dtype, device=device)
         return torch.Tensor._make_subclass(Elsewhere, number.expand(weight.shape), weight.requires_grad)  # type: ignore[return-value]
 
     @classmethod
@@ -44,15 +44,11 @@ class Elsewhere(nn.Parameter):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ALLOWED:
                 return func(*args, **(kwargs or {}))
-            if func is Tensor.to and _stays(*args, **(kwargs or {})):
+            if func is Tensor.to and stays(args[0], lambda tensor: tensor.to(*args[1:], **(kwargs or {}))):
                 return args[0]
-            if func is _SET_DATA and args[0] is args[1]:
+            if func == _SET_DATA and args[0] is args[1]:
                 return None  # `to` of a module that was there already
-        raise ConfigurationError(
-            f"this weight is {cls._WHERE}: with shard=True a process has its own part of the denoiser alone. "
-            "Adapters, fusing, moving and saving come before AsyncDiff is attached, or after async_diff.gather(), "
-            "which puts the weights together again"
-        )
+        raise not_here(cls._WHERE)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elsewhere":
         return Elsewhere.like(self, self.device)
@@ -75,14 +71,27 @@ class Unread(Elsewhere):
             read: gives the whole of it.
             sample: gives some of its numbers.
         """
-        number = torch.zeros((), dtype=like.dtype)
+        number = torch.full((), _filler(like.dtype), dtype=like.dtype)
         made: Unread = torch.Tensor._make_subclass(Unread, number.expand(like.shape), like.is_floating_point())  # type: ignore[assignment]
         made.read, made.sample = read, sample
         return made
 
 
-def _stays(tensor: Tensor, *args: Any, **kwargs: Any) -> bool:
+def not_here(where: str) -> ConfigurationError:
+    """What is said where a weight is wanted that this process has not."""
+    return ConfigurationError(
+        f"this weight is {where}: with shard=True a process has its own part of the denoiser alone. Adapters, fusing, "
+        "moving and saving come before AsyncDiff is attached, or after async_diff.gather(), which puts the weights "
+        "together again"
+    )
+
+
+def stays(weight: Tensor, conversion: Callable[[Tensor], Tensor]) -> bool:
     """Whether a conversion leaves a weight what and where it is."""
-    empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    other = empty.to(*args, **kwargs)
-    return (other.dtype, other.device) == (empty.dtype, empty.device)
+    empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+    converted = conversion(empty)
+    return (converted.dtype, converted.device) == (empty.dtype, empty.device)
+
+
+def _filler(dtype: torch.dtype) -> float:
+    return float("nan") if dtype.is_floating_point or dtype.is_complex else 0

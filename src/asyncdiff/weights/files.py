@@ -125,7 +125,8 @@ def _without_memory() -> Iterator[None]:
             return None
         return nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
 
-    handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type] -- torch takes what it returns
+    # Torch takes what the hook returns, whatever its annotation says.
+    handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -1,13 +1,14 @@
 """A rank's share of a denoiser's weights: put aside at first, taken when it is known what is one's own."""
 
-from collections.abc import Collection, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from asyncdiff.denoiser.elsewhere import Elsewhere, Unread
+from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, not_here, stays
 from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.hooks import guard
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership
 
@@ -43,6 +44,7 @@ class Share:
         for place, weight in self._aside.items():
             place.module._parameters[place.name] = Elsewhere.like(weight, device)
         _move_buffers(denoiser, device)
+        self._undo = guard(denoiser, "_apply", self._check_conversion)
 
     def take(self, ownership: Ownership, components: Collection[int]) -> None:
         """Fetch the weights of some components, and those that every device has; the others are let go."""
@@ -65,6 +67,7 @@ class Share:
         for place, weight in self._aside.items():
             place.module._parameters[place.name] = weight
         self._aside = {}
+        self._undo()
         _move_buffers(self._denoiser, _HOST)
         return True
 
@@ -82,7 +85,9 @@ class Share:
                 place.module._parameters[place.name] = nn.Parameter(shared.to(_HOST), weight.requires_grad)
             elif not isinstance(weight, Elsewhere):
                 place.module._parameters[place.name] = _moved(weight, _HOST)
+        _move_buffers(self._denoiser, _HOST)
         self.ownership = None
+        self._undo()
 
     def held_by_all(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that must be the same on all ranks, with their names.
@@ -95,6 +100,12 @@ class Share:
                 yield name, found.sample()
             elif not isinstance(found, Elsewhere) and (self.ownership is None or self.ownership.of(name) is None):
                 yield name, found
+
+    def _check_conversion(self, conversion: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> None:
+        """Refuse what would move or convert the weights that are here, and stop at the first one that is not."""
+        elsewhere = (weight for weight in self._denoiser.parameters() if isinstance(weight, Elsewhere))
+        if any(not stays(weight, conversion) for weight in elsewhere):
+            raise not_here("on another rank")
 
     def _is_here(self, name: str) -> bool:
         owner = None if self.ownership is None else self.ownership.of(name)
