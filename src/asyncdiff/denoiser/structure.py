@@ -116,10 +116,11 @@ def _computes_with_other_ranks(hook: Any) -> bool:
 
 
 def _settings(module: nn.Module) -> Hashable:
-    return tuple([_setting(key, value) for key, value in vars(module).items() if key[0] != "_"])
+    return tuple([setting(key, value) for key, value in vars(module).items() if key[0] != "_"])
 
 
-def _setting(key: str, value: Any) -> Hashable:
+def setting(key: str, value: Any) -> Hashable:
+    """What of a module's attribute is part of the structure."""
     if isinstance(value, _PLAIN):
         return key, value
     if callable(value) and not isinstance(value, (nn.Module, type)) and hasattr(value, "__dict__"):
@@ -127,6 +128,13 @@ def _setting(key: str, value: Any) -> Hashable:
         own = [(name, _form(held, [_MOST_VALUES])) for name, held in vars(value).items() if name[0] != "_"]
         return key, type(value), tuple(own)
     return key, _form(value, [_MOST_VALUES])
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether an attribute stays what it is as long as it is this object."""
+    return isinstance(value, (*_PLAIN, type)) or (
+        type(value) is tuple and len(value) <= _MOST_VALUES and all(isinstance(item, _PLAIN) for item in value)
+    )
 
 
 def _form(value: Any, left: list[int]) -> Hashable:

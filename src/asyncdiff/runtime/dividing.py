@@ -5,9 +5,10 @@ from typing import Any
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
+from asyncdiff.denoiser.look import Look
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
-from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, structure_of, surroundings_of
+from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
 from asyncdiff.denoiser.trace import record
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
@@ -24,10 +25,12 @@ class Divisions:
 
     Attributes:
         structure: what of the denoiser, apart from a call's arguments, decides how data flows in it.
+        look: says what it is now.
     """
 
     def __init__(self, context: Context) -> None:
         self.structure: Structure = None
+        self.look = Look(context.denoiser)
         self._context = context
         self._modules: list[dict[str, Any]] = []  # their attributes
         self._ownership: Ownership | None = None
@@ -41,7 +44,7 @@ class Divisions:
         """
         denoiser, units = self._context.denoiser, self._context.units
         check_callable_in_parts(self._context.name, denoiser)
-        structure = structure_of(denoiser)
+        structure = self.look.structure()
         if structure != self.structure:
             self.structure = structure
             self._modules = [vars(module) for module in denoiser.modules() if next(module.children(), None) is not None]
