@@ -120,6 +120,27 @@ def test_one_argument_more() -> None:
     assert "the argument 'guidance' is not the same on all ranks (rank 0: none, rank 1: 1)" in text
 
 
+def test_more_numbers_than_have_room_in_the_first_word() -> None:
+    many = {f"tensor {number}": LATENTS + number for number in range(40)}
+    assert of_calls(many, {**many}) == ["", ""]
+    (text, _) = of_calls(many, {**many, "tensor 39": LATENTS})
+    assert "the argument 'tensor 39' of rank 1 is not that of rank 0" in text
+    assert "are not the same" in of_calls(many, CALL)[0] or "is not the same" in of_calls(many, CALL)[0]
+
+
+def test_an_error_tells_of_tensors_in_plain_words() -> None:
+    """Numbers that a reader can understand, no hashes."""
+    (text, _) = of_calls(CALL, changed(lambda call: call.update(class_labels=torch.tensor([1, 3]))))
+    assert "(rank 0: (2,) torch.int64, mean 1.5, rank 1: (2,) torch.int64, mean 2)" in text
+    (text, _) = of_calls(CALL, changed(CHANGES["class_labels"]))
+    assert "(rank 0: (2,) torch.int64, mean 1.5, rank 1: other values)" in text
+    (text, _) = of_calls({"sample": torch.tensor([3.0, 4.0])}, {"sample": torch.tensor([6.0, 8.0])})
+    assert "(rank 0: mean 3.5, root mean square 3.53553, sum by place " in text
+    assert "; rank 1: mean 7, root mean square 7.07107, sum by place " in text
+    (text, _) = of_calls({"guidance": 2.5}, {"guidance": 3.5})
+    assert "(rank 0: value 2.5; rank 1: value 3.5)" in text
+
+
 def test_numbers_that_are_none_are_alike() -> None:
     spoilt = {"sample": LATENTS * float("nan")}
     assert of_calls(spoilt, spoilt) == ["", ""]

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.structure import Structure, structure_of
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.hooks import listen_to_context
 from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
@@ -173,13 +172,11 @@ class DenoiserRuntime:
     def compare_again(self) -> None:
         """At the end of a generation in which it was called: what one rank alone has done to it shows then."""
         if self._generation == self.context.clock.generation:
-            self._compare(lambda: structure_of(self.context.denoiser))
+            self._compare(lambda: self._fingerprint.statements(self._divisions.look.structure()))
 
-    def _compare(self, structure: Callable[[], Structure]) -> None:
-        def statements() -> list[Statement]:
-            return self._about_settings + self._fingerprint.statements(structure())
-
-        self.context.check(statements, f"what the denoiser {self.context.name!r} is made of")
+    def _compare(self, of_denoiser: Callable[[], list[Statement]]) -> None:
+        what = f"what the denoiser {self.context.name!r} is made of"
+        self.context.check(lambda: [self._about_settings, *of_denoiser()], what)
 
     def _arguments(self, call: Call, context: Any) -> Arguments:
         parts = self.context.form.read(call)
@@ -193,4 +190,4 @@ class DenoiserRuntime:
             lane.count_anew()
         self._computing = self._lanes[0]
         self._divisions.look_again()
-        self._compare(lambda: self._divisions.structure)
+        self._compare(lambda: self._fingerprint.statements(self._divisions.structure))

@@ -1,8 +1,10 @@
 """What is said of a call, and of the denoiser, so that the ranks can compare it: every leaf of every argument."""
 
+import functools
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +18,8 @@ from asyncdiff.weights.share import Share
 _PACKAGES = ("asyncdiff", "torch", "diffusers")
 # Each rank may have its own: how it reaches the others, and how long it waits for them.
 _OWN_SETTINGS = {"executor", "backend", "timeout", "process_group"}
-_SAMPLES = 8  # numbers of each end of a weight
+_SAMPLES = 16  # numbers of a weight
+_MEASURES = ("mean", "root mean square", "sum by place")
 _PLAIN = (bool, int, str, type(None), torch.dtype, torch.device)
 
 
@@ -26,38 +29,32 @@ def about_arguments(arguments: Mapping[str, Any]) -> list[Statement]:
     Of a tensor of floating-point numbers three numbers stand for all: mean, root mean square, and a sum with signs and
     weights that go with the place; ranks with devices of different makes may differ by rounding. The rest is exact.
     """
-    named: list[tuple[str, str]] = []
-    measured: list[Tensor | None] = []
+    told: list[Statement] = []
+    measured: dict[int, Tensor] = {}  # by the statement's place
     for name, value in arguments.items():
         for path, leaf in tree_flatten_with_path(value)[0]:
             title = f"the argument {name + keystr(path)!r}"
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.layout == torch.strided and leaf.numel():
-                named.append((title, _form(leaf)))
-                measured.append(_measure(leaf.detach()))
-            elif isinstance(leaf, float):
-                named.append((title, "a number"))
-                measured.append(torch.tensor([leaf, abs(leaf), 0.0]))
+            if isinstance(leaf, float):
+                told.append(Statement(title, "a number", (leaf,), (abs(leaf),), ("value",)))
+            elif not isinstance(leaf, Tensor):
+                told.append(Statement(title, repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__))
+            elif leaf.is_floating_point() and leaf.layout == torch.strided and leaf.numel():
+                measured[len(told)] = leaf.detach()
+                told.append(Statement(title, _form(leaf), measures=_MEASURES))
             else:
-                named.append((title, _exact(leaf)))
-                measured.append(None)
-    numbers = _read([each for each in measured if each is not None])
-    statements = []
-    for (title, exact), each in zip(named, measured, strict=True):
-        if each is None:
-            statements.append(Statement(title, exact))
-        else:
-            mean, size, placed = next(numbers)
-            statements.append(Statement(title, exact, (mean, size, placed), (size, size, size)))
-    return statements
+                told.append(Statement(title, _exact(leaf), shown=functools.partial(_described, leaf)))
+    for place, (mean, size, placed) in zip(measured, _measure(list(measured.values())), strict=True):
+        told[place] = told[place]._replace(numbers=(mean, size, placed), scale=(size, size, size))
+    return told
 
 
-def about_settings(settings: Settings) -> list[Statement]:
+def about_settings(settings: Settings) -> Statement:
     """What the user has set, and the versions that it is run with."""
     told = settings.arguments().items()
-    versions = [Statement(f"the version of {name}", importlib.metadata.version(name)) for name in _PACKAGES]
-    return versions + [
-        Statement(f"the setting {name}", repr(value)) for name, value in told if name not in _OWN_SETTINGS
-    ]
+    parts = [Statement(f"the version of {name}", importlib.metadata.version(name)) for name in _PACKAGES]
+    parts += [Statement(f"the setting {name}", repr(value)) for name, value in told if name not in _OWN_SETTINGS]
+    text = hashed("\n".join(f"{each.name} {each.exact}" for each in parts))
+    return Statement("what the user has set", text, shown=_their_own, parts=lambda: parts)
 
 
 class Fingerprint:
@@ -74,8 +71,8 @@ class Fingerprint:
         self._hash = ""
         self._modules: list[tuple[str, nn.Module]] = []
         self._places: list[Mapping[str, Tensor | None]] = []  # where modules have parameters and buffers
-        self._held: list[tuple[int, int]] = []  # which memory the samples are views of
-        self._samples: list[Tensor] = []
+        self._held: list[int] = []  # which memory the samples are views of
+        self._samples: list[list[Tensor]] = []  # those of a kind together
 
     def statements(self, structure: Any) -> list[Statement]:
         """What has to be the same on all ranks now.
@@ -83,16 +80,34 @@ class Fingerprint:
         Args:
             structure: what decides how data flows in it (`denoiser.structure`).
         """
+        tensors = self._tensors(structure)
+        held = list(map(Tensor.data_ptr, tensors))
+        if held != self._held:
+            self._held = held
+            self._samples = _alike(_sample(tensor.data) for tensor in tensors if _can_be_sampled(tensor.data))
+        of_structure, of_weights = f"the structure of the {self._name!r}", f"the weights of the {self._name!r}"
+        return [
+            Statement(of_structure, self._hash, shown=_their_own, parts=self._parts),
+            Statement(of_weights, self._hash_of_weights(), shown=_their_own, parts=self._each_weight),
+        ]
+
+    def _tensors(self, structure: Any) -> list[Tensor]:
         if structure is not self._structure and structure != self._structure:
             self._structure, self._hash = structure, hashed(repr(structure))
             self._modules = list(self._denoiser.named_modules())
             self._places = [
                 place for _, module in self._modules for place in (module._parameters, module._buffers) if place
             ]
-        return [
-            Statement(f"the structure of the {self._name!r}", self._hash, parts=self._parts),
-            Statement(f"the weights of the {self._name!r}", self._weights(), parts=self._each_weight),
-        ]
+        if self._share is not None:
+            return [tensor for _, tensor in self._share.held_by_all()]
+        return [tensor for place in self._places for tensor in place.values() if tensor is not None]
+
+    def _hash_of_weights(self) -> str:
+        """Read anew every time: torch does not count what is written to a weight's `.data`."""
+        digest = hashlib.sha256()
+        for together in self._samples:
+            digest.update(torch.cat(together).cpu().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def _parts(self) -> Iterator[Statement]:
         for name, kind, is_compiled, settings in self._structure:
@@ -101,27 +116,12 @@ class Fingerprint:
             for key, *values in settings:
                 yield Statement(f"{key!r} of {title}", ", ".join(_named(value) for value in values))
 
-    def _weights(self) -> str:
-        if self._share is None:
-            tensors = [tensor for place in self._places for tensor in place.values() if tensor is not None]
-        else:
-            tensors = [tensor for _, tensor in self._share.held_by_all()]
-        held = [(id(tensor), tensor.data_ptr()) for tensor in tensors]
-        if held != self._held:
-            self._held = held
-            self._samples = [
-                sample for tensor in tensors if _can_be_sampled(tensor.data) for sample in _ends(tensor.data)
-            ]
-        digest = hashlib.sha256()
-        for _, together in sorted(_alike(self._samples).items()):
-            digest.update(_bytes(torch.cat(together)))
-        return digest.hexdigest()[:16]
-
     def _each_weight(self) -> Iterator[Statement]:
         named = ((f"{name}.{own}", each) for name, module in self._modules for own, each in _own_tensors(module))
         for name, tensor in named if self._share is None else _sampled(self._share.held_by_all()):
-            text = hashlib.sha256(b"".join(_bytes(sample) for sample in _ends(tensor))).hexdigest()[:16]
-            yield Statement(f"the weight {name!r} of the {self._name!r}", text)
+            text = hashlib.sha256(_bytes(_sample(tensor))).hexdigest()[:16]
+            title, shown = f"the weight {name!r} of the {self._name!r}", functools.partial(_described_sample, tensor)
+            yield Statement(title, f"{_form(tensor)} {text}", shown=shown)
 
 
 def _named(value: Any) -> str:
@@ -132,29 +132,53 @@ def _form(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)} {tensor.dtype}"
 
 
-def _exact(leaf: Any) -> str:
-    if isinstance(leaf, Tensor):
-        is_readable = leaf.layout == torch.strided and not leaf.is_meta
-        return f"{_form(leaf)} {hashlib.sha256(_bytes(leaf)).hexdigest()[:16] if is_readable else ''}"
-    return repr(leaf) if isinstance(leaf, _PLAIN) else type(leaf).__name__
+def _exact(tensor: Tensor) -> str:
+    is_readable = tensor.layout == torch.strided and not tensor.is_meta
+    return f"{_form(tensor)} {hashlib.sha256(_bytes(tensor)).hexdigest()[:16] if is_readable else ''}"
 
 
-def _measure(tensor: Tensor) -> Tensor:
-    """Mean, root mean square, and a sum in which every place counts differently, shape (3,)."""
-    flat = (tensor.float() if tensor.element_size() < 4 else tensor).flatten()
-    weights = torch.arange(1, len(flat) + 1, dtype=torch.float32, device=flat.device).sin_()
-    size = flat.square().mean().sqrt()
-    return torch.stack([flat.mean(), size, (flat * weights).sum() / len(flat) ** 0.5]).float()
+def _described(tensor: Tensor) -> str:
+    """A tensor for the reader of an error."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return _form(tensor)
+    return f"{_form(tensor)}, mean {float(tensor.float().mean()):.6g}"
 
 
-def _read(measured: Iterable[Tensor]) -> Iterator[list[float]]:
-    """Numbers read off their devices, all at once for each device."""
-    every = list(measured)
+def _described_sample(tensor: Tensor) -> str:
+    """The same of a weight, of which only a sample is looked at."""
+    return f"{_form(tensor)}, mean of a sample {float(_sample(tensor).float().mean()):.6g}"
+
+
+def _their_own() -> str:
+    """For a hash, which says nothing to the reader of an error."""
+    return "its own"
+
+
+def _measure(tensors: Sequence[Tensor]) -> Iterator[tuple[float, float, float]]:
+    """Mean, root mean square, and a sum in which every place counts differently; read off each device at once."""
+    sums = [_sums(tensor) for tensor in tensors]
     by_device: dict[torch.device, Iterator[list[float]]] = {}
-    for device in {each.device for each in every}:
-        together = torch.stack([each for each in every if each.device == device])
+    for device in {each.device for each in sums}:
+        together = torch.stack([each for each in sums if each.device == device])
         by_device[device] = iter(together.cpu().tolist())
-    return (next(by_device[each.device]) for each in every)
+    for tensor, each in zip(tensors, sums, strict=True):
+        whole, norm, placed = next(by_device[each.device])
+        root = tensor.numel() ** 0.5
+        yield whole / root / root, norm / root, placed / root
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    """Of a tensor's numbers, on its device: the sum, the norm, and a sum with a weight for every place."""
+    flat = (tensor.float() if tensor.element_size() < 4 else tensor).flatten()
+    # A place's weight is that of its row times that of its column, which are many fewer than the places.
+    length = math.isqrt(len(flat))
+    whole = len(flat) // length * length
+    weights = torch.arange(1, whole // length + length + 1, dtype=torch.float32, device=flat.device).sin_()
+    of_column, of_row = weights[:length], weights[length:]
+    placed = ((flat[:whole].view(-1, length) * of_column).sum(1) * of_row).sum()
+    if whole < len(flat):
+        placed = placed + (flat[whole:] * of_column[: len(flat) - whole]).sum()
+    return torch.stack([flat.sum(), torch.linalg.vector_norm(flat), placed]).float()
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -172,19 +196,20 @@ def _can_be_sampled(tensor: Tensor) -> bool:
     return is_plain and not tensor.is_meta and not tensor.is_quantized and tensor.numel() > 0
 
 
-def _ends(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Views of its first and its last numbers, whatever its memory looks like."""
-    first = last = tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
-    while first.ndim > 1:
-        first, last = first[0], last[-1]
-    return first[:_SAMPLES], last[-_SAMPLES:]
+def _sample(tensor: Tensor) -> Tensor:
+    """A view of some numbers from its middle, the same ones whatever its memory looks like."""
+    row = tensor.unsqueeze(0) if tensor.ndim == 0 else tensor
+    while row.ndim > 1:
+        row = row[len(row) // 2]
+    return row[:_SAMPLES]
 
 
-def _alike(samples: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+def _alike(samples: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those of one type on one device together, in the same order on all ranks."""
     found: dict[str, list[Tensor]] = {}
     for sample in samples:
         found.setdefault(f"{sample.dtype} {sample.device}", []).append(sample)
-    return found
+    return [together for _, together in sorted(found.items())]
 
 
 def _bytes(tensor: Tensor) -> bytes:
