@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import PAGCFGJointAttnProcessor2_0, PA
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
+from asyncdiff.errors import OtherUnitsError
 from tests.comparison import relative_error
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, TinyPipeline
@@ -372,6 +373,24 @@ def test_a_scale_that_was_nothing_with_a_split_that_owns_the_projection() -> Non
     assert torch.isfinite(found).all()
     assert torch.equal(found, expected)
     assert relative_error(found, without) > 1e-3
+
+
+def test_an_adapter_that_a_callback_takes_off_is_named() -> None:
+    """In the middle of a generation; no cache is blamed for it, and the next generation is an ordinary one."""
+    tiny = PIPELINES["sd15"]
+    pipe = tiny.build()
+    put_on.load_lora(pipe, "a", 1)
+
+    def take_off(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 3:
+            pipe.unload_lora_weights()
+        return values
+
+    with attach(pipe) as async_diff:
+        with pytest.raises(OtherUnitsError, match="have changed within a generation"):
+            run(pipe, tiny, num_inference_steps=STEPS, callback_on_step_end=take_off)
+        run(pipe, tiny, num_inference_steps=STEPS)
+        check_rounds(async_diff)
 
 
 def _changed_and_back(rank: int, names: list[str], executor: str) -> list[Tensor]:

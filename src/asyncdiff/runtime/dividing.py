@@ -10,6 +10,7 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
 from asyncdiff.denoiser.trace import record
+from asyncdiff.errors import OtherUnitsError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
@@ -60,6 +61,20 @@ class Divisions:
         """
         context = self._context
         return surroundings_of(context.name, context.denoiser, self._modules, context.device.type)
+
+    def check_unchanged(self, cause: Exception) -> None:
+        """Whether what has failed may have another cause than that the denoiser was changed in the middle.
+
+        Raises:
+            OtherUnitsError: it may not.
+        """
+        if self.look.structure() != self.structure:
+            name = self._context.name
+            raise OtherUnitsError(
+                f"the modules of the denoiser {name!r}, or their settings, have changed within a generation (a "
+                "callback has put an adapter on or off, or scaled it, for instance), and what was recorded of it holds "
+                "no more: change them between two generations, or generate within `with async_diff.paused():`"
+            ) from cause
 
     def known(self, stream: Stream, lane: int) -> Division | None:
         """The division made for such calls: best for a stream in the same place, since values may decide on shapes."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdiff.call import Call
-from asyncdiff.errors import NotANumberError
+from asyncdiff.errors import NotANumberError, TraceError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Step
@@ -115,6 +115,10 @@ class Lane:
         begin = time.perf_counter()
         try:
             self._runner.run(stream, course, prospect.call, counts)
+        except TraceError as error:
+            self.streams.forget()
+            self._divisions.check_unchanged(error)
+            raise
         except BaseException:
             self.streams.forget()
             raise
