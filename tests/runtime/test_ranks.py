@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
-from asyncdiff.errors import RankMismatchError, StoppedError
+from asyncdiff.errors import ExchangeError, RankMismatchError, StoppedError
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 from tests.tiny.adapters import load_lora
@@ -65,6 +65,50 @@ def test_what_differs_is_named(name: str) -> None:
     for text in run_ranks(2, _different, name):
         assert "is not the same on all ranks (rank 0: " in text
         assert re.search(DIFFERENCES[name][2], text), text
+
+
+def _steps(rank: int) -> str:
+    """Timetables that begin with the same timestep."""
+    pipe = SD15.build()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    with _attach(pipe), pytest.raises((RankMismatchError, StoppedError)) as caught:
+        run(pipe, SD15, num_inference_steps=STEPS + rank)
+    return str(caught.value)
+
+
+def test_another_number_of_steps_is_named_at_once() -> None:
+    for text in run_ranks(2, _steps):
+        assert (
+            "the timetable of the generation is not the same on all ranks (rank 0: 10 steps, rank 1: 11 steps)" in text
+        )
+
+
+def _without_guidance(rank: int, settings: dict[str, Any]) -> list[str]:
+    """On one rank a callback ends the guidance, as the handbook of diffusers shows it."""
+    pipe, texts = SD15.build(), []
+
+    def end_guidance(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if index == 6:
+            pipe._guidance_scale = 0.0
+            values["prompt_embeds"] = values["prompt_embeds"].chunk(2)[-1]
+        return values
+
+    given = {"callback_on_step_end": end_guidance, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
+    with _attach(pipe, timeout=4, **settings):
+        for _ in range(2):
+            with pytest.raises(ExchangeError) as caught:
+                run(pipe, SD15, num_inference_steps=STEPS, **(given if rank == 1 else {}))
+            texts.append(str(caught.value))
+        run(pipe, SD15, num_inference_steps=STEPS)
+    return texts
+
+
+@pytest.mark.parametrize(("world_size", "settings"), [(2, {}), (2, {"components": None, "guidance": 2})])
+def test_a_rank_that_goes_over_to_other_calls_is_named(world_size: int, settings: dict[str, Any]) -> None:
+    for texts in run_ranks(world_size, _without_guidance, settings):
+        for text in texts:
+            assert "rank 1: from step 8 on its calls are of (1, 4, " in text
+            assert "before, they were of (2, 4, " in text
 
 
 # One rank stops (row 9), or fails.

@@ -48,6 +48,9 @@ class DistributedExchange:
     def check_agreement(self, statements: Statements, what: str) -> None:
         compare(statements, self._team.talk, self._team.line.rank, self._team.members, what)
 
+    def remark(self, text: str) -> None:
+        self._team.talk.remark(text)
+
     def agree(self, mine: bool, what: str) -> bool:
         return all(bool(other) for other in self._team.talk.gather(torch.tensor([mine], dtype=torch.uint8), what))
 

@@ -52,6 +52,29 @@ class Fault:
             return ""
         return f"rank {self._rank}: the generation was ended on another rank ({reason}); the next one begins anew"
 
+    def remark(self, text: str) -> None:
+        """Note what explains, should the others wait for this rank in vain, why; the last remark counts."""
+
+        def note() -> str:
+            self._store.set(f"{self._key}/remark/{self._rank}", text)
+            return ""
+
+        _within_limit(note)
+
+    def remarks(self) -> str:
+        """What some ranks have noted and others have not, in brackets; empty if there is nothing."""
+
+        def look() -> str:
+            keys = {member: f"{self._key}/remark/{member}" for member in self._members}
+            noted = {
+                each: self._store.get(key).decode() if self._store.check([key]) else "" for each, key in keys.items()
+            }
+            if len(set(noted.values())) == 1:
+                return ""
+            return " (" + "; ".join(f"rank {member}: {text}" for member, text in noted.items() if text) + ")"
+
+        return _within_limit(look)
+
     def who_is_missing(self) -> str:
         """Which ranks give no sign of life, for an operation that did not end; "a rank" where that is unknown.
 

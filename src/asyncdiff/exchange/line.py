@@ -129,7 +129,7 @@ class Line:
             self._fault.raise_if_told()
             raise ExchangeError(
                 f"rank {self.rank}: {joined(names)} failed after {seconds:.1f} s (limit {self.timeout:g} s); "
-                f"{self._fault.who_is_missing()} may have died or be doing other work: {error}"
+                f"{self._fault.who_is_missing()} may have died or be doing other work{self._fault.remarks()}: {error}"
             ) from error
         if finished is False:
             self.give_up()

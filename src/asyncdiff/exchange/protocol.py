@@ -96,6 +96,9 @@ class Exchange(Protocol):
     def check_agreement(self, statements: Statements, what: str) -> None:
         """Raise RankMismatchError if one of the statements is another on another rank; `what` names them all."""
 
+    def remark(self, text: str) -> None:
+        """Note what explains, should the others wait for this rank in vain, why; the last remark counts."""
+
     def agree(self, mine: bool, what: str) -> bool:
         """Whether all ranks say so; what it is about is told where a rank does not answer."""
 

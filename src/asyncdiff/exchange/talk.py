@@ -55,6 +55,10 @@ class Talk:
         self._run(f"comparing {what} with the other ranks", dist.all_gather, everyone, mine)
         return everyone
 
+    def remark(self, text: str) -> None:
+        """See `Fault.remark`."""
+        self._fault.remark(text)
+
     def take_over_random_state(self) -> bool:
         """Take over the first member's random state, on the host and on the device; returns whether it was another."""
         device, source = self._device, self.members[0]
@@ -91,6 +95,6 @@ class Talk:
             who = self._fault.who_is_missing()
             raise ExchangeError(
                 f"rank {self._rank}: {what} failed after {seconds:.1f} s (limit {self._timeout:g} s); {who} may have "
-                f"died or be doing other work: {error}"
+                f"died or be doing other work{self._fault.remarks()}: {error}"
             ) from error
         self._traffic.seconds_waited += time.perf_counter() - begin

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from asyncdiff.call import Call
+from asyncdiff.denoiser.form import Signature
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.hooks import listen_to_context
 from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
@@ -12,7 +13,7 @@ from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.deferred import settled
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.lane import Lane, Prospect
-from asyncdiff.runtime.statements import Fingerprint, about_settings
+from asyncdiff.runtime.statements import Fingerprint, about_settings, about_steps
 from asyncdiff.runtime.stream import Arguments, Streams
 
 
@@ -50,6 +51,8 @@ class DenoiserRuntime:
         self._computing = self._lanes[0]  # the one that computes, or has computed last
         self._guidance_context: Any = None
         self._generation = -1
+        self._forms: dict[Signature, str] = {}  # of this generation's calls, in words
+        self._has_remarked = False
         self._undo: list[Callable[[], None]] = []
         if hasattr(context.denoiser, "cache_context"):
             self._undo.append(listen_to_context(context.denoiser, "cache_context", self._enter_context))
@@ -77,6 +80,7 @@ class DenoiserRuntime:
             self._look_again()
         arguments = self._arguments(call, self._guidance_context)
         clock.call(arguments.times)
+        self._remark_other_form(call, arguments)
         streams = self._computing.streams if self.outer is None else self.outer.streams
         if streams.begins_step(arguments, clock.steps):
             if streams.begins_again(arguments):
@@ -176,7 +180,22 @@ class DenoiserRuntime:
 
     def _compare(self, of_denoiser: Callable[[], list[Statement]]) -> None:
         what = f"what the denoiser {self.context.name!r} is made of"
-        self.context.check(lambda: [self._about_settings, *of_denoiser()], what)
+        steps = about_steps(self.context.clock.timetable)
+        self.context.check(lambda: [self._about_settings, steps, *of_denoiser()], what)
+
+    def _remark_other_form(self, call: Call, arguments: Arguments) -> None:
+        """Ranks of which one alone goes over to calls of another form wait for each other, at different places."""
+        form, step = arguments.signature, self.context.clock.steps + 1
+        if form in self._forms:
+            return
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in call.tensors)
+        if self._forms and step > 1:
+            before = next(reversed(self._forms.values()))
+            self._has_remarked = True
+            self.context.exchange.remark(
+                f"from step {step} on its calls are of {shapes}; before, they were of {before}"
+            )
+        self._forms[form] = shapes
 
     def _arguments(self, call: Call, context: Any) -> Arguments:
         parts = self.context.form.read(call)
@@ -186,6 +205,10 @@ class DenoiserRuntime:
     def _look_again(self) -> None:
         """Once a generation: count anew, and see what of the denoiser has changed."""
         self._generation = self.context.clock.generation
+        self._forms.clear()
+        if self._has_remarked:
+            self._has_remarked = False
+            self.context.exchange.remark("")
         for lane in self._lanes:
             lane.count_anew()
         self._computing = self._lanes[0]

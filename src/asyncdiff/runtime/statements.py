@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from asyncdiff.exchange.agreement import Statement, hashed
+from asyncdiff.runtime.labels import Timetable
 from asyncdiff.settings import Settings
 from asyncdiff.weights.share import Share
 
@@ -55,6 +56,15 @@ def about_settings(settings: Settings) -> Statement:
     parts += [Statement(f"the setting {name}", repr(value)) for name, value in told if name not in _OWN_SETTINGS]
     text = hashed("\n".join(f"{each.name} {each.exact}" for each in parts))
     return Statement("what the user has set", text, shown=_their_own, parts=lambda: parts)
+
+
+def about_steps(timetable: Timetable) -> Statement:
+    """The steps that a generation is to go through."""
+    times = timetable.timesteps
+    numbers = (times[0], times[-1], sum(times) / len(times)) if times else ()
+    scale = (max(map(abs, times)),) * len(numbers) if times else ()
+    text = f"{len(times)} {'step' if len(times) == 1 else 'steps'}"
+    return Statement("the timetable of the generation", text, numbers, scale, ("the first", "the last", "on average"))
 
 
 class Fingerprint:
