@@ -46,7 +46,7 @@ class StoppedError(ExchangeError):
 
 
 class BusyError(AsyncDiffError, RuntimeError):
-    """Another thread is generating with the same denoiser."""
+    """Another thread, or another generator, is generating with the same denoiser."""
 
 
 class NotANumberError(AsyncDiffError, ArithmeticError):

@@ -151,9 +151,9 @@ def listen_to_context(owner: Any, name: str, listener: Callable[[Any], None]) ->
 
 
 class Around(Protocol):
-    """The context in which every call of an object runs, given the call's named arguments."""
+    """The context in which every call of an object runs, given the call's named arguments; it is told the result."""
 
-    def __call__(self, kwargs: dict[str, Any]) -> AbstractContextManager[Any]: ...
+    def __call__(self, kwargs: dict[str, Any]) -> AbstractContextManager[Callable[[Any], None]]: ...
 
 
 def surround_calls(owner: Any, around: Around) -> Callable[[], None]:
@@ -169,8 +169,10 @@ def surround_calls(owner: Any, around: Around) -> Callable[[], None]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not is_active:
             return kind.__call__(self, *args, **kwargs)
-        with around(kwargs):
-            return kind.__call__(self, *args, **kwargs)
+        with around(kwargs) as tell:
+            result = kind.__call__(self, *args, **kwargs)
+            tell(result)
+            return result
 
     def reduce(self: Any, protocol: Any) -> Any:
         made, arguments, *rest = kind.__reduce_ex__(self, protocol)

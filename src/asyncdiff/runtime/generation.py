@@ -21,6 +21,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.hooks import surround_calls
 from asyncdiff.runtime.calling import Calling, callbacks_among, is_made_by, pipeline_calling, wants_gradients
 from asyncdiff.runtime.clock import Clock
+from asyncdiff.runtime.generators import Generators, is_generating_stepwise
 from asyncdiff.runtime.turn import Turn
 
 PAUSED = "paused"
@@ -59,6 +60,7 @@ class Generations:
         self._turn = Turn(timeout)
         self._on_failure = on_failure
         self._running: dict[int, list[_Running]] = {}  # the surrounded calls that are running, by thread
+        self._generators = Generators()
         self._calling: Calling | None = None  # the other method of a pipeline whose generation the clock is set on
         self._paused: Counter[int] = Counter()
         self._undo: list[Callable[[], None]] = []
@@ -81,12 +83,15 @@ class Generations:
         if running:
             if is_made_by(running[-1].callbacks):
                 return _BY_CALLBACK
+            self._generators.draws_another()
             self._clock.find(running[-1].pipeline)
             return ""
         modules = [*self._denoisers.values(), *(getattr(self._pipeline, each) for each in self._denoisers)]
         calling = pipeline_calling(modules)  # in which there may be something around the denoiser
         if calling is not None:
             return self._why_outside_of(calling, name, call)
+        if self._generators.is_at_rest:
+            return "a pipeline that is a generator is between two of its steps"
         if not self._is_driven_by_hand(thread):
             return "no pipeline is generating"
         if not self._clock.goes_on(self._forms[name].read(call).times):
@@ -104,7 +109,7 @@ class Generations:
             return _BY_CALLBACK
         self._turn.take(calling.is_running)
         self._surround(calling.pipeline)
-        if self._calling != calling:
+        if self._generators.draws_another() or (self._calling != calling and not self._generators.is_drawing):
             self._calling = calling
             self._clock.find(calling.pipeline, is_new=True)
         elif not self._clock.is_open:
@@ -144,10 +149,17 @@ class Generations:
             self._surrounded.append(pipeline)
             # A class may demand something of those made from it; its pipelines are found on the stack.
             with contextlib.suppress(TypeError):
-                self._undo.append(surround_calls(pipeline, functools.partial(self._run, pipeline)))
+                run = self._run_stepwise if is_generating_stepwise(pipeline) else self._run
+                self._undo.append(surround_calls(pipeline, functools.partial(run, pipeline)))
 
     @contextlib.contextmanager
-    def _run(self, pipeline: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+    def _run_stepwise(self, pipeline: Any, kwargs: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
+        """Around a call that does nothing yet; what it returns is found on the stack when it draws."""
+        del pipeline, kwargs
+        yield self._generators.note
+
+    @contextlib.contextmanager
+    def _run(self, pipeline: Any, kwargs: dict[str, Any]) -> Iterator[Callable[[Any], None]]:
         """Around every call of a pipeline."""
         thread, clock = threading.get_ident(), self._clock
         self._turn.take(lambda: thread in self._running)
@@ -155,7 +167,7 @@ class Generations:
         clock.follow(pipeline)
         before = clock.generation
         try:
-            yield
+            yield self._generators.note
         except BaseException as error:
             if clock.is_open or clock.generation == before:
                 self._on_failure(told(error))
