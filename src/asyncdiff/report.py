@@ -154,8 +154,9 @@ class DenoiserReport:
         for number, units in enumerate(self.components):
             first, last = (units[0], units[-1]) if units else ("–", "–")
             lines.append(
-                f"  component {number}: {len(units)} units ({first} … {last}), {self.shares[number]:.1%} of a call, "
-                f"reads {len(self.live_edges[number])} live edges"
+                f"  component {number}: {len(units)} unit{'s' * (len(units) != 1)} ({first} … {last}), "
+                f"{self.shares[number]:.1%} of a call, "
+                f"reads {len(self.live_edges[number])} live edge{'s' * (len(self.live_edges[number]) != 1)}"
             )
         lines.append(
             f"  {self.bytes_per_round / 2**20:.2f} MiB of live edges per round over all ranks, "

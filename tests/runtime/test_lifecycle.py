@@ -57,6 +57,14 @@ def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
             assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
+def test_the_class_of_an_attached_pipeline() -> None:
+    pipe = PIPELINES["sd15"].build()
+    kind = type(pipe)
+    with AsyncDiff(pipe, executor="local", components=2):
+        assert isinstance(pipe, kind) and type(pipe) is not kind
+    assert type(pipe) is kind
+
+
 def _all_calls(rank: int, name: str) -> list[Tensor]:
     tiny = PIPELINES[name]
     pipe = tiny.build()

@@ -213,7 +213,8 @@ def _is_local(settings: tuple[Settings, ...], devices: int | None, executor: Exe
     if needed > available:
         refuse(f"{title} takes {needed} devices, but --devices is {available}; or use --devices 1.")
     if gpus is not None and gpus < needed:
-        refuse(f"{title} takes {needed} devices, but there are {gpus} GPUs; use --executor local.")
+        there = "is 1 GPU" if gpus == 1 else f"are {gpus} GPUs"
+        refuse(f"{title} takes {needed} devices, but there {there}; use --executor local.")
     return False
 
 

@@ -94,8 +94,9 @@ def generate(
     if job.is_ordinary:
         job = dataclasses.replace(job, title="sequential")
     if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
+        gpus = torch.cuda.device_count()
         refuse(
-            f"{job.devices} devices are asked for, but there are {torch.cuda.device_count()} GPUs here; "
+            f"{job.devices} devices are asked for, but here {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}; "
             "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
         )
     with exit_codes():
@@ -113,7 +114,8 @@ def generate(
     if sequential is not None:
         stdout.print(_comparison(sequential, outcome))
     stdout.print(
-        f"{out}: {job.steps} steps on {job.devices} device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s",
+        f"{out}: {job.steps} step{'s' * (job.steps != 1)} on {job.devices} device{'s' * (job.devices > 1)} "
+        f"in {outcome.seconds:.2f} s",
         markup=False,
         soft_wrap=True,
     )

@@ -91,7 +91,7 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
             name = f"{edge.unit} → {edge.leaf}"
             parts.add_row("", "", escape(name), str(edge.from_component), shape, f"{edge.bytes / 1024:.1f}")
     stdout.print(parts)
-    title = f"{steps} steps, warm-up {warmup}, without communication"
+    title = f"{steps} step{'s' * (steps != 1)}, warm-up {warmup}, without communication"
     forecasts = Table("stride", "devices", "MiB per round, all ranks", "modelled speed-up", title=title)
     for forecast in found.forecasts:
         forecasts.add_row(

@@ -37,8 +37,9 @@ class Advice:
             )
         else:
             parts = "one component, " if report.components == 1 else ""
+            generation = f"generation of {steps} step{'s' * (steps != 1)}"
             advise(
-                f"asyncdiff accelerates nothing in this generation of {steps} steps: no step is a parallel round "
+                f"asyncdiff accelerates nothing in this {generation}: no step is a parallel round "
                 f"({parts}warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); see report()"
             )
 

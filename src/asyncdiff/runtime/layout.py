@@ -72,7 +72,7 @@ def _check_world_size(mesh: Mesh, stride: int, world: World) -> None:
     needed, in_group = mesh.world_size, mesh.component
     if world.size == needed:
         return
-    ways = [f"start {needed} processes"]
+    ways = [f"start {needed} process{'es' * (needed != 1)}"]
     if world.size > needed:
         ways.append(f"name {needed} of them with process_group=")
     if guidance == 1:
@@ -88,6 +88,6 @@ def _check_world_size(mesh: Mesh, stride: int, world: World) -> None:
             ways.append(f"use guidance={world.size // in_group}")
     ways.append("compute in this process alone with executor='local'")
     raise ConfigurationError(
-        f"rank {world.global_rank}: {numbers} need {formula} = {needed} ranks, but there are {world.size}; "
-        f"{', or '.join(ways)}"
+        f"rank {world.global_rank}: {numbers} need {formula} = {needed} rank{'s' * (needed != 1)}, but there "
+        f"{'is' if world.size == 1 else 'are'} {world.size}; {', or '.join(ways)}"
     )

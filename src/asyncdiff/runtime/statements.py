@@ -63,7 +63,7 @@ def about_steps(timetable: Timetable) -> Statement:
     times = timetable.timesteps
     numbers = (times[0], times[-1], sum(times) / len(times)) if times else ()
     scale = (max(map(abs, times)),) * len(numbers) if times else ()
-    text = f"{len(times)} {'step' if len(times) == 1 else 'steps'}"
+    text = f"{len(times)} step{'s' * (len(times) != 1)}"
     return Statement("the timetable of the generation", text, numbers, scale, ("the first", "the last", "on average"))
 
 
