@@ -181,6 +181,30 @@ def test_a_mishap_on_one_rank_ends_the_generation_on_all(kind: str, world_size: 
         assert torch.equal(before, results[0][2][0])
 
 
+def _first_call_of_another(rank: int) -> tuple[str, float, list[Tensor]]:
+    """Of a pipeline that shares the denoiser, and fails on one rank, which then goes on with the first one."""
+    pipe = SD15.build()
+    other = type(pipe)(**pipe.components)
+    with _attach(pipe):
+        pictures = [run(pipe, SD15, num_inference_steps=STEPS)]
+        begin, text = time.monotonic(), ""
+        try:
+            run(other, SD15, num_inference_steps=STEPS, callback_on_step_end=_fail if rank else None)
+        except (StoppedError, KeyError) as error:
+            text = f"{type(error).__name__}: {error}"
+        pictures += [run(each, SD15, num_inference_steps=STEPS) for each in (pipe, other)]
+        return text, time.monotonic() - begin, pictures
+
+
+def test_the_first_call_of_another_pipeline_that_fails_on_one_rank() -> None:
+    (stopped, *_), (failed, *_) = results = run_ranks(2, _first_call_of_another)
+    assert "rank 1: a call of another pipeline (StableDiffusionPipeline) ended after step 7 of 11" in stopped
+    assert failed.startswith("KeyError")
+    for _, seconds, (before, *after) in results:
+        assert seconds < 15
+        assert all(torch.equal(picture, before) for picture in after)
+
+
 def _settings_in_a_callback(rank: int) -> str:
     """FreeU, put on by a callback of one rank."""
     pipe = SD15.build()

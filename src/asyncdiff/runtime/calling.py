@@ -1,6 +1,7 @@
 """Who makes a call of a denoiser: which pipeline, through which of its callbacks, with gradients or not."""
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Collection, Iterator
@@ -36,6 +37,10 @@ class Calling(NamedTuple):
     frame: int
     code: CodeType
     callbacks: frozenset[CodeType]
+
+    def may_go_on(self) -> bool:
+        """Whether the method has not returned, or is a generator, which may be asked for its next item at any time."""
+        return bool(self.code.co_flags & inspect.CO_GENERATOR) or self.is_running()
 
     def is_running(self) -> bool:
         """Whether the method has not returned; what it has in it is not looked at, which another thread must not do."""

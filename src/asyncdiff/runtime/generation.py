@@ -61,6 +61,7 @@ class Generations:
         self._on_failure = on_failure
         self._running: dict[int, list[_Running]] = {}  # the surrounded calls that are running, by thread
         self._generators = Generators()
+        self._generation_of_calling = -1
         self._calling: Calling | None = None  # the other method of a pipeline whose generation the clock is set on
         self._paused: Counter[int] = Counter()
         self._undo: list[Callable[[], None]] = []
@@ -110,6 +111,7 @@ class Generations:
         self._turn.take(calling.is_running)
         self._surround(calling.pipeline)
         if self._generators.draws_another() or (self._calling != calling and not self._generators.is_drawing):
+            self._break_off_what_has_failed()
             self._calling = calling
             self._clock.find(calling.pipeline, is_new=True)
         elif not self._clock.is_open:
@@ -117,7 +119,21 @@ class Generations:
         if not self._clock.goes_on(self._forms[name].read(call).times):
             self._clock.end()
             return _OUT_OF_ORDER
+        self._generation_of_calling = self._clock.generation
         return ""
+
+    def _break_off_what_has_failed(self) -> None:
+        """A call that is not surrounded has ended before its last step, which shows when the next generation begins.
+
+        The other ranks are still waiting for this one.
+        """
+        clock, calling = self._clock, self._calling
+        steps = len(clock.timetable.timesteps)
+        if calling is None or self._generation_of_calling != clock.generation or calling.may_go_on():
+            return
+        if clock.is_open and clock.steps_done < steps:
+            kind = type(calling.pipeline).__name__
+            self._on_failure(f"a call of another pipeline ({kind}) ended after step {clock.steps_done} of {steps}")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -163,6 +179,7 @@ class Generations:
         """Around every call of a pipeline."""
         thread, clock = threading.get_ident(), self._clock
         self._turn.take(lambda: thread in self._running)
+        self._break_off_what_has_failed()
         self._running.setdefault(thread, []).append(_Running(pipeline, callbacks_among(kwargs)))
         clock.follow(pipeline)
         before = clock.generation
