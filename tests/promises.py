@@ -64,6 +64,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/runtime/test_generation.py::test_a_second_pipeline_on_the_same_denoiser",
         "tests/runtime/test_generation.py::test_two_threads_two_pipelines_one_denoiser",
         "tests/runtime/test_generation.py::test_a_loop_by_hand_is_a_generation",
+        "tests/runtime/test_generators.py",
     ),
     "What a generation held is freed at its end": (
         "tests/runtime/test_generation.py::test_a_generation_leaves_nothing_in_memory",
@@ -74,6 +75,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/faults/test_faults.py",
         "tests/runtime/test_ranks.py",
         "tests/exchange/test_agreement.py",
+        "tests/runtime/test_statements.py",
+        "tests/denoiser/test_look.py",
         "tests/test_errors.py::test_ranks_with_different_inputs",
         "tests/test_errors.py::test_a_rank_that_dies",
         "tests/test_errors.py::test_a_rank_that_never_joins",
