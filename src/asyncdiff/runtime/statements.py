@@ -183,12 +183,17 @@ def _sums(tensor: Tensor) -> Tensor:
     # A place's weight is that of its row times that of its column, which are many fewer than the places.
     length = math.isqrt(len(flat))
     whole = len(flat) // length * length
-    weights = torch.arange(1, whole // length + length + 1, dtype=torch.float32, device=flat.device).sin_()
+    weights = _weights(whole // length + length, flat.device)
     of_column, of_row = weights[:length], weights[length:]
     placed = ((flat[:whole].view(-1, length) * of_column).sum(1) * of_row).sum()
     if whole < len(flat):
         placed = placed + (flat[whole:] * of_column[: len(flat) - whole]).sum()
     return torch.stack([flat.sum(), torch.linalg.vector_norm(flat), placed]).float()
+
+
+@functools.lru_cache(maxsize=32)
+def _weights(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, count + 1, dtype=torch.float32, device=device).sin_()
 
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
