@@ -9,6 +9,8 @@ from torch import nn
 
 from asyncdiff.denoiser.look import Look
 from asyncdiff.denoiser.structure import structure_of
+from tests.tiny import PIPELINES
+from tests.tiny.adapters import load_lora
 
 
 class Processor:
@@ -60,6 +62,27 @@ def test_a_change_is_seen(name: str) -> None:
     after = look.structure()
     assert after != before
     assert after == structure_of(module)
+
+
+def test_adapters_that_are_switched() -> None:
+    pipe = PIPELINES["sd15"].build()
+    load_lora(pipe, "a", 1)
+    load_lora(pipe, "b", 2)
+    look, seen = Look(pipe.unet), []
+    for switch in (
+        lambda: pipe.set_adapters(["a"]),
+        lambda: pipe.set_adapters(["b"]),
+        pipe.disable_lora,
+        pipe.enable_lora,
+        lambda: pipe.set_adapters(["b"], [0.5]),
+        lambda: pipe.delete_adapters("b"),
+        pipe.unload_lora_weights,
+    ):
+        switch()
+        seen.append(look.structure())
+        assert seen[-1] == structure_of(pipe.unet)
+    assert seen[1] == seen[3]
+    assert len(set(seen)) == len(seen) - 1
 
 
 def test_nothing_has_changed() -> None:

@@ -35,6 +35,20 @@ def _loaded(scale: float) -> Callable[[DiffusionPipeline], None]:
     return change
 
 
+def _switched_off(pipe: DiffusionPipeline) -> None:
+    _loaded(1.0)(pipe)
+    pipe.disable_lora()
+
+
+def _with_two(active: str) -> Callable[[DiffusionPipeline], None]:
+    def change(pipe: DiffusionPipeline) -> None:
+        load_lora(pipe, "a", 1)
+        load_lora(pipe, "b", 2)
+        pipe.set_adapters([active])
+
+    return change
+
+
 def _other_weight(pipe: DiffusionPipeline) -> None:
     pipe.unet.mid_block.resnets[0].conv1.weight.data.mul_(1.01)
 
@@ -43,6 +57,8 @@ def _other_weight(pipe: DiffusionPipeline) -> None:
 DIFFERENCES: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], str]] = {
     "an adapter on one": (_loaded(1.0), lambda pipe: None, "of the module '"),
     "another scale": (_loaded(1.0), _loaded(0.5), "'scaling' of the module '"),
+    "adapters that are off": (_loaded(1.0), _switched_off, "'disable_adapters' of the module '"),
+    "another adapter of two": (_with_two("a"), _with_two("b"), "'active_adapters' of the module '"),
     "another weight": (lambda pipe: None, _other_weight, "the weight 'mid_block.resnets.0.conv1.weight' of the 'unet'"),
     "another setting of a module": (
         lambda pipe: None,

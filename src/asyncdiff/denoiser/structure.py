@@ -13,6 +13,9 @@ Structure = Hashable
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
+# By these a layer of PEFT tells which of its adapters it uses; it keeps them in private attributes.
+_SWITCHES = ("disable_adapters", "active_adapters")
+
 # So many values of a list, and of all lists in it, are compared; of the rest, how many there are.
 _MOST_VALUES = 256
 
@@ -116,7 +119,9 @@ def _computes_with_other_ranks(hook: Any) -> bool:
 
 
 def _settings(module: nn.Module) -> Hashable:
-    return tuple([setting(key, value) for key, value in vars(module).items() if key[0] != "_"])
+    own = [setting(key, value) for key, value in vars(module).items() if key[0] != "_"]
+    kind = type(module)
+    return (*own, *(setting(key, getattr(module, key)) for key in _SWITCHES if hasattr(kind, key)))
 
 
 def setting(key: str, value: Any) -> Hashable:
