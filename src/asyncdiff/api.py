@@ -17,11 +17,13 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
+from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
 from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method
 from asyncdiff.plan.numbers import shown
+from asyncdiff.plan.places import Places
 from asyncdiff.plan.split import Split
 from asyncdiff.report import Report
 from asyncdiff.runtime.advice import Advice
@@ -31,6 +33,7 @@ from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
+from asyncdiff.weights.part import Group
 from asyncdiff.weights.sharing import Sharing
 
 logger = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ class AsyncDiff:
         resync_every: After the warm-up, every so manieth step is an ordinary one. By default none is.
         shard: Each device gets its own part of the denoiser's weights alone; steps in full are then computed by one
             device after the other. For a pipeline on the CPU; guidance is 1 unless it is given.
+        place: With shard, the rank of a group that alone has a part of the pipeline beside the denoiser (text encoders,
+            VAE): it computes, the others receive. By name; None for all ranks. By default dealt out to even memory out.
         method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
             or paper, what they made last, much farther from the ordinary picture.
         executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
@@ -107,6 +112,7 @@ class AsyncDiff:
         cooldown: int | None = None,
         resync_every: int | None = None,
         shard: bool = False,
+        place: Places | None = None,
         method: MethodName | Method = "forecast",
         executor: Executor = "auto",
         process_group: Processes | None = None,
@@ -126,6 +132,7 @@ class AsyncDiff:
             cooldown,
             resync_every,
             shard,
+            place,
             method,
             executor,
             process_group,
@@ -170,10 +177,16 @@ class AsyncDiff:
             self._layout = Layout(settings, self._world)
             if self._layout.told is not None:
                 self._attach(self._layout.told)
+                if self._sharing is not None:
+                    own = self._layout.told.coordinates(self.rank)[1]
+                    group = Group(self._layout.told.component, own, self._exchange_of_parts, self._break_off_by)
+                    self._sharing.place(settings.place, group)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
                 self._watch_wrapper(name, denoiser)
-            self._generations = Generations(pipe, denoisers, self._clock, settings.timeout, self._break_off)
+            self._generations = Generations(
+                pipe, denoisers, self._clock, settings.timeout, self._begin_call, self._break_off
+            )
             self._undo.append(self._generations.close)
         except AsyncDiffError:
             self.disable()
@@ -226,7 +239,7 @@ class AsyncDiff:
             ExchangeError: a rank did not take part in time.
         """
         if self._sharing is not None and self._attachment is not None:
-            self._attachment.gather(self._sharing.shares)
+            self._sharing.gather(self._attachment.exchange)
         self.disable()
 
     def disable(self) -> None:
@@ -305,6 +318,26 @@ class AsyncDiff:
         except BaseException as error:
             self._break_off(told(error))
             raise
+
+    def _break_off_by(self, error: BaseException) -> None:
+        self._break_off(told(error))
+
+    def _exchange_of_parts(self) -> Exchange:
+        """What the parts of the pipeline that one rank has are shared with."""
+        if not self._world.is_open:
+            self._begin_call()
+        return self._present().exchange
+
+    def _begin_call(self) -> None:
+        """Before a pipeline's call, in which parts may be used before the denoiser is: begin anew after a fault.
+
+        Not later: what others have told since then ends this call.
+        """
+        told = self._layout.told
+        if self._sharing is not None and self._world.renew():
+            self._detach()
+            if told is not None:
+                self._attach(told)
 
     def _attached(self, name: str, call: Call) -> Attachment:
         """What computes a call; at the first one of a generation the ranks agree on it."""

@@ -84,9 +84,9 @@ class _StandIn:
     A copy of the object gets the plain method: it must work on the copy, not on the original.
     """
 
-    def __init__(self, owner: Any, name: str, listener: Callable[..., None]) -> None:
+    def __init__(self, owner: Any, name: str, listener: Callable[..., Any]) -> None:
         self._owner, self._name = owner, name
-        self.listener: Callable[..., None] | None = listener
+        self.listener: Callable[..., Any] | None = listener
         self._method = getattr(owner, name)
         # Pipelines read the signature to see which arguments a scheduler takes.
         functools.update_wrapper(self, self._method)  # type: ignore[arg-type]
@@ -118,6 +118,14 @@ class _GuardedMethod(_StandIn):
         return self._method(*args, **kwargs)
 
 
+class _InterceptedMethod(_StandIn):
+    """Has a listener answer every call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = Call(self._method, args, kwargs)
+        return call() if self.listener is None else self.listener(call)
+
+
 class _ListenedContext(_StandIn):
     """Tells a listener of the first argument of a context that is entered, and of None when it is left."""
 
@@ -143,6 +151,11 @@ def listen(owner: Any, name: str, listener: Callable[..., None]) -> Callable[[],
 def guard(owner: Any, name: str, check: Callable[..., None]) -> Callable[[], None]:
     """Call `check` before every call of a method of one object, which it may refuse; returns how to undo it."""
     return _place(_GuardedMethod(owner, name, check), owner, name)
+
+
+def intercept_method(owner: Any, name: str, intercept: Callable[[Call], Any]) -> Callable[[], None]:
+    """Call `intercept` in place of a method of one object; returns how to undo it."""
+    return _place(_InterceptedMethod(owner, name, intercept), owner, name)
 
 
 def listen_to_context(owner: Any, name: str, listener: Callable[[Any], None]) -> Callable[[], None]:

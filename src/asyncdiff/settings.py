@@ -14,6 +14,7 @@ from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method, method_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
+from asyncdiff.plan.places import Places, check_places
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.plan.split import Split, check_split
 
@@ -114,6 +115,12 @@ class Settings:
         "Each device gets its own part of the denoiser's weights alone; steps in full are then computed by one device "
         "after the other. For a pipeline on the CPU; guidance is 1 unless it is given.",
     )
+    place: Places | None = _setting(
+        None,
+        "With shard, the rank of a group that alone has a part of the pipeline beside the denoiser (text encoders, "
+        "VAE): it computes, the others receive. By name; None for all ranks. By default dealt out to even memory out.",
+        is_option=False,
+    )
     method: MethodName | Method = _setting(
         "forecast",
         "What stands in for what other devices are still computing: forecast, what the steps before let expect; or "
@@ -158,6 +165,10 @@ class Settings:
             raise ConfigurationError(f"backend must be a name, for instance 'gloo', not {shown(self.backend)}")
         if self.bridge is not None and self.target_speedup is not None:
             raise ConfigurationError("bridge and target_speedup both say how many steps are bridged; give one of them")
+        if self.place is not None:
+            check_places(self.place)
+            if not self.shard:
+                raise ConfigurationError("place says where parts live with shard=True; give both, or neither")
         method_of(self.method)
         if self.split is not None:
             check_split(self.split)

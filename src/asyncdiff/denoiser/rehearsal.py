@@ -50,19 +50,36 @@ def rehearse(denoiser: nn.Module, call: Call, batch: int | None = None) -> Trace
     Raises:
         TraceError: what the denoiser computes decides which of its parts run, or on which shapes.
     """
+    with _rehearsing(denoiser):
+        return record(denoiser, call.with_own_containers(), batch)[1]
+
+
+def result_form(module: nn.Module, call: Call) -> Any:
+    """What a call of a module, or of one of its methods, returns, with tensors of the right form and no numbers.
+
+    Raises:
+        TraceError: what it computes decides the form.
+    """
+    with _rehearsing(module):
+        return call.with_own_containers()()
+
+
+@contextlib.contextmanager
+def _rehearsing(module: nn.Module) -> Iterator[None]:
+    """Without a module's weights, and with forms only of what depends on them."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with torch.no_grad(), _without_weights(denoiser, fake), fake, _Computing():
-            return record(denoiser, call.with_own_containers(), batch)[1]
+        with torch.no_grad(), _without_weights(module, fake), fake, _Computing():
+            yield
     except _WITHOUT_NUMBERS as error:
         operator = getattr(error, "func", None)
         raise TraceError(
-            f"{type(denoiser).__name__} reads numbers that depend on its weights to decide what it computes"
+            f"{type(module).__name__} reads numbers that depend on its weights to decide what it computes"
             f"{'' if operator is None else f' ({operator})'}, so that its call cannot be told without them"
         ) from error
     except RuntimeError as error:
         raise TraceError(
-            f"what {type(denoiser).__name__} computes cannot be told without its weights: {error}"
+            f"what {type(module).__name__} computes cannot be told without its weights: {error}"
         ) from error
 
 

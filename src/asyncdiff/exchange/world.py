@@ -55,6 +55,10 @@ class World(Protocol):
     def fail(self, reason: str) -> None:
         """A generation is broken off here: end it on all ranks, and tell them why. All exchanges are closed."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether nothing was broken off in this process since the ranks have begun anew."""
+
     def renew(self) -> bool:
         """Begin anew if the generation before was broken off on any rank; every rank must call it before it generates.
 
@@ -82,6 +86,7 @@ class LocalWorld:
     """All ranks in this process."""
 
     rank = global_rank = None
+    is_open = True
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
@@ -158,6 +163,10 @@ class DistributedWorld:
         if self._present().talk.take_over_random_state():
             first = self._groups.members[0]
             logger.warning("rank %d: its random state was not that of rank %d, and is so now", self.global_rank, first)
+
+    @property
+    def is_open(self) -> bool:
+        return self._run is not None
 
     def fail(self, reason: str) -> None:
         if self._run is not None:

@@ -24,7 +24,12 @@ from asyncdiff.weights.share import Share
 
 
 class Attachment:
-    """Runtimes for all denoisers of a pipeline, and the exchanges that they use."""
+    """Runtimes for all denoisers of a pipeline, and the exchanges that they use.
+
+    Attributes:
+        mesh: of the ranks.
+        exchange: among the ranks of a group.
+    """
 
     def __init__(
         self,
@@ -36,7 +41,7 @@ class Attachment:
         clock: Clock,
     ) -> None:
         self.mesh = mesh
-        self._exchange: Exchange = world.exchange(mesh.groups())
+        self.exchange: Exchange = world.exchange(mesh.groups())
         self._axis: Exchange = LocalExchange(1)
         self._runtimes: dict[str, DenoiserRuntime] = {}
         self._guidances: list[Guidance] = []
@@ -55,7 +60,7 @@ class Attachment:
                     units=units,
                     settings=settings,
                     schedule=schedule,
-                    exchange=self._exchange,
+                    exchange=self.exchange,
                     check=world.check_agreement,
                     clock=clock,
                     device=world.device,
@@ -72,12 +77,12 @@ class Attachment:
     @property
     def bytes_sent(self) -> int:
         """By this process in this generation."""
-        return self._exchange.traffic.bytes_sent + self._axis.traffic.bytes_sent
+        return self.exchange.traffic.bytes_sent + self._axis.traffic.bytes_sent
 
     @property
     def seconds_waited(self) -> float:
         """For other ranks in this generation."""
-        return self._exchange.traffic.seconds_waited + self._axis.traffic.seconds_waited
+        return self.exchange.traffic.seconds_waited + self._axis.traffic.seconds_waited
 
     @property
     def is_shared(self) -> bool:
@@ -93,14 +98,9 @@ class Attachment:
         """The ordinary result of a denoiser's call that belongs to no generation."""
         return self._runtimes[name].whole(call)
 
-    def gather(self, shares: Mapping[str, Share]) -> None:
-        """Put the weights together again; all ranks take part."""
-        for share in shares.values():
-            share.gather(self._exchange)
-
     def begin_generation(self) -> None:
         """Count anew."""
-        for exchange in (self._exchange, self._axis):
+        for exchange in (self.exchange, self._axis):
             exchange.traffic.bytes_sent = 0
             exchange.traffic.seconds_waited = 0.0
 
@@ -143,7 +143,7 @@ class Attachment:
     def detach(self) -> None:
         """Leave the denoisers as they were."""
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
-            stack.callback(self._exchange.close)
+            stack.callback(self.exchange.close)
             stack.callback(self._axis.close)
             for guidance in self._guidances:
                 stack.callback(guidance.detach)

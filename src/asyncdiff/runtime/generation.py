@@ -42,6 +42,7 @@ class Generations:
         denoisers: its denoisers by name.
         clock: is set on the generation that a call is part of.
         timeout: seconds that one thread waits for another one's generation.
+        on_begin: told that a call of a pipeline begins, before anything is done in it.
         on_failure: told why a generation is broken off.
     """
 
@@ -51,6 +52,7 @@ class Generations:
         denoisers: Mapping[str, nn.Module],
         clock: Clock,
         timeout: float,
+        on_begin: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self._pipeline = pipeline
@@ -58,6 +60,7 @@ class Generations:
         self._forms = {name: CallForm(denoiser) for name, denoiser in denoisers.items()}
         self._clock = clock
         self._turn = Turn(timeout)
+        self._on_begin = on_begin
         self._on_failure = on_failure
         self._running: dict[int, list[_Running]] = {}  # the surrounded calls that are running, by thread
         self._generators = Generators()
@@ -180,6 +183,8 @@ class Generations:
         thread, clock = threading.get_ident(), self._clock
         self._turn.take(lambda: thread in self._running)
         self._break_off_what_has_failed()
+        if thread not in self._running:
+            self._on_begin()
         self._running.setdefault(thread, []).append(_Running(pipeline, callbacks_among(kwargs)))
         clock.follow(pipeline)
         before = clock.generation

@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from asyncdiff.denoiser.elsewhere import Elsewhere, Unread
+from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.plan.places import Places, places_of
+from asyncdiff.weights.part import Group, PlacedPart
 from asyncdiff.weights.share import Share
 
 
@@ -25,18 +29,49 @@ class Sharing:
         for name, denoiser in denoisers.items():
             _check_whole(name, denoiser)
         divided = {id(module) for denoiser in denoisers.values() for module in denoiser.modules()}
-        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-        self._moved = [part for part in parts if divided.isdisjoint(map(id, part.modules()))]
+        parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+        self._device = device
+        self._others = {name: part for name, part in parts.items() if divided.isdisjoint(map(id, part.modules()))}
+        self._placed: dict[str, PlacedPart] = {}
         self.shares = {name: Share(denoiser, device) for name, denoiser in denoisers.items()}
-        for part in self._moved:
-            part.to(device)
+
+    def place(self, told: Places | None, group: Group) -> None:
+        """Give every part that works apart from the denoiser to one rank of the group, and the rest to all.
+
+        Args:
+            told: where the user wants parts.
+            group: that of this process.
+
+        Raises:
+            ConfigurationError: the user wants a part that is not there, or a rank.
+        """
+        apart = {name: part for name, part in self._others.items() if not has_timestep(part) and _bytes(part)}
+        places = places_of({name: _bytes(part) for name, part in apart.items()}, group.size, told)
+        for name, part in self._others.items():
+            if name in places and group.size > 1:
+                self._placed[name] = PlacedPart(part, places[name], group, self._device)
+            else:
+                part.to(self._device)
+
+    def gather(self, exchange: Exchange) -> None:
+        """Put all weights together again in the host's memory; all ranks of the group take part."""
+        for share in (*self.shares.values(), *(placed.share for placed in self._placed.values())):
+            share.gather(exchange)
 
     def put_back(self) -> bool:
-        """Move all parts to the host's memory again; whether the denoisers have all their weights."""
-        whole = [share.put_back() for share in self.shares.values()]
-        for part in self._moved:
-            part.to("cpu")
-        return all(whole)
+        """Leave all parts in the host's memory; whether they have all their weights."""
+        for placed in self._placed.values():
+            placed.close()
+        shares = [*self.shares.values(), *(placed.share for placed in self._placed.values())]
+        is_whole = [share.put_back() for share in shares]
+        for name, part in self._others.items():
+            if name not in self._placed:
+                part.to("cpu")
+        return all(is_whole)
+
+
+def _bytes(part: nn.Module) -> int:
+    return sum(weight.nbytes for weight in part.parameters())
 
 
 def _check_whole(name: str, denoiser: nn.Module) -> None:
