@@ -56,8 +56,8 @@ def test_the_readme_has_a_table_of_them() -> None:
 def test_the_commands_have_an_option_for_each(command: Any) -> None:
     taken = inspect.signature(command).parameters
     without = [knob for knob in KNOBS.values() if not knob.is_option]
-    assert [knob.name for knob in without] == ["executor", "process_group"]
-    assert "process_group" not in taken  # where its ranks run, each command decides
+    assert [knob.name for knob in without] == ["place", "executor", "process_group"]
+    assert not {"place", "process_group"} & taken.keys()  # where its ranks run, each command decides
     for knob in (knob for knob in KNOBS.values() if knob.is_option):
         parameter = taken[knob.option.replace("-", "_")]
         (option,) = parameter.annotation.__metadata__
@@ -79,6 +79,7 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         "cooldown": 1,
         "resync_every": 4,
         "shard": True,
+        "place": {"vae": 0},
         "method": Method("linear"),
         "executor": "distributed",
         "process_group": object(),

@@ -35,13 +35,17 @@ def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32, **parts:
     `demo_prompts()` lists what they know how to draw. Parts of the pipeline that are given are not loaded.
     """
     folder = demo_folder(name)
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    # Some pipelines insist on being told of parts that they can do without, e.g. a third text encoder.
-    absent = {part: None for part, source in index.items() if source == [None, None]}
+    given = {**absent_parts(folder), **parts}
     with quiet_loading():
         return DiffusionPipeline.from_pretrained(
-            folder, torch_dtype=torch_dtype, local_files_only=True, use_safetensors=True, **(absent | parts)
+            folder, torch_dtype=torch_dtype, local_files_only=True, use_safetensors=True, **given
         )
+
+
+def absent_parts(folder: Path) -> dict[str, None]:
+    """The parts that a saved pipeline does without, e.g. a third text encoder: some insist on being told of them."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {part: None for part, source in index.items() if source == [None, None]}
 
 
 def demo_folder(name: str) -> Path:

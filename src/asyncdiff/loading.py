@@ -14,7 +14,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from asyncdiff.api import AsyncDiff, runs_in_processes
-from asyncdiff.demo import demo_folder, load_demo, quiet_loading
+from asyncdiff.demo import absent_parts, demo_folder, load_demo, quiet_loading
 from asyncdiff.denoiser.find import is_denoiser_class
 from asyncdiff.errors import ModelError
 from asyncdiff.exchange.world import local_device
@@ -159,10 +159,11 @@ def _load(model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str
 def _from_pretrained(
     model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module]
 ) -> DiffusionPipeline:
+    given = {**(absent_parts(Path(model)) if Path(model).is_dir() else {}), **parts}
     try:
         # None: safetensors where there are any.
         pipe = DiffusionPipeline.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True, **parts
+            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True, **given
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
