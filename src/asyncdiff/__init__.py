@@ -20,6 +20,9 @@ from asyncdiff.errors import (
 from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load
 from asyncdiff.plan.method import Method
+
+# The name of a room too (`asyncdiff.plan`), whose modules are imported by theirs, as in the line above.
+from asyncdiff.planning.planner import Plan, plan
 from asyncdiff.report import DenoiserReport, Report
 
 __all__ = [
@@ -34,6 +37,7 @@ __all__ = [
     "ModelError",
     "NotANumberError",
     "OtherUnitsError",
+    "Plan",
     "RankMismatchError",
     "Report",
     "ShapeChangedError",
@@ -43,4 +47,5 @@ __all__ = [
     "load",
     "load_demo",
     "local_device",
+    "plan",
 ]

@@ -2,9 +2,9 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -43,9 +43,37 @@ def check_model(model: str, allow_pickle: bool = False) -> None:
     Raises:
         ModelError: there is no such folder, a file in it is missing or broken, or weights are there as pickles only.
     """
+    for part in parts_of(model):
+        _check_weights(part.place, allow_pickle)
+        has_some = any(path.suffix in (".safetensors", ".bin") for path in part.place.iterdir())
+        if part.library == "diffusers" and (part.place / "config.json").is_file() and not has_some:
+            raise ModelError(f"{part.place} has no weights: no .safetensors file")
+
+
+class Part(NamedTuple):
+    """A part of a pipeline in a folder.
+
+    Attributes:
+        name: what the pipeline calls it.
+        library, kind: the library that it is of, and its class there.
+        place: the folder that it is in.
+    """
+
+    name: str
+    library: str
+    kind: str
+    place: Path
+
+
+def parts_of(model: str) -> list[Part]:
+    """The parts that a folder's pipeline must have; none of a demo model, or of one on the hub.
+
+    Raises:
+        ModelError: there is no such folder, it holds no pipeline, or a part of it is missing.
+    """
     folder = Path(model)
     if model in DEMO_MODELS:
-        return
+        return []
     if folder.is_file():
         raise ModelError(
             f"{model!r} is a file, but a model is a folder with a {_INDEX}, or a hub id; to make a folder of it: "
@@ -54,17 +82,16 @@ def check_model(model: str, allow_pickle: bool = False) -> None:
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model):
             raise ModelError(f"there is no folder {model!r}, and a hub id is written owner/name")
-        return
-    for part, library in _parts(folder):
-        place = folder / part
+        return []
+    found = []
+    for name, (library, kind) in index_of(folder).items():
+        place = folder / name
         if not place.is_dir():
             if not any(path.name != _INDEX for path in folder.glob("*.json")):
-                raise ModelError(f"the folder {model!r} has no {part!r}, which its {_INDEX} names")
+                raise ModelError(f"the folder {model!r} has no {name!r}, which its {_INDEX} names")
             place = folder  # the oldest pipelines have all in one folder
-        _check_weights(place, allow_pickle)
-        has_some = any(path.suffix in (".safetensors", ".bin") for path in place.iterdir())
-        if library == "diffusers" and (place / "config.json").is_file() and not has_some:
-            raise ModelError(f"{place} has no weights: no .safetensors file")
+        found.append(Part(name, library, kind, place))
+    return found
 
 
 def load_pipeline(
@@ -125,10 +152,9 @@ def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     Raises:
         ModelError: the files do not hold all weights.
     """
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
     found = {}
-    for part, library in _parts(folder):
-        kind = getattr(diffusers, index[part][1], None) if library == "diffusers" else None
+    for part, (library, name) in index_of(folder).items():
+        kind = getattr(diffusers, name, None) if library == "diffusers" else None
         is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and is_denoiser_class(kind)
         if is_model and can_be_read_by_parts(folder / part):
             found[part] = hollow(kind, folder / part, dtype)
@@ -189,8 +215,12 @@ def _reason(error: Exception, allow_pickle: bool) -> str:
     return said
 
 
-def _parts(folder: Path) -> Iterator[tuple[str, str]]:
-    """The parts of a pipeline that its folder must have: their names, and the libraries that they are of."""
+def index_of(folder: Path) -> dict[str, tuple[str, str]]:
+    """The parts that a folder's index says it has, by name: the library that each is of, and its class.
+
+    Raises:
+        ModelError: it has no index, or one that cannot be read.
+    """
     path = folder / _INDEX
     if not path.is_file():
         raise ModelError(f"the folder {str(folder)!r} holds no diffusers pipeline: it has no {_INDEX}")
@@ -200,9 +230,11 @@ def _parts(folder: Path) -> Iterator[tuple[str, str]]:
         raise ModelError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
         raise ModelError(f"{path} names no pipeline: it must be an object with a '_class_name'")
-    for part, source in index.items():
-        if isinstance(source, list) and len(source) == 2 and not part.startswith("_") and None not in source:
-            yield part, str(source[0])
+    return {
+        part: (str(source[0]), str(source[1]))
+        for part, source in index.items()
+        if isinstance(source, list) and len(source) == 2 and not part.startswith("_") and None not in source
+    }
 
 
 def _check_weights(place: Path, allow_pickle: bool) -> None:

@@ -9,6 +9,7 @@ from asyncdiff.commands.evaluate import evaluate
 from asyncdiff.commands.generate import generate
 from asyncdiff.commands.inspect import inspect
 from asyncdiff.commands.models import models
+from asyncdiff.commands.plan import plan
 from asyncdiff.commands.terminal import EXIT_CODES, SIGNALLED
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for _command in (generate, inspect, models, evaluate):
+for _command in (generate, inspect, plan, models, evaluate):
     app.command()(_command)
 
 

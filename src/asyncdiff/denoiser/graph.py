@@ -161,6 +161,17 @@ def build_graph(trace: Trace, rates: DeviceRates, inside: Iterable[str] = ()) ->
     return Graph(units, output_reads, *glue, _idle_outside(trace, numbers))
 
 
+def operations(trace: Trace, rates: DeviceRates, times_larger: float = 1.0) -> float:
+    """The time of a traced call, counted as operations: of the device, and of the host where it takes longer.
+
+    Args:
+        times_larger: how large the batch is, relative to that of the trace.
+    """
+    on_device = _cost(trace, trace.calls[0], rates.per_byte, times_larger)
+    on_host = rates.per_operator * _operators(trace, trace.calls[0])
+    return max(on_device, on_host)
+
+
 def _most_replicated(call: ModuleCall) -> float:
     """The share of a call up to which a unit runs on every device whoever reads it."""
     is_vector = all(len(leaf.shape) < 3 for leaf in call.outputs)

@@ -67,6 +67,7 @@ class Operator:
     `carries` are those of the values read that what it made still contains, with something added or taken away.
     `weight_bytes` is the part of `bytes` that does not grow with the batch: the denoiser's own weights.
     `exponentials` are those of attention's softmax, which take far longer than the operations of a matrix product.
+    `allocated` is the size in bytes of what it made that is no view of something else.
     """
 
     call: int
@@ -78,6 +79,7 @@ class Operator:
     bytes: int
     weight_bytes: int = 0
     exponentials: int = 0
+    allocated: int = 0
 
 
 @dataclass(frozen=True)
@@ -224,9 +226,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         outputs = _tensors_in(result if isinstance(result, (list, tuple)) else (result,))
         makes = []
         is_view = not overwrites
+        allocated = 0
         for tensor in outputs:
             is_alias = _storage_key(tensor) in storages
             is_view &= is_alias
+            allocated += 0 if is_alias else tensor.nbytes
             if is_alias and is_mutable:
                 makes.append(self.values.of(tensor))
             else:
@@ -250,6 +254,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 bytes=moved,
                 weight_bytes=weights,
                 exponentials=_exponentials(kind, args, result),
+                allocated=allocated,
             )
         )
         return result

@@ -1,0 +1,228 @@
+"""Every sensible way to run a model on so many devices, with what is predicted of it. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from asyncdiff.denoiser.graph import operations
+from asyncdiff.denoiser.rates import DeviceRates
+from asyncdiff.errors import SplitError
+from asyncdiff.plan.course import Course
+from asyncdiff.plan.division import Division, divide_denoiser
+from asyncdiff.plan.method import FORECAST
+from asyncdiff.plan.routing import messages, parts_of_round
+from asyncdiff.plan.schedule import Schedule
+from asyncdiff.planning.indication import Indication, Key, indication_of
+from asyncdiff.planning.links import Link
+from asyncdiff.planning.memory import Memory, heaviest, owners_of
+from asyncdiff.planning.subject import Share, Subject
+from asyncdiff.planning.timeline import Load, Timeline, timeline
+
+_STRIDES = (1, 2)
+_BRIDGES = (1, 2, 3)
+_BRIDGES_OF_ONE = (1, 2, 3, 4)
+
+# How often the forecast of a round goes through what is held of one version: inner products with the newest
+# difference, and the weighted sum, for each; and the copies of the newest.
+_PASSES_OF_A_VERSION = 4
+_PASSES_OF_THE_NEWEST = 6
+
+
+@dataclass(frozen=True)
+class Way:
+    """Settings of `AsyncDiff`, by their names there."""
+
+    guidance: int
+    components: int
+    stride: int
+    bridge: int
+    shard: bool
+    warmup: int
+
+    @property
+    def devices(self) -> int:
+        """G · (N + S − 1)."""
+        return self.guidance * (self.components + self.stride - 1)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the pictures are the ordinary ones."""
+        return self.components == 1 and self.bridge == 1
+
+    def __str__(self) -> str:
+        parts = [f"guidance={self.guidance}"] if self.guidance > 1 else []
+        parts += [f"components={self.components}"] if self.components > 1 or self.guidance == 1 else []
+        parts += [f"stride={self.stride}"] if self.stride > 1 else []
+        parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
+        return ", ".join(parts + ["shard=True"] * self.shard)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way, and what is predicted of it.
+
+    Attributes:
+        devices: how many it takes.
+        seconds: of the denoising loop, for each picture.
+        speedup: over the plain pipeline on one of these devices.
+        bytes_per_round: live edges that all devices send in a round.
+        bytes_per_picture: all that they send, for each picture.
+        memory: of the device that needs most.
+        missing: bytes that this device lacks; 0 where all fits.
+        indication: how close the demo models' pictures stay; None where the way is exact, or was not measured.
+        is_best: whether no other that fits is both faster and, by the indication, closer.
+    """
+
+    way: Way
+    devices: int
+    seconds: float
+    speedup: float
+    bytes_per_round: float
+    bytes_per_picture: float
+    memory: Memory
+    missing: float
+    indication: Indication | None
+    is_best: bool = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether its memory is there."""
+        return self.missing == 0
+
+    @property
+    def decibels(self) -> float | None:
+        """The indication, of the demo model that is farther off: infinite where the way is exact."""
+        if self.way.is_exact:
+            return float("inf")
+        return None if self.indication is None else self.indication.least
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a model is to be run on, and how.
+
+    Attributes:
+        devices: how many there are.
+        memory: bytes that each has; None where that is not to be looked at.
+        link: between them.
+        rates: of their kind.
+        steps: of a generation.
+        warmup: ordinary steps at first.
+        call: seconds of a denoiser's call on one device, by the part of the batch.
+    """
+
+    devices: int
+    memory: float | None
+    link: Link
+    rates: DeviceRates
+    steps: int
+    warmup: int
+    call: Mapping[float, float]
+
+
+class Planner:
+    """Predicts ways for one subject, whose divisions are found once.
+
+    Args:
+        subject: what is planned for.
+        given: the conditions.
+        indications: what is known of the demo models.
+    """
+
+    def __init__(self, subject: Subject, given: Conditions, indications: Mapping[Key, Indication]) -> None:
+        self._subject, self._given, self._indications = subject, given, indications
+        self._divisions: dict[int, Division | None] = {}
+        self._operations = operations(subject.trace, given.rates)
+
+    def candidates(self) -> Iterator[Candidate]:
+        """All sensible ways."""
+        for way in ways(self._given.devices, self._given.warmup):
+            share = self._subject.share_out(way.guidance)
+            if share is None:
+                continue
+            division = self._divided(way.components)
+            if division is not None and not (way.shard and owners_of(division) is None):
+                yield self._candidate(way, share)
+
+    def timeline(self, way: Way) -> Timeline:
+        """Who does what when, of one group, if one goes this way.
+
+        Raises:
+            SplitError: the denoiser cannot be divided so.
+        """
+        share, division = self._subject.share_out(way.guidance), self._divided(way.components)
+        if share is None or division is None:
+            raise SplitError(f"the denoiser cannot be run with {way}")
+        return self._timeline(way, share, self._scheduled(division, way))
+
+    def _candidate(self, way: Way, share: Share) -> Candidate:
+        given, subject = self._given, self._subject
+        division = self._divided(way.components)
+        if division is None:
+            raise SplitError(f"the denoiser cannot be divided into {way.components} components")
+        division = self._scheduled(division, way)
+        found = self._timeline(way, share, division)
+        memory = heaviest(subject, division, share)
+        plain = given.steps * subject.calls * given.call[1.0]
+        return Candidate(
+            way=way,
+            devices=way.devices,
+            seconds=found.seconds / subject.pictures,
+            speedup=plain / found.seconds,
+            bytes_per_round=way.guidance * share.part * share.calls * division.bytes_per_round,
+            bytes_per_picture=way.guidance * found.sent / subject.pictures,
+            memory=memory,
+            missing=0 if given.memory is None else max(0.0, memory.total - given.memory),
+            indication=None
+            if way.is_exact
+            else indication_of(self._indications, way.components, way.stride, way.bridge),
+        )
+
+    def _timeline(self, way: Way, share: Share, division: Division) -> Timeline:
+        given = self._given
+        load = Load(
+            call=given.call[share.part],
+            calls=share.calls,
+            part=share.part,
+            prediction=share.part * self._subject.prediction,
+            groups=way.guidance,
+            forecasts=tuple(self._forecast(division, rank) for rank in range(division.schedule.world_size)),
+        )
+        return timeline(division, Course(division.schedule, given.steps - 1), load, given.link)
+
+    def _forecast(self, division: Division, rank: int) -> float:
+        """The part of a call that a rank's forecasts of a round take."""
+        held = sum(size * dtype.itemsize for dtype, size in division.storage_of(rank).sizes.items())
+        passes = _PASSES_OF_A_VERSION * (division.schedule.versions - 1) + _PASSES_OF_THE_NEWEST
+        return held * passes * self._given.rates.per_byte / self._operations if division.reads_of(rank) else 0.0
+
+    def _divided(self, components: int) -> Division | None:
+        """The division into so many components; None where there are not as many parts."""
+        if components not in self._divisions:
+            schedule = Schedule(components, 1, self._given.warmup, cooldown=FORECAST.cooldown)
+            try:
+                division = divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
+            except SplitError:
+                division = None
+            self._divisions[components] = division
+        return self._divisions[components]
+
+    def _scheduled(self, division: Division, way: Way) -> Division:
+        """The same components, by the schedule of a way."""
+        schedule = replace(division.schedule, stride=way.stride, bridge=way.bridge, chained=way.shard)
+        sent = messages(schedule, division.partition)
+        part_of = parts_of_round(division.graph, division.partition, sent, self._given.rates)
+        return replace(division, schedule=schedule, messages=sent, part_of=part_of)
+
+
+def ways(devices: int, warmup: int) -> Iterator[Way]:
+    """Every way that so many devices, or fewer, can go; those with few devices first."""
+    found = [
+        Way(guidance, components, stride, bridge, shard, warmup)
+        for guidance in range(1, devices + 1)
+        for components in range(1, devices // guidance + 1)
+        for stride in (_STRIDES if components > 1 else (1,))
+        for bridge in (_BRIDGES if components > 1 else _BRIDGES_OF_ONE)
+        for shard in ((False, True) if components > 1 else (False,))
+        if stride == 1 or bridge == 1
+    ]
+    return iter(sorted((way for way in found if way.devices <= devices), key=lambda way: way.devices))

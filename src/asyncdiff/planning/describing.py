@@ -1,0 +1,45 @@
+"""Make a hollow pipeline, and the first step of its call, into plain data to plan with."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from asyncdiff.denoiser.find import find_denoisers
+from asyncdiff.planning.first_step import FirstStep
+from asyncdiff.planning.subject import Subject
+
+
+def describe(pipe: Any, step: FirstStep, pictures: int) -> Subject:
+    """What is planned for.
+
+    Args:
+        pipe: the hollow pipeline.
+        step: the first step of its call.
+        pictures: how many a call of it makes.
+    """
+    denoisers = find_denoisers(pipe)
+    denoiser = denoisers[step.denoiser]
+    like = {name for name, other in denoisers.items() if _weights(other) == _weights(denoiser)}
+    return Subject(
+        kind=type(denoiser).__name__,
+        trace=step.trace,
+        calls=step.calls,
+        pictures=pictures,
+        weights=_weights(denoiser),
+        twins=len(like),
+        buffers=len(like) * _buffers(denoiser),
+        others={
+            name: sum(_weights(part).values()) + _buffers(part)
+            for name, part in pipe.components.items()
+            if isinstance(part, nn.Module) and name not in like
+        },
+    )
+
+
+def _weights(module: nn.Module) -> Mapping[str, int]:
+    return {name: weight.numel() * weight.element_size() for name, weight in module.named_parameters()}
+
+
+def _buffers(module: nn.Module) -> int:
+    return sum(buffer.numel() * buffer.element_size() for buffer in module.buffers())

@@ -1,0 +1,170 @@
+"""Run the first step of a hollow pipeline's own call: what its denoiser is given, and how often it is called."""
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._pytree import tree_unflatten
+
+from asyncdiff.call import Call
+from asyncdiff.denoiser.find import find_denoisers
+from asyncdiff.denoiser.form import CallForm
+from asyncdiff.denoiser.rehearsal import rehearse
+from asyncdiff.denoiser.trace import ModuleCall, Trace
+from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.hooks import intercept_call, listen
+from asyncdiff.launch import call_pipeline
+
+_PROMPT = "a picture"
+_STEPS = 4  # asked for; some schedulers refuse to do with less
+
+
+@dataclass(frozen=True)
+class FirstStep:
+    """What a pipeline's first step asks of its denoiser.
+
+    Attributes:
+        denoiser: the pipeline's name for it.
+        trace: the first call.
+        calls: how often it is called; more than once where every branch of the guidance is a call of its own.
+    """
+
+    denoiser: str
+    trace: Trace
+    calls: int
+
+
+class _OverError(BaseException):
+    """The first step is over. No pipeline catches it."""
+
+
+def first_step(pipe: Any, inputs: Mapping[str, Any]) -> FirstStep:
+    """Run a hollow pipeline's own call until its first step is over.
+
+    What has weights answers with zeros of the right shape, which are found on shapes alone.
+
+    Args:
+        inputs: what the pipeline is called with, beside a prompt.
+
+    Raises:
+        ConfigurationError: the pipeline cannot be called so.
+        TraceError: a denoiser's call cannot be told without its weights.
+    """
+    denoisers = find_denoisers(pipe)
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    watched = _Watched()
+    for name, part in parts.items():
+        if name in denoisers:
+            intercept_call(denoisers[name], functools.partial(watched.denoise, name, denoisers[name]))
+            continue
+        for module in part.modules():
+            intercept_call(module, functools.partial(watched.answer, module))
+    listen(pipe.scheduler, "step", _end)
+    try:
+        call_pipeline(pipe, **call_arguments(pipe, inputs))
+    except _OverError:
+        pass
+    except AsyncDiffError:
+        raise
+    except Exception as error:  # whatever a pipeline stumbles over
+        raise ConfigurationError(
+            f"{type(pipe).__name__} could not be run without its weights: {' '.join(str(error).split())}; if that is "
+            "because its call needs more than a prompt, give it from Python: asyncdiff.plan(..., inputs={...})"
+        ) from error
+    if watched.first is None:
+        raise ConfigurationError(f"{type(pipe).__name__} called no denoiser in its first step")
+    name, trace = watched.first
+    return FirstStep(name, trace, watched.calls)
+
+
+def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a pipeline is called with: a prompt and few steps, where it takes any, and what is said.
+
+    Args:
+        inputs: by name; `batch` stands for so many prompts.
+    """
+    taken = inspect.signature(pipe.__call__).parameters
+    given = dict(inputs)
+    batch = given.pop("batch", 1)
+    if "prompt" in taken:
+        given.setdefault("prompt", [_PROMPT] * batch if batch > 1 else _PROMPT)
+    elif "batch_size" in taken:
+        given.setdefault("batch_size", batch)
+    elif batch > 1:
+        raise ConfigurationError(
+            f"{type(pipe).__name__} takes no prompt, so that its batch is not to be had by --batch"
+        )
+    if "num_inference_steps" in taken:
+        given.setdefault("num_inference_steps", _STEPS)
+    return given
+
+
+def _end(*args: Any, **kwargs: Any) -> None:
+    raise _OverError
+
+
+class _Watched:
+    """Answers in the place of all modules.
+
+    Attributes:
+        first: the denoiser that is called first, and its call.
+        calls: how often it was called.
+    """
+
+    def __init__(self) -> None:
+        self.first: tuple[str, Trace] | None = None
+        self.calls = 0
+        self._is_inside = False
+        self._known: dict[Any, Trace] = {}
+
+    def denoise(self, name: str, denoiser: nn.Module, call: Call) -> Any:
+        """Answer a denoiser's call."""
+        form = CallForm(denoiser)
+        key = name, form.read(call).signature
+        if key not in self._known:
+            self._known[key] = rehearse(denoiser, call, form.batch(call))
+        trace = self._known[key]
+        if self.first is None:
+            self.first = name, trace
+        self.calls += self.first[0] == name
+        return _zeros(trace.calls[0])
+
+    def answer(self, module: nn.Module, call: Call) -> Any:
+        """Answer the call of another module, if it is not made by one that is being answered."""
+        if self._is_inside:
+            return call()
+        self._is_inside = True
+        try:
+            # The module is given the very lists of its caller: some keep in them what their next call goes on with.
+            trace = rehearse(module, Call(lambda: call(), (), {}))
+            _replace_shapes(call.given)
+            return _zeros(trace.calls[0])
+        finally:
+            self._is_inside = False
+
+
+def _replace_shapes(arguments: Any) -> None:
+    """Put zeros in the place of what a module has left in its caller's lists, which has a shape only."""
+    if isinstance(arguments, (list, tuple, dict)):
+        for value in arguments.values() if isinstance(arguments, dict) else arguments:
+            _replace_shapes(value)
+    if isinstance(arguments, list):
+        arguments[:] = [
+            torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, FakeTensor) else value
+            for value in arguments
+        ]
+
+
+def _zeros(call: ModuleCall) -> Any:
+    """A result of a call's form."""
+    leaves = [
+        leaf.constant if leaf.dtype is None else torch.zeros(leaf.shape, dtype=leaf.dtype) for leaf in call.outputs
+    ]
+    if call.structure is None:
+        raise ConfigurationError("a module did not return")
+    return tree_unflatten(leaves, call.structure)

@@ -1,0 +1,88 @@
+"""What a device needs memory for. Pure."""
+
+from dataclasses import dataclass
+
+from asyncdiff.denoiser.footprint import peak_bytes
+from asyncdiff.denoiser.trace import paths_to
+from asyncdiff.plan.division import Division
+from asyncdiff.planning.subject import Share, Subject
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        own_weights: the denoiser's weights that other devices of the group do not have.
+        shared_weights: those that every device has.
+        history: versions of live edges.
+        buffers: the denoiser's own, and those from which live edges are sent.
+        activations: the most that a call's tensors take at once, as counted.
+        others: the other parts of the pipeline.
+    """
+
+    own_weights: int
+    shared_weights: int
+    history: int
+    buffers: int
+    activations: int
+    others: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.own_weights + self.shared_weights + self.history + self.buffers + self.activations + self.others
+
+
+def owners_of(division: Division) -> dict[str, int] | None:
+    """The component of each unit's module, by name; None where two components call one module."""
+    owners: dict[str, int] = {}
+    for number, unit in enumerate(division.graph.units):
+        owner = division.partition.owner(number)
+        if owner is not None and owners.setdefault(unit.name, owner) != owner:
+            return None
+    return owners
+
+
+def heaviest(subject: Subject, division: Division, share: Share) -> Memory:
+    """What the device of a group needs that needs most; the schedule says whether the weights are divided."""
+    ranks = range(division.schedule.world_size)
+    return max((_of_rank(subject, division, share, rank) for rank in ranks), key=lambda memory: memory.total)
+
+
+def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> Memory:
+    schedule = division.schedule
+    component = schedule.component_of(rank)
+    own, everywhere = _weights(subject, division, component) if schedule.chained else (0, sum(subject.weights.values()))
+    streams, most = share.part * share.calls, schedule.kept_versions + 1  # one version is on its way
+    history = sum(
+        size * dtype.itemsize * (most if dtype.is_floating_point else 2)
+        for dtype, size in division.storage_of(rank).sizes.items()
+    )
+    sent = sum(division.graph.bytes(message.edges) for message in division.messages if message.source == rank)
+    skipped = _of_others(division, component) if schedule.chained else ()
+    return Memory(
+        own_weights=own * subject.twins,
+        shared_weights=everywhere * subject.twins,
+        history=round(streams * history) if division.reads_of(rank) else 0,
+        buffers=subject.buffers + round(streams * sent),
+        activations=round(share.part * peak_bytes(subject.trace, skipped)),
+        others=sum(subject.others.values()),
+    )
+
+
+def _weights(subject: Subject, division: Division, component: int) -> tuple[int, int]:
+    """Bytes of the weights that a component has for itself, and of those that every device has."""
+    owners = owners_of(division) or {}
+    own = everywhere = 0
+    for name, size in subject.weights.items():
+        owner = next((owners[path] for path in paths_to(name) if path in owners), None)
+        own += size if owner == component else 0
+        everywhere += size if owner is None else 0
+    return own, everywhere
+
+
+def _of_others(division: Division, component: int) -> list[int]:
+    """The calls, by their numbers in the trace, that devices of other components make."""
+    owned = ((unit.call, division.partition.owner(number)) for number, unit in enumerate(division.graph.units))
+    return [call for call, owner in owned if owner not in (component, None)]
