@@ -504,7 +504,7 @@ COMMANDS: list[Typed] = [
     *(Typed(f"{command} --split {UNREADABLE}", "cannot be read", as_root=False) for command in _ALL),
     *(
         Typed(f"{command} --model {model}", sentence)
-        for command in ("generate rocket", "evaluate --prompts one.txt", "inspect")
+        for command in ("generate rocket", "evaluate --prompts one.txt", "inspect", "plan --devices 2")
         for model, sentence in (
             ("./missing", "there is no folder './missing', and a hub id is written owner/name"),
             ("a/b/c", "there is no folder 'a/b/c'"),
@@ -532,6 +532,27 @@ COMMANDS: list[Typed] = [
     Typed(
         "generate rocket --devices 6 --guidance-devices 2 --components 2",
         "2 guidance-devices * (components + stride - 1) = 4 devices: use --devices 4, or --components 3",
+    ),
+    Typed("plan", "Missing option '--devices'", by_typer=True),
+    *(
+        Typed(f"plan --devices 2 {option}", f"Invalid value for '{option.split()[0]}'", by_typer=True)
+        for option in ("--steps 0", "--warmup 0", "--batch 0", "--height 0", "--width -8", "--frames 0", "--devices 65")
+    ),
+    *(
+        Typed(f"plan --devices 2 {option}", sentence)
+        for option, sentence in (
+            ("--memory 24XB", "--memory must be an amount above 0 with its unit, 24GB or 24GiB say, not '24XB'"),
+            ("--memory 0GB", "--memory must be an amount above 0"),
+            ("--link pcie9", "--link must be nvlink, pcie4, pcie3, ethernet or a bandwidth such as 12GB/s (bytes"),
+            ("--link 12GB", "--link must be nvlink"),
+            ("--tflops 0", "--tflops must be a number above 0, not 0"),
+            ("--tflops nan", "--tflops must be a number above 0, not nan"),
+            ("--device abacus", "--device must be gpu or cpu, not 'abacus'"),
+            ("--measure --tflops 3", "--tflops says what is modelled, and --measure times this machine"),
+            ("--measure --device gpu", "--device says what is modelled, and --measure times this machine"),
+            ("--timeline nowhere/plan.svg", "--timeline nowhere/plan.svg: the folder nowhere does not exist"),
+            ("--timeline folder.png", "--timeline folder.png cannot be written"),
+        )
     ),
     Typed("evaluate --prompts missing.txt", "--prompts missing.txt cannot be read"),
     Typed("evaluate --prompts empty.txt", "--prompts empty.txt holds no prompt"),

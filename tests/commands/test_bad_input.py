@@ -61,7 +61,12 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("DiffusionPipeline.from_pretrained", "load_demo"):
         monkeypatch.setattr(f"asyncdiff.loading.{name}", fail)
-    for name in ("launch.elastic_launch", "evaluation.metrics._load", "commands.models.matrix.examine"):
+    for name in (
+        "launch.elastic_launch",
+        "evaluation.metrics._load",
+        "commands.models.matrix.examine",
+        "commands.plan.plan_for",
+    ):
         monkeypatch.setattr(f"asyncdiff.{name}", fail)
 
 

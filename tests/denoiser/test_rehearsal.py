@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
@@ -141,3 +141,23 @@ def test_numbers_that_come_from_the_arguments_are_known() -> None:
     found, expected = divided(rehearsed, 2), divided(recorded, 2)
     assert wiring(found) == wiring(expected)
     assert found.partition.reads[1], "what was written into a tensor is read from it"
+
+
+class _Tied(nn.Module):
+    """Two names for one weight, as text encoders have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return self.second(self.first(sample))
+
+
+def test_a_weight_with_two_names_has_one_stand_in() -> None:
+    model = _Tied()
+    call = Call(model._call_impl, (torch.zeros(2, 4), torch.tensor(1.0)), {})
+    assert len(rehearse(model, call).operators) == len(record(model, call)[1].operators)
+    assert model.second.weight is model.first.weight

@@ -14,6 +14,7 @@ from asyncdiff.commands.options import Model, Steps, Weights
 from asyncdiff.commands.terminal import exit_codes, refuse, stdout
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.planning.candidates import Candidate
+from asyncdiff.planning.device import DEVICES
 from asyncdiff.planning.drawing import draw
 from asyncdiff.planning.planner import Plan, Request, plan_for
 from asyncdiff.planning.quantity import written_bytes
@@ -26,6 +27,7 @@ _MADE_OF = {
     "activations": "activations",
     "others": "other modules",
 }
+_SPEEDS = ", ".join(f"{device.speed / 1e12:g} of a {device.name}" for device in DEVICES.values())
 
 
 def plan(
@@ -43,10 +45,11 @@ def plan(
     batch: Annotated[int, typer.Option(min=1, help="Prompts at the same time.")] = 1,
     steps: Steps = 50,
     warmup: Annotated[int, typer.Option(min=1, help="w, ordinary steps at first.")] = 5,
-    device: Annotated[str, typer.Option(help="Kind of device whose time is modelled: gpu or cpu.")] = "gpu",
+    device: Annotated[
+        str | None, typer.Option(help="Kind of device whose time is modelled: gpu or cpu. [default: gpu]")
+    ] = None,
     tflops: Annotated[
-        float | None,
-        typer.Option(help="10¹² operations per second that a device reaches. [default: 150 on a gpu, 0.04 on a cpu]"),
+        float | None, typer.Option(help=f"10¹² operations per second that a device reaches. [default: {_SPEEDS}]")
     ] = None,
     dtype: Weights = None,
     measure: Annotated[
@@ -69,7 +72,7 @@ def plan(
 
     - `asyncdiff plan --devices 2 --memory 24GB --link pcie3 --timeline plan.svg`
 
-    - `asyncdiff plan --devices 2 --device cpu --measure --json > plan.json`
+    - `asyncdiff plan --devices 2 --measure --json > plan.json`
 
     Exit codes: 0 fine, 2 the model cannot be planned for, or nothing fits, 130 interrupted (Ctrl-C).
     """
@@ -80,7 +83,7 @@ def plan(
             model, devices, memory, link, steps, warmup, batch, device, tflops, dtype.value if dtype else None, measure
         )
     except ConfigurationError as error:
-        refuse(f"--{error}.")
+        refuse(f"--{str(error).replace(' measure ', ' --measure ')}.")
     except AsyncDiffError as error:
         refuse(f"--model: {error}.")
     with exit_codes():
@@ -120,11 +123,12 @@ def _print(found: Plan) -> None:
         title=title,
     )
     for candidate in found.candidates:
-        table.add_row(*map(escape, _cells(candidate, candidate is found.chosen or candidate == found.chosen)))
+        table.add_row(*map(escape, _cells(candidate, candidate == found.chosen)))
     stdout.print(table)
     stdout.print(
-        "✓ chosen, * no other that fits is both faster and, by the indication, closer. Seconds are those of the "
-        "denoising loop. Decibels: UNet · DiT, an indication.",
+        "✓ chosen; * no other that fits is faster and, by the indication, as close; (+) more memory than there is. "
+        "Seconds: of the denoising loop. Decibels: demo UNet · DiT, an indication.",
+        highlight=False,
     )
     if found.chosen is not None:
         made_of = dataclasses.asdict(found.chosen.memory)
@@ -133,7 +137,12 @@ def _print(found: Plan) -> None:
             memory.add_row(said, written_bytes(made_of[name]))
         memory.add_row("together", written_bytes(found.chosen.memory.total))
         stdout.print(memory)
-        stdout.print(f"{found.chosen.way}: {found.reason}", markup=False)
+        stdout.print(f"{_settings(found.chosen)}: {found.reason}", markup=False, highlight=False)
+
+
+def _settings(candidate: Candidate) -> str:
+    """The settings of a way, all that have to be given."""
+    return f"AsyncDiff(pipe, {candidate.way}, warmup={candidate.way.warmup})"
 
 
 def _cells(candidate: Candidate, is_chosen: bool) -> tuple[str, ...]:
@@ -142,11 +151,11 @@ def _cells(candidate: Candidate, is_chosen: bool) -> tuple[str, ...]:
         "✓" if is_chosen else "*" if candidate.is_best else "",
         str(candidate.way),
         str(candidate.devices),
-        f"{candidate.seconds:.3g}",
+        f"{candidate.seconds:#.3g}",
         f"{candidate.speedup:.2f}x",
         written_bytes(candidate.bytes_per_round),
         written_bytes(candidate.bytes_per_picture),
-        memory if candidate.fits else f"{memory}, {written_bytes(candidate.missing)} too much",
+        memory if candidate.fits else f"{memory} (+{written_bytes(candidate.missing)})",
         _decibels(candidate),
     )
 
@@ -157,7 +166,7 @@ def _decibels(candidate: Candidate) -> str:
     found = candidate.indication
     if found is None:
         return "not measured"
-    asked = "" if found.components == candidate.way.components else f" (of {found.components} components)"
+    asked = "" if found.components == candidate.way.components else f" (N={found.components})"
     return f"{found.unet:.1f} · {found.dit:.1f}{asked}"
 
 

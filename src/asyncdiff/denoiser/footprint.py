@@ -9,7 +9,8 @@ from asyncdiff.denoiser.trace import Trace, ValueId
 def peak_bytes(trace: Trace, skipped: Collection[int] = ()) -> int:
     """The most that a call's tensors take at any time, in bytes; weights and the call's own arguments left out.
 
-    Every tensor is taken to be freed after it was last read, and operators to need nothing beside what they make.
+    Every tensor is taken to be freed after it was last read, and when the modules that it was given to have returned;
+    operators to need nothing beside what they make.
 
     Args:
         skipped: the calls, by their numbers in the trace, that are not made: what they return is given.
@@ -24,6 +25,9 @@ def peak_bytes(trace: Trace, skipped: Collection[int] = ()) -> int:
                 memory.make(first, [leaf.value], leaf.bytes)
         position = max(position, call.end_operator)
     _run(memory, trace, range(position, end))
+    for number, call in enumerate(trace.calls):
+        if number not in skipped:
+            memory.read(call.end_operator - 1, call.inputs)
     memory.read(end, [leaf.value for leaf in trace.calls[0].outputs if leaf.value is not None])
     return memory.peak()
 
@@ -65,7 +69,8 @@ class _Blocks:
     def read(self, position: int, values: Iterable[ValueId]) -> None:
         for value in values:
             if value in self._block_of:
-                self._last_read[self._block_of[value]] = position
+                block = self._block_of[value]
+                self._last_read[block] = max(self._last_read[block], position)
 
     def peak(self) -> int:
         """The most that is alive at one position."""

@@ -148,8 +148,9 @@ def _without_weights(denoiser: nn.Module, fake: FakeTensorMode) -> Iterator[None
             replaced.append((weights, dict(weights)))
             for name, weight in weights.items():
                 if weight is not None:
-                    weights[name] = made.setdefault(id(weight), None) or _stand_in(weight, fake)
-                    made[id(weight)] = weights[name]
+                    if id(weight) not in made:
+                        made[id(weight)] = _stand_in(weight, fake)
+                    weights[name] = made[id(weight)]
         yield
     finally:
         for weights, before in replaced:

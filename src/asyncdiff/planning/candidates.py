@@ -49,8 +49,9 @@ class Way:
         return self.components == 1 and self.bridge == 1
 
     def __str__(self) -> str:
+        """As `AsyncDiff` takes them, the warm-up left out, which all ways have in common."""
         parts = [f"guidance={self.guidance}"] if self.guidance > 1 else []
-        parts += [f"components={self.components}"] if self.components > 1 or self.guidance == 1 else []
+        parts += [f"components={self.components}"]
         parts += [f"stride={self.stride}"] if self.stride > 1 else []
         parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
         return ", ".join(parts + ["shard=True"] * self.shard)

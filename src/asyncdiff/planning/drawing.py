@@ -14,7 +14,7 @@ _COLOURS_OF_STEPS = {
     StepKind.ROUND: "#4fb587",
     StepKind.BRIDGED: "#b5d96b",
 }
-_WIDTH, _LEFT, _RIGHT = 1200, 90, 20  # of the picture, and of its margins
+_WIDTH, _LEFT, _RIGHT = 1200, 90, 40  # of the picture, and of its margins
 _ROW, _BAR, _SENT = 26, 16, 5  # heights: of a row, and in it of the bar and of what is sent
 _PANEL = 70  # height of a panel beside its rows
 _TICKS = 8
@@ -48,7 +48,7 @@ def draw(found: Timeline, groups: int, title: str) -> str:
     height = _PANEL + ranks * groups * _ROW
     whole = _Panel("the whole generation", 0.0, found.seconds, 40)
     panels = [whole, _enlarged(found, 40 + height)]
-    body = [_text(_LEFT, 24, title, "title"), *_legend(24)]
+    body = [_text(_LEFT, 24, title, "title"), *_legend(24, found.spans)]
     for panel in panels:
         body += _draw_panel(panel, found.spans, ranks, groups)
     total = 40 + height * len(panels)
@@ -105,9 +105,10 @@ def _steps(spans: Sequence[Span]) -> Iterable[Span]:
         yield Span(0, begin, end, Activity.COMPUTING, step, own[0].kind)
 
 
-def _legend(top: float) -> Iterable[str]:
-    entries = [(activity.value, colour) for activity, colour in _COLOURS.items()]
-    entries += [(f"{kind.value} step", colour) for kind, colour in _COLOURS_OF_STEPS.items()]
+def _legend(top: float, spans: Sequence[Span]) -> Iterable[str]:
+    done, kinds = {span.activity for span in spans}, {span.kind for span in spans}
+    entries = [(activity.value, colour) for activity, colour in _COLOURS.items() if activity in done]
+    entries += [(f"{kind.value} step", colour) for kind, colour in _COLOURS_OF_STEPS.items() if kind in kinds]
     left = _WIDTH - 95 * len(entries) - _RIGHT
     for number, (name, colour) in enumerate(entries):
         x = left + 95 * number

@@ -87,10 +87,18 @@ def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         inputs: by name; `batch` stands for so many prompts.
+
+    Raises:
+        ConfigurationError: the pipeline takes no such input.
     """
     taken = inspect.signature(pipe.__call__).parameters
     given = dict(inputs)
     batch = given.pop("batch", 1)
+    unknown = next(
+        (name for name in given if name not in taken), None
+    )  # some pipelines pass over what they do not know
+    if unknown is not None:
+        raise ConfigurationError(f"{type(pipe).__name__} takes no {unknown!r}: leave it out")
     if "prompt" in taken:
         given.setdefault("prompt", [_PROMPT] * batch if batch > 1 else _PROMPT)
     elif "batch_size" in taken:

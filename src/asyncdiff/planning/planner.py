@@ -13,7 +13,7 @@ from asyncdiff.plan.numbers import check_number, check_whole_number, shown
 from asyncdiff.planning.candidates import Candidate, Conditions, Planner
 from asyncdiff.planning.choosing import choose, mark_best
 from asyncdiff.planning.describing import describe
-from asyncdiff.planning.device import DEVICES
+from asyncdiff.planning.device import DEVICES, Device
 from asyncdiff.planning.first_step import first_step
 from asyncdiff.planning.hollow import hollow_pipeline
 from asyncdiff.planning.indication import read_indications
@@ -78,7 +78,7 @@ class Request:
     steps: int = 50
     warmup: int = 5
     batch: int = 1
-    device: str = "gpu"
+    device: str | None = None
     tflops: float | None = None
     dtype: str | None = None
     measure: bool = False
@@ -87,12 +87,13 @@ class Request:
         check_whole_number("devices", self.devices, 1, _MOST_DEVICES)
         for name in ("steps", "warmup", "batch"):
             check_whole_number(name, getattr(self, name), 1)
-        if self.device not in DEVICES:
+        if self.device is not None and self.device not in DEVICES:
             raise ConfigurationError(f"device must be {' or '.join(DEVICES)}, not {shown(self.device)}")
         if self.tflops is not None:
             check_number("tflops", self.tflops, 0)
-        if self.tflops is not None and self.measure:
-            raise ConfigurationError("tflops says how fast a device is, and measure finds it out; give one of them")
+        for name in ("device", "tflops"):
+            if self.measure and getattr(self, name) is not None:
+                raise ConfigurationError(f"{name} says what is modelled, and measure times this machine; give one")
         _ = self.memory_bytes, read_link(self.link), parts_of(self.model)
 
     @property
@@ -103,9 +104,15 @@ class Request:
         return check_number("memory", self.memory, 0)
 
     @property
+    def kind(self) -> Device:
+        """The kind of device whose time is modelled, or measured."""
+        own = "gpu" if torch.cuda.is_available() else "cpu"
+        return DEVICES[self.device or (own if self.measure else "gpu")]
+
+    @property
     def format(self) -> torch.dtype:
         """Number format of the weights."""
-        found: torch.dtype = _FORMATS[self.device] if self.dtype is None else getattr(torch, self.dtype)
+        found: torch.dtype = _FORMATS[self.kind.name] if self.dtype is None else getattr(torch, self.dtype)
         return found
 
 
@@ -118,7 +125,7 @@ def plan(
     steps: int = 50,
     warmup: int = 5,
     batch: int = 1,
-    device: Literal["gpu", "cpu"] = "gpu",
+    device: Literal["gpu", "cpu"] | None = None,
     tflops: float | None = None,
     dtype: str | None = None,
     measure: bool = False,
@@ -137,7 +144,7 @@ def plan(
         steps: of a generation.
         warmup: ordinary steps at first.
         batch: how many prompts at the same time.
-        device: their kind.
+        device: their kind. By default gpu, or what this machine has, where it is measured.
         tflops: 10¹² operations per second that one of them reaches. By default a guess for its kind.
         dtype: number format of the weights. By default float16 on a GPU, float32 on a CPU.
         measure: load the model with its weights, and time its denoiser on this machine.
@@ -164,7 +171,7 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
         devices=request.devices,
         memory=request.memory_bytes,
         link=read_link(request.link),
-        rates=DEVICES[request.device].rates,
+        rates=request.kind.rates,
         steps=request.steps,
         warmup=request.warmup,
         call=calls,
@@ -191,14 +198,14 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
 
 def _modelled(request: Request, subject: Subject, groups: list[int]) -> dict[float, float]:
     """Seconds of a call by the part of the batch, from its counted operations."""
-    device = DEVICES[request.device]
+    device = request.kind
     speed = device.speed if request.tflops is None else request.tflops * 1e12
     parts = {share.part for count in (1, *groups) if (share := subject.share_out(count)) is not None}
     return {part: operations(subject.trace, device.rates, part) / speed for part in parts}
 
 
 def _measured(request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int]) -> dict[float, float]:
-    kind = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = load_pipeline(request.model, request.dtype, kind)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load_pipeline(request.model, request.dtype, device)
     pipe.set_progress_bar_config(disable=True)
     return measured_calls(pipe, denoiser, given, groups)

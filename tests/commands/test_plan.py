@@ -1,0 +1,124 @@
+"""`asyncdiff plan` and `asyncdiff.plan`: what is told, and how it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import asyncdiff
+from asyncdiff.commands.app import app
+from asyncdiff.loading import DEMO_MODELS
+from tests.bad_input import good_folder
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.fixture(autouse=True)
+def a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdiff.commands.terminal.stdout.width", 200, raising=False)
+
+
+def planned(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *arguments])
+
+
+def as_data(*arguments: str) -> dict[str, Any]:
+    done = planned(*arguments, "--json")
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("model", DEMO_MODELS)
+def test_candidates_chosen_and_reason(model: str) -> None:
+    found = as_data("--model", model, "--devices", "2", "--device", "cpu")
+    ways = [candidate["way"] for candidate in found["candidates"]]
+    for guidance, components, shard in ((1, 1, False), (2, 1, False), (1, 2, False), (1, 2, True)):
+        assert {"guidance": guidance, "components": components, "shard": shard}.items() in [
+            {name: way[name] for name in ("guidance", "components", "shard")}.items() for way in ways
+        ]
+    assert found["call"] == "modelled"
+    assert found["chosen"] in found["candidates"] and found["chosen"]["is_best"]
+    assert "demo models" in found["reason"] or "ordinary ones" in found["reason"]
+    for candidate in found["candidates"]:
+        parts = candidate["memory"]
+        assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+        assert candidate["fits"] and candidate["devices"] <= 2
+    # No weights are read, but they are counted.
+    pipe = asyncdiff.load_demo("unet" if model == "demo-unet" else "dit")
+    denoiser = pipe.unet if model == "demo-unet" else pipe.transformer
+    plain = found["candidates"][0]["memory"]
+    assert plain["shared_weights"] == sum(weight.nbytes for weight in denoiser.parameters())
+    assert plain["own_weights"] == 0
+
+
+def test_a_folder_of_configurations_alone(tmp_path: Path) -> None:
+    folder = good_folder(tmp_path / "pipeline")
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    found = as_data("--model", str(folder), "--devices", "4", "--batch", "2", "--steps", "20", "--link", "1GB/s")
+    assert (found["pictures"], found["steps"], found["link"]["bandwidth"]) == (2, 20, 1e9)
+    assert max(candidate["devices"] for candidate in found["candidates"]) == 4
+
+
+def test_the_table(tmp_path: Path) -> None:
+    done = planned("--devices", "2")
+    assert done.exit_code == 0, done.stderr
+    for words in ("(modelled)", "components=2", "exact", "guidance=2", "other modules", "indication", "AsyncDiff(pipe"):
+        assert words in done.stdout
+
+
+def test_what_does_not_fit_says_by_how_much() -> None:
+    done = planned("--devices", "2", "--memory", "1MB")
+    assert done.exit_code == 2
+    assert "(+" in done.stdout
+    assert "Nothing fits: components=2, shard=True needs the least" in done.stderr
+    assert "more than there is" in done.stderr
+
+
+def test_where_the_whole_does_not_fit_a_part_of_the_weights_does() -> None:
+    whole = as_data("--model", "demo-dit", "--devices", "2")["candidates"][0]["memory"]["total"]
+    found = as_data("--model", "demo-dit", "--devices", "2", "--memory", f"{whole - 10**6}B")
+    assert found["chosen"]["way"]["shard"]
+    assert [candidate["fits"] for candidate in found["candidates"]] == [
+        candidate["way"]["shard"] for candidate in found["candidates"]
+    ]
+
+
+def test_the_timeline(tmp_path: Path) -> None:
+    out = tmp_path / "plan.svg"
+    done = planned("--model", "demo-dit", "--devices", "2", "--memory", "18MB", "--timeline", str(out))
+    assert done.exit_code == 0, done.stderr
+    picture = ElementTree.parse(out).getroot()
+    said = [title.text or "" for title in picture.iter(f"{SVG}title")]
+    for words in ("computing, step 0 (chained)", "sending, step 5 (round)", "waiting, step 0 (chained)"):
+        assert any(text.startswith(words) for text in said)
+    rows = [text.text for text in picture.iter(f"{SVG}text")]
+    assert rows.count("device 0") == rows.count("device 1") == 2
+
+
+def test_measured_on_this_machine() -> None:
+    found = asyncdiff.plan("demo-unet", 2, measure=True, steps=10)
+    assert found.is_measured and found.call > 0
+    assert found.chosen is not None and found.timeline is not None
+    assert found.timeline.seconds == pytest.approx(found.chosen.seconds)
+
+
+def test_from_python() -> None:
+    found = asyncdiff.plan("demo-dit", 2, memory=10**10, dtype="bfloat16", inputs={"height": 32, "width": 32})
+    assert found.chosen is not None and found.denoiser == "SD3Transformer2DModel"
+    leaf_bytes = 2 * 12 * 4 * 4 * torch.bfloat16.itemsize
+    halves = next(one for one in found.candidates if str(one.way) == "guidance=2, components=1")
+    assert halves.bytes_per_picture == 50 * leaf_bytes
+    with pytest.raises(asyncdiff.ConfigurationError, match="devices must be a whole number of at least 1, not 0"):
+        asyncdiff.plan("demo-dit", 0)
+
+
+def test_the_room_of_the_same_name_can_be_imported_from() -> None:
+    code = "import asyncdiff; from asyncdiff.plan.mesh import Mesh; assert callable(asyncdiff.plan), Mesh"
+    subprocess.run([sys.executable, "-c", code], check=True)
