@@ -134,6 +134,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/evaluation/test_evaluate.py::test_an_interrupt_ends_with_130_and_no_report",
     ),
     "The docs' code and commands run as they stand": ("tests/docs",),
+    "A plan needs no weights, and goes by what the executors go by": (
+        "tests/planning",
+        "tests/commands/test_plan.py",
+    ),
     "A setting's text stands in one place": ("tests/test_settings.py",),
     "Imports run one way": ("tests/test_imports.py",),
 }

@@ -45,11 +45,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return [str(example.parsed) for example in Document.parse(str(page), parser).examples()]
 
 
-def every_python_block() -> list[Any]:
+def python_blocks(attaching: bool) -> list[Any]:
+    """Those that attach AsyncDiff to a pipeline, for several ranks, or the others."""
     return [
         pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
         for page in PAGES
         for number, text in enumerate(blocks(page, "python"))
+        if ("AsyncDiff(" in text) == attaching
     ]
 
 
@@ -72,7 +74,7 @@ TORCHRUN = re.compile(r"torchrun --nproc-per-node=(\d+) script\.py")
 
 
 def test_there_is_something_to_run() -> None:
-    assert len(every_python_block()) >= 1
+    assert python_blocks(attaching=True) and python_blocks(attaching=False)
     assert "asyncdiff models" in EVERY_MENTION
     assert {"make demo", "make test", "torchrun --nproc-per-node=2 script.py", "asyncdiff evaluate"} <= {*EVERY_COMMAND}
     for page in PAGES:
@@ -103,7 +105,7 @@ WORLDS = [
 
 
 @pytest.mark.parametrize(("ranks", "demo"), WORLDS)
-@pytest.mark.parametrize("text", every_python_block())
+@pytest.mark.parametrize("text", python_blocks(attaching=True))
 def test_python_under_torchrun(text: str, ranks: int, demo: str, tmp_path: Path) -> None:
     """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
     done = run_block(text, demo, ranks, tmp_path)
@@ -115,6 +117,15 @@ def test_python_under_torchrun(text: str, ranks: int, demo: str, tmp_path: Path)
     images = [Image.open(tmp_path / f"rank0-{call}.png") for call in (0, 1)]
     assert prompt_agreement(images, ["a red apple"] * 2) == 100
     _check_noise(done, ranks)
+
+
+@pytest.mark.parametrize("text", python_blocks(attaching=False))
+def test_python_alone(text: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", text]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _check_noise(done: subprocess.CompletedProcess[str], ranks: int) -> None:
@@ -181,7 +192,13 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
     def done(*given: Any, **named: Any) -> Any:
         raise typer.Exit(0)
 
-    for place in ("generate.launch", "evaluate._draw_locally", "evaluate.draw_on_processes", "models.matrix.examine"):
+    for place in (
+        "generate.launch",
+        "evaluate._draw_locally",
+        "evaluate.draw_on_processes",
+        "models.matrix.examine",
+        "plan.plan_for",
+    ):
         monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
     monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
 
