@@ -21,7 +21,7 @@ INSTANT = Link("instant", math.inf, 0.0)
 
 def generation(schedule: Schedule, steps: int, groups: int = 1, calls: int = 1, link: Link = LINK) -> Timeline:
     division = divided(schedule)
-    load = Load(CALL, calls, 1.0, TENSOR, groups, (0.0,) * division.schedule.world_size)
+    load = Load(CALL, calls, 1.0, TENSOR, groups, (0.0,) * division.schedule.world_size, 0.0)
     return timeline(division, Course(division.schedule, steps - 1), load, link)
 
 

@@ -1,7 +1,7 @@
 """Every sensible way to run a model on so many devices, with what is predicted of it. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from asyncdiff.denoiser.graph import operations
 from asyncdiff.denoiser.rates import DeviceRates
@@ -98,6 +98,14 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class AloneTimes:
+    """Seconds of one call in a round, and in a bridged step, where one device computes all components."""
+
+    round: float
+    bridged: float
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What a model is to be run on, and how.
 
@@ -109,6 +117,9 @@ class Conditions:
         steps: of a generation.
         warmup: ordinary steps at first.
         call: seconds of a denoiser's call on one device, by the part of the batch.
+        outside: seconds that a device spends outside of the denoiser, for each call.
+        alone: seconds of rounds and bridged steps of so many components that one device computes after each other,
+            where that was measured.
     """
 
     devices: int
@@ -118,6 +129,8 @@ class Conditions:
     steps: int
     warmup: int
     call: Mapping[float, float]
+    outside: float = 0.0
+    alone: Mapping[int, AloneTimes] = field(default_factory=dict)
 
 
 class Planner:
@@ -163,7 +176,7 @@ class Planner:
         division = self._scheduled(division, way)
         found = self._timeline(way, share, division)
         memory = heaviest(subject, division, share)
-        plain = given.steps * subject.calls * given.call[1.0]
+        plain = given.steps * subject.calls * (given.call[1.0] + given.outside)
         return Candidate(
             way=way,
             devices=way.devices,
@@ -180,18 +193,34 @@ class Planner:
 
     def _timeline(self, way: Way, share: Share, division: Division) -> Timeline:
         given = self._given
+        call = given.call[share.part]
+        rounds, bridged = self._beside(division, call)
         load = Load(
-            call=given.call[share.part],
+            call=call,
             calls=share.calls,
             part=share.part,
             prediction=share.part * self._subject.prediction,
             groups=way.guidance,
-            forecasts=tuple(self._forecast(division, rank) for rank in range(division.schedule.world_size)),
+            rounds=rounds,
+            bridged=bridged,
+            outside=given.outside,
         )
         return timeline(division, Course(division.schedule, given.steps - 1), load, given.link)
 
+    def _beside(self, division: Division, call: float) -> tuple[tuple[float, ...], float]:
+        """Seconds that each rank's rounds, and bridged steps, take beside the denoiser's own parts."""
+        schedule, partition = division.schedule, division.partition
+        ranks = range(schedule.world_size)
+        alone = self._given.alone.get(schedule.components)
+        if alone is None:
+            forecasts = tuple(call * self._forecast(division, rank) for rank in ranks)
+            return forecasts, forecasts[partition.predictor]
+        computed = self._given.call[1.0] * sum(partition.shares)
+        each = max(0.0, alone.round - computed) / schedule.components
+        return (each,) * len(ranks), max(0.0, alone.bridged - self._given.call[1.0] * partition.end.share)
+
     def _forecast(self, division: Division, rank: int) -> float:
-        """The part of a call that a rank's forecasts of a round take."""
+        """The part of a call that a rank's forecasts of a round take, by the bytes that they go through."""
         held = sum(size * dtype.itemsize for dtype, size in division.storage_of(rank).sizes.items())
         passes = _PASSES_OF_A_VERSION * (division.schedule.versions - 1) + _PASSES_OF_THE_NEWEST
         return held * passes * self._given.rates.per_byte / self._operations if division.reads_of(rank) else 0.0

@@ -1,33 +1,51 @@
-"""How long a denoiser's call takes on this machine, of the whole batch and of parts of it."""
+"""How long a denoiser takes on this machine: calls of the whole batch, parts of it, rounds, and what is between."""
 
 import statistics
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.hooks import intercept_call
+from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
+from asyncdiff.plan.course import Course
 from asyncdiff.plan.parts import Parts
+from asyncdiff.plan.schedule import StepKind
+from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.runtime.batch import batch_rules
 
 _REPEATS = 5
+_STEPS = 4  # whose gaps are timed; the first is not counted
+_STEPS_OF_ROUNDS = 16  # three in full, four rounds with bridged steps between, four more, two in full
 
 
 class _CaughtError(BaseException):
-    """The call that is to be timed has been made. No pipeline catches it."""
+    """All that is to be timed has been. No pipeline catches it."""
 
 
-def measured_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collection[int]) -> dict[float, float]:
-    """Seconds of the denoiser's first call in a pipeline's own call, by the part of the batch that it is given.
+@dataclass(frozen=True)
+class Times:
+    """Seconds.
 
-    Medians of five, after one that is not counted.
+    Attributes:
+        calls: of a call, by the part of the batch that it is given.
+        outside: between two calls: the scheduler, and what else the pipeline does.
+    """
+
+    calls: Mapping[float, float]
+    outside: float
+
+
+def time_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collection[int]) -> Times:
+    """Time the denoiser in a pipeline's own call: medians of five calls after one that is not counted.
 
     Args:
         pipe: with its weights, on the device.
@@ -40,26 +58,79 @@ def measured_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Coll
     """
     denoiser = find_denoisers(pipe)[name]
     form, device = CallForm(denoiser), device_of(pipe, denoiser)
-    found: dict[float, float] = {}
+    calls: dict[float, float] = {}
+    gaps: list[float] = []
+    left = 0.0
 
-    def measure(call: Call) -> None:
-        batch = form.batch(call)
-        found[1.0] = _seconds(call, device)
-        rule = next(iter(batch_rules(form.main(call), call.given)), None)
-        for count in groups:
-            part = Parts(batch, count).size / batch
-            if rule is not None and part not in found:
-                found[part] = _seconds(call.giving(rule.part(call.given, 0, count)), device)
-        raise _CaughtError
+    def look(call: Call) -> Any:
+        nonlocal left
+        _finish(device)
+        gaps.append(time.perf_counter() - left)
+        if not calls:
+            calls.update(_calls(form, call, device, groups))
+        elif len(gaps) > _STEPS:
+            raise _CaughtError
+        result = call()
+        _finish(device)
+        left = time.perf_counter()
+        return result
 
-    undo = intercept_call(denoiser, measure)
+    undo = intercept_call(denoiser, look)
+    arguments = call_arguments(pipe, inputs)
+    if "num_inference_steps" in arguments:
+        arguments["num_inference_steps"] = _STEPS + 1
     try:
-        call_pipeline(pipe, **call_arguments(pipe, inputs))
+        call_pipeline(pipe, **arguments)
     except _CaughtError:
-        return found
+        pass
     finally:
         undo()
-    raise ConfigurationError(f"{type(pipe).__name__} did not call its {name!r}")
+    if len(gaps) < 2:
+        raise ConfigurationError(f"{type(pipe).__name__} did not call its {name!r} twice")
+    return Times(calls, statistics.median(gaps[1:]))
+
+
+def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Times) -> AloneTimes:
+    """Time rounds of so many components, and bridged steps, all computed by this process.
+
+    Args:
+        pipe: with its weights, on the device.
+        inputs: what the pipeline is called with, beside a prompt; it must take `num_inference_steps`.
+        components: N.
+        times: what was found of ordinary calls.
+    """
+    (device,) = {device_of(pipe, denoiser) for denoiser in find_denoisers(pipe).values()}
+    ends: list[float] = []
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        _finish(device)
+        ends.append(time.perf_counter())
+
+    arguments = call_arguments(pipe, inputs) | {"num_inference_steps": _STEPS_OF_ROUNDS}
+    undo = listen(pipe.scheduler, "step", note)  # before AsyncDiff does, which takes its own ear off in the end
+    try:
+        with AsyncDiff(pipe, components=components, guidance=1, bridge=2, executor="local") as attached:
+            call_pipeline(pipe, **arguments)
+            counts = attached.report().denoisers[0].counts
+            steps = Course(attached.settings.schedule(components), len(ends) - 1).steps()
+    finally:
+        undo()
+    calls = max(counts.steps // len(ends), 1)
+    taken: dict[StepKind, list[float]] = {}
+    for before, after, step in zip(ends, ends[1:], steps[1:], strict=False):
+        taken.setdefault(step.kind, []).append((after - before) / calls - times.outside)
+    return AloneTimes(*(statistics.median(taken[kind][1:]) for kind in (StepKind.ROUND, StepKind.BRIDGED)))
+
+
+def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[int]) -> dict[float, float]:
+    batch = form.batch(call)
+    found = {1.0: _seconds(call, device)}
+    rule = next(iter(batch_rules(form.main(call), call.given)), None)
+    for count in groups:
+        part = Parts(batch, count).size / batch
+        if rule is not None and part not in found:
+            found[part] = _seconds(call.giving(rule.part(call.given, 0, count)), device)
+    return found
 
 
 def _seconds(call: Call, device: torch.device) -> float:

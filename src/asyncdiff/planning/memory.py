@@ -60,13 +60,13 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
         for dtype, size in division.storage_of(rank).sizes.items()
     )
     sent = sum(division.graph.bytes(message.edges) for message in division.messages if message.source == rank)
-    skipped = _of_others(division, component) if schedule.chained else ()
+    peak = peak_bytes(subject.trace, _of_others(division, component)) if schedule.chained else subject.peak
     return Memory(
         own_weights=own * subject.twins,
         shared_weights=everywhere * subject.twins,
         history=round(streams * history) if division.reads_of(rank) else 0,
         buffers=subject.buffers + round(streams * sent),
-        activations=round(share.part * peak_bytes(subject.trace, skipped)),
+        activations=round(share.part * peak),
         others=sum(subject.others.values()),
     )
 

@@ -10,7 +10,7 @@ from asyncdiff.denoiser.graph import operations
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.loading import load_pipeline, parts_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
-from asyncdiff.planning.candidates import Candidate, Conditions, Planner
+from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
 from asyncdiff.planning.choosing import choose, mark_best
 from asyncdiff.planning.describing import describe
 from asyncdiff.planning.device import DEVICES, Device
@@ -18,7 +18,7 @@ from asyncdiff.planning.first_step import first_step
 from asyncdiff.planning.hollow import hollow_pipeline
 from asyncdiff.planning.indication import read_indications
 from asyncdiff.planning.links import Link, read_link
-from asyncdiff.planning.measuring import measured_calls
+from asyncdiff.planning.measuring import Times, time_calls, time_rounds
 from asyncdiff.planning.quantity import read_bytes
 from asyncdiff.planning.subject import Subject
 from asyncdiff.planning.timeline import Timeline
@@ -166,7 +166,15 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     step = first_step(pipe, given)
     subject = describe(pipe, step, request.batch)
     groups = [count for count in range(2, request.devices + 1) if subject.share_out(count) is not None]
-    calls = _measured(request, step.denoiser, given, groups) if request.measure else _modelled(request, subject, groups)
+    alone: dict[int, AloneTimes] = {}
+    if request.measure:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        whole = load_pipeline(request.model, request.dtype, device)
+        whole.set_progress_bar_config(disable=True)
+        times = time_calls(whole, step.denoiser, given, groups)
+        alone = {count: time_rounds(whole, given, count, times) for count in range(1, request.devices + 1)}
+    else:
+        times = _modelled(request, subject, groups)
     conditions = Conditions(
         devices=request.devices,
         memory=request.memory_bytes,
@@ -174,7 +182,9 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
         rates=request.kind.rates,
         steps=request.steps,
         warmup=request.warmup,
-        call=calls,
+        call=times.calls,
+        outside=times.outside,
+        alone=alone,
     )
     planner = Planner(subject, conditions, read_indications())
     candidates = mark_best(tuple(planner.candidates()))
@@ -185,7 +195,7 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
         steps=request.steps,
         link=conditions.link,
         memory=conditions.memory,
-        call=calls[1.0],
+        call=times.calls[1.0],
         is_measured=request.measure,
         calls=subject.calls,
         pictures=subject.pictures,
@@ -196,16 +206,9 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     )
 
 
-def _modelled(request: Request, subject: Subject, groups: list[int]) -> dict[float, float]:
+def _modelled(request: Request, subject: Subject, groups: list[int]) -> Times:
     """Seconds of a call by the part of the batch, from its counted operations."""
     device = request.kind
     speed = device.speed if request.tflops is None else request.tflops * 1e12
     parts = {share.part for count in (1, *groups) if (share := subject.share_out(count)) is not None}
-    return {part: operations(subject.trace, device.rates, part) / speed for part in parts}
-
-
-def _measured(request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int]) -> dict[float, float]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = load_pipeline(request.model, request.dtype, device)
-    pipe.set_progress_bar_config(disable=True)
-    return measured_calls(pipe, denoiser, given, groups)
+    return Times({part: operations(subject.trace, device.rates, part) / speed for part in parts}, outside=0.0)

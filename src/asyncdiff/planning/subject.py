@@ -1,8 +1,10 @@
 """What is planned for: one model, and one call of its pipeline. Plain data."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asyncdiff.denoiser.footprint import peak_bytes
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.parts import Parts
 
@@ -44,6 +46,11 @@ class Subject:
     def prediction(self) -> int:
         """Bytes of a call's result."""
         return sum(leaf.bytes for leaf in self.trace.calls[0].outputs)
+
+    @functools.cached_property
+    def peak(self) -> int:
+        """Bytes that the tensors of a whole call take at most."""
+        return peak_bytes(self.trace)
 
     def share_out(self, groups: int) -> "Share | None":
         """What each of so many groups of devices computes of a step, exactly; None where there is too little for them.

@@ -54,7 +54,9 @@ class Load:
         part: how much of the traced batch that part is.
         prediction: bytes of a call's result, of the group's part.
         groups: how many groups share out every step.
-        forecasts: for each rank, the part of a call that the forecasts of a round take.
+        rounds: for each rank, seconds that a round takes beside the rank's component: forecasts, above all.
+        bridged: seconds that a bridged step takes beside the denoiser's last layers.
+        outside: seconds that every device spends outside of the denoiser, for each call.
     """
 
     call: float
@@ -62,7 +64,9 @@ class Load:
     part: float
     prediction: float
     groups: int
-    forecasts: tuple[float, ...]
+    rounds: tuple[float, ...]
+    bridged: float
+    outside: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,8 @@ class _Group:
         elif step.kind is StepKind.BRIDGED:
             self._bridged(step)
         self._join_groups(step)
+        for rank in self._ranks:
+            self._spend(rank, self._load.outside, step)
 
     def _full(self, step: Step) -> None:
         for rank in self._ranks:
@@ -139,7 +145,7 @@ class _Group:
         for task in step.tasks:
             share = partition.shares[schedule.component_of(task.rank)]
             begins[task.rank] = max(self.clocks[task.rank], self._arrivals[task.rank])
-            self._compute(task.rank, share + self._load.forecasts[task.rank], step)
+            self._compute(task.rank, share, step, self._load.rounds[task.rank])
         moments = self._moments(step)
         edges = [moment for moment in moments if moment.messages]
         for moment in moments:
@@ -156,18 +162,21 @@ class _Group:
 
     def _bridged(self, step: Step) -> None:
         for task in step.tasks:
-            self._compute(task.rank, self._division.partition.end.share + self._load.forecasts[task.rank], step)
+            self._compute(task.rank, self._division.partition.end.share, step, self._load.bridged)
         for moment in self._moments(step):
             self._share(moment, step)
 
     def _moments(self, step: Step) -> tuple[Moment, ...]:
         return self._order.of(self._course, step.index).moments
 
-    def _compute(self, rank: int, share: float, step: Step) -> None:
-        """Compute a part of a call, once what was sent to the rank is there."""
+    def _compute(self, rank: int, share: float, step: Step, more: float = 0.0) -> None:
+        """Compute a part of a call, and for so many seconds more, once what was sent to the rank is there."""
         self._wait(rank, self._arrivals[rank], step)
+        self._spend(rank, share * self._load.call + more, step)
+
+    def _spend(self, rank: int, seconds: float, step: Step) -> None:
         begin = self.clocks[rank]
-        self.clocks[rank] = begin + share * self._load.call
+        self.clocks[rank] = begin + seconds
         self._note(rank, begin, self.clocks[rank], Activity.COMPUTING, step)
 
     def _wait(self, rank: int, until: float, step: Step) -> None:
