@@ -123,7 +123,7 @@ def hold(name: str, settings: Settings, link: Link) -> list[Held]:
     plain = MODELS[name]()
     plain.pipe.set_progress_bar_config(disable=True)
     step = first_step_of(plain)
-    arguments = {**plain.arguments, "prompt": None, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    arguments = {**plain.arguments, "guidance_scale": GUIDANCE, "output_type": "latent"}
     dist.barrier()
     times = time_calls(plain.pipe, step.denoiser, arguments, (2,))
     # The slower rank's, on which the other one waits.

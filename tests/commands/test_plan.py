@@ -115,8 +115,35 @@ def test_from_python() -> None:
     leaf_bytes = 2 * 12 * 4 * 4 * torch.bfloat16.itemsize
     halves = next(one for one in found.candidates if str(one.way) == "guidance=2, components=1")
     assert halves.bytes_per_picture == 50 * leaf_bytes
-    with pytest.raises(asyncdiff.ConfigurationError, match="devices must be a whole number of at least 1, not 0"):
-        asyncdiff.plan("demo-dit", 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"devices": 0}, "devices must be a whole number of at least 1, not 0"),
+        ({"devices": True}, "devices must be a whole number of at least 1, not True"),
+        ({"devices": 65}, "devices must be a whole number of at most 64, not 65"),
+        ({"steps": 1.5}, "steps must be a whole number of at least 1, not 1.5"),
+        ({"batch": "2"}, "batch must be a whole number of at least 1, not '2'"),
+        ({"memory": -1}, "memory must be a number above 0, not -1"),
+        ({"memory": float("nan")}, "memory must be a number above 0, not nan"),
+        ({"memory": "much"}, "memory must be an amount above 0 with its unit, 24GB or 24GiB say, not 'much'"),
+        ({"link": 12e9}, "link must be written as text, not 12000000000.0"),
+        ({"link": "fast"}, "link must be nvlink, pcie4, pcie3, ethernet or a bandwidth such as 12GB/s"),
+        ({"device": []}, "device must be gpu or cpu, not []"),
+        ({"dtype": "int8"}, "dtype must be float32, float16, bfloat16, not 'int8'"),
+        ({"tflops": 0}, "tflops must be a number above 0, not 0"),
+        ({"measure": True, "tflops": 2}, "tflops says what is modelled, and measure times this machine; give one"),
+        ({"model": None}, "model must be written as text, not None"),
+        ({"model": "./missing"}, "there is no folder './missing', and a hub id is written owner/name"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_planned(told: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdiff.planning.planner.plan_for", lambda *given: pytest.fail("work was begun"))
+    with pytest.raises(asyncdiff.AsyncDiffError) as raised:
+        asyncdiff.plan(**{"model": "demo-unet", "devices": 2, **told})
+    assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_the_room_of_the_same_name_can_be_imported_from() -> None:

@@ -100,7 +100,8 @@ def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if unknown is not None:
         raise ConfigurationError(f"{type(pipe).__name__} takes no {unknown!r}: leave it out")
     if "prompt" in taken:
-        given.setdefault("prompt", [_PROMPT] * batch if batch > 1 else _PROMPT)
+        is_encoded = any("prompt_embeds" in name for name in given)
+        given.setdefault("prompt", None if is_encoded else [_PROMPT] * batch if batch > 1 else _PROMPT)
     elif "batch_size" in taken:
         given.setdefault("batch_size", batch)
     elif batch > 1:

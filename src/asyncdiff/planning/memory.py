@@ -7,6 +7,9 @@ from asyncdiff.denoiser.trace import paths_to
 from asyncdiff.plan.division import Division
 from asyncdiff.planning.subject import Share, Subject
 
+# Beside the versions that are kept: one is on its way, and one is forecast.
+_MORE_VERSIONS = 2
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -15,7 +18,7 @@ class Memory:
     Attributes:
         own_weights: the denoiser's weights that other devices of the group do not have.
         shared_weights: those that every device has.
-        history: versions of live edges.
+        history: versions of live edges, the one that is on its way, and what is forecast of them.
         buffers: the denoiser's own, and those from which live edges are sent.
         activations: the most that a call's tensors take at once, as counted.
         others: the other parts of the pipeline.
@@ -54,9 +57,9 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
     schedule = division.schedule
     component = schedule.component_of(rank)
     own, everywhere = _weights(subject, division, component) if schedule.chained else (0, sum(subject.weights.values()))
-    streams, most = share.part * share.calls, schedule.kept_versions + 1  # one version is on its way
+    streams, most = share.part * share.calls, schedule.kept_versions + _MORE_VERSIONS
     history = sum(
-        size * dtype.itemsize * (most if dtype.is_floating_point else 2)
+        size * dtype.itemsize * (most if dtype.is_floating_point else _MORE_VERSIONS)
         for dtype, size in division.storage_of(rank).sizes.items()
     )
     sent = sum(division.graph.bytes(message.edges) for message in division.messages if message.source == rank)

@@ -24,6 +24,7 @@ from asyncdiff.planning.subject import Subject
 from asyncdiff.planning.timeline import Timeline
 
 _MOST_DEVICES = 64
+_NAMES = ("float32", "float16", "bfloat16")  # of number formats
 _FORMATS = {"gpu": torch.float16, "cpu": torch.float32}
 
 
@@ -87,8 +88,13 @@ class Request:
         check_whole_number("devices", self.devices, 1, _MOST_DEVICES)
         for name in ("steps", "warmup", "batch"):
             check_whole_number(name, getattr(self, name), 1)
-        if self.device is not None and self.device not in DEVICES:
+        for name in ("model", "link"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"{name} must be written as text, not {shown(getattr(self, name))}")
+        if self.device is not None and self.device not in tuple(DEVICES):
             raise ConfigurationError(f"device must be {' or '.join(DEVICES)}, not {shown(self.device)}")
+        if self.dtype is not None and self.dtype not in _NAMES:
+            raise ConfigurationError(f"dtype must be {', '.join(_NAMES)}, not {shown(self.dtype)}")
         if self.tflops is not None:
             check_number("tflops", self.tflops, 0)
         for name in ("device", "tflops"):
