@@ -550,6 +550,7 @@ COMMANDS: list[Typed] = [
             ("--device abacus", "--device must be gpu or cpu, not 'abacus'"),
             ("--measure --tflops 3", "--tflops says what is modelled, and --measure times this machine"),
             ("--measure --device gpu", "--device says what is modelled, and --measure times this machine"),
+            ("--measure --model empty", "--model: the folder 'empty' holds no diffusers pipeline"),
             ("--timeline nowhere/plan.svg", "--timeline nowhere/plan.svg: the folder nowhere does not exist"),
             ("--timeline folder.png", "--timeline folder.png cannot be written"),
         )

@@ -10,9 +10,10 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from asyncdiff.commands.checks import check_out, write_file
-from asyncdiff.commands.options import Model, Steps, Weights
-from asyncdiff.commands.terminal import exit_codes, refuse, stdout
+from asyncdiff.commands.options import AllowPickle, Model, Steps, Weights
+from asyncdiff.commands.terminal import exit_codes, refuse, stdout, warn
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.loading import PICKLE_WARNING
 from asyncdiff.planning.candidates import Candidate
 from asyncdiff.planning.device import DEVICES
 from asyncdiff.planning.drawing import draw
@@ -55,6 +56,7 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Load the weights, and time the denoiser on this machine.")
     ] = False,
+    allow_pickle: AllowPickle = False,
     timeline: Annotated[
         Path | None, typer.Option(help="SVG file to draw what the devices of the chosen way do when.", metavar="FILE")
     ] = None,
@@ -80,12 +82,25 @@ def plan(
         check_out("--timeline", timeline)
     try:
         request = Request(
-            model, devices, memory, link, steps, warmup, batch, device, tflops, dtype.value if dtype else None, measure
+            model=model,
+            devices=devices,
+            memory=memory,
+            link=link,
+            steps=steps,
+            warmup=warmup,
+            batch=batch,
+            device=device,
+            tflops=tflops,
+            dtype=dtype.value if dtype else None,
+            measure=measure,
+            allow_pickle=allow_pickle,
         )
     except ConfigurationError as error:
         refuse(f"--{str(error).replace(' measure ', ' --measure ')}.")
     except AsyncDiffError as error:
         refuse(f"--model: {error}.")
+    if allow_pickle:
+        warn(PICKLE_WARNING)
     with exit_codes():
         told = {"height": height, "width": width, "num_frames": frames}
         try:

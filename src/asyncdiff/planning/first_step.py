@@ -16,7 +16,7 @@ from asyncdiff.denoiser.find import find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.trace import ModuleCall, Trace
-from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.errors import AsyncDiffError, ConfigurationError, TraceError
 from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
 
@@ -46,7 +46,8 @@ class _OverError(BaseException):
 def first_step(pipe: Any, inputs: Mapping[str, Any]) -> FirstStep:
     """Run a hollow pipeline's own call until its first step is over.
 
-    What has weights answers with zeros of the right shape, which are found on shapes alone.
+    What has weights answers with zeros of the right shape, which are found on shapes alone. The pipeline is of no
+    other use afterwards.
 
     Args:
         inputs: what the pipeline is called with, beside a prompt.
@@ -175,5 +176,5 @@ def _zeros(call: ModuleCall) -> Any:
         leaf.constant if leaf.dtype is None else torch.zeros(leaf.shape, dtype=leaf.dtype) for leaf in call.outputs
     ]
     if call.structure is None:
-        raise ConfigurationError("a module did not return")
+        raise TraceError("a module did not return")
     return tree_unflatten(leaves, call.structure)

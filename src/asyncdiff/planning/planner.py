@@ -8,7 +8,7 @@ import torch
 
 from asyncdiff.denoiser.graph import operations
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.loading import load_pipeline, parts_of
+from asyncdiff.loading import check_model, load_pipeline, parts_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
 from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
 from asyncdiff.planning.choosing import choose, mark_best
@@ -83,6 +83,7 @@ class Request:
     tflops: float | None = None
     dtype: str | None = None
     measure: bool = False
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         check_whole_number("devices", self.devices, 1, _MOST_DEVICES)
@@ -100,7 +101,11 @@ class Request:
         for name in ("device", "tflops"):
             if self.measure and getattr(self, name) is not None:
                 raise ConfigurationError(f"{name} says what is modelled, and measure times this machine; give one")
-        _ = self.memory_bytes, read_link(self.link), parts_of(self.model)
+        _ = self.memory_bytes, read_link(self.link)
+        if self.measure:
+            check_model(self.model, self.allow_pickle)
+        else:
+            parts_of(self.model)
 
     @property
     def memory_bytes(self) -> float | None:
@@ -135,6 +140,7 @@ def plan(
     tflops: float | None = None,
     dtype: str | None = None,
     measure: bool = False,
+    allow_pickle: bool = False,
     inputs: Mapping[str, Any] | None = None,
 ) -> Plan:
     """What a model would do on so many devices: time, traffic and memory of every sensible way, and which one to take.
@@ -154,14 +160,15 @@ def plan(
         tflops: 10¹² operations per second that one of them reaches. By default a guess for its kind.
         dtype: number format of the weights. By default float16 on a GPU, float32 on a CPU.
         measure: load the model with its weights, and time its denoiser on this machine.
+        allow_pickle: whether weights to measure with may be read that are no safetensors; pickles can run code.
         inputs: what the pipeline is to be called with, such as height and width, or an image.
 
     Raises:
         ConfigurationError: a value that cannot work, or a pipeline that cannot be run without its weights.
-        ModelError: the model's configuration cannot be read.
+        ModelError: the model's configuration, or the weights to measure with, cannot be read.
         TraceError: the denoiser's call cannot be told without its weights.
     """
-    request = Request(model, devices, memory, link, steps, warmup, batch, device, tflops, dtype, measure)
+    request = Request(model, devices, memory, link, steps, warmup, batch, device, tflops, dtype, measure, allow_pickle)
     return plan_for(request, inputs or {})
 
 
@@ -175,7 +182,7 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     alone: dict[int, AloneTimes] = {}
     if request.measure:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        whole = load_pipeline(request.model, request.dtype, device)
+        whole = load_pipeline(request.model, request.dtype, device, request.allow_pickle)
         whole.set_progress_bar_config(disable=True)
         times = time_calls(whole, step.denoiser, given, groups)
         alone = {count: time_rounds(whole, given, count, times) for count in range(1, request.devices + 1)}

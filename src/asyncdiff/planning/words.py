@@ -20,6 +20,7 @@ class _Tokens(UserDict):
         return self.data[name]
 
     def to(self, *args: Any, **kwargs: Any) -> "_Tokens":
+        """The same on a device."""
         return _Tokens({name: tokens.to(*args, **kwargs) for name, tokens in self.data.items()})
 
 
@@ -47,12 +48,15 @@ class StandInTokenizer:
         )
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        """A conversation as one text."""
         return ""
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        """The words of a text."""
         return text.split()
 
     def batch_decode(self, tokens: Any, **kwargs: Any) -> list[str]:
+        """The texts of token numbers."""
         return [""] * len(tokens)
 
     def __len__(self) -> int:
