@@ -42,10 +42,11 @@ from benchmarks.speedup import GUIDANCE, Subject, demo_dit, demo_unet, gather, g
 WORLD_SIZE = 2
 MODELS = {"demo-unet": demo_unet, "demo-dit": demo_dit, "large-unet": large_unet}
 WAYS: tuple[dict[str, Any], ...] = (
-    {"components": 2, "bridge": 1, "guidance": 1},
-    {"components": 2, "bridge": 2, "guidance": 1},
-    {"components": 1, "bridge": 1, "guidance": 2},
-    {"components": 1, "bridge": 2, "guidance": 2},
+    {"components": 2, "bridge": 1, "guidance": 1, "shard": False},
+    {"components": 2, "bridge": 2, "guidance": 1, "shard": False},
+    {"components": 2, "bridge": 1, "guidance": 1, "shard": True},
+    {"components": 1, "bridge": 1, "guidance": 2, "shard": False},
+    {"components": 1, "bridge": 2, "guidance": 2, "shard": False},
 )
 _LARGE, _SMALL = 2**23, 2**3  # bytes that are sent to find out what the link can do
 _SENT = 20  # how often
@@ -150,14 +151,15 @@ def hold(name: str, settings: Settings, link: Link) -> list[Held]:
     planner = Planner(describe(plain.pipe, step, 1), conditions, {})
     found = []
     for told in WAYS:
-        way = Way(stride=1, shard=False, warmup=settings.warmup, **told)
+        way = Way(stride=1, warmup=settings.warmup, **told)
         predicted = planner.timeline(way).seconds
-        with AsyncDiff(plain.pipe, warmup=settings.warmup, executor="distributed", **told):
-            runs = []
-            for number in range(settings.runs + 1):
-                dist.barrier()
-                taken = max(gather(generate(plain, settings.steps)))
-                runs += [taken] if number else []  # the first one records the call
+        async_diff = AsyncDiff(plain.pipe, warmup=settings.warmup, executor="distributed", **told)
+        runs = []
+        for number in range(settings.runs + 1):
+            dist.barrier()
+            taken = max(gather(generate(plain, settings.steps)))
+            runs += [taken] if number else []  # the first one records the call
+        async_diff.gather()  # the pipeline is whole again, whatever it was divided into
         dist.barrier()
         sequential = max(gather(generate(plain, settings.steps)))
         expected = settings.steps * (times.calls[1.0] + times.outside)

@@ -9,11 +9,12 @@ from asyncdiff.errors import SplitError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
 from asyncdiff.plan.method import FORECAST
+from asyncdiff.plan.ownership import ownership_of
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.planning.indication import Indication, Key, indication_of
 from asyncdiff.planning.links import Link
-from asyncdiff.planning.memory import Memory, heaviest, owners_of
+from asyncdiff.planning.memory import Memory, heaviest
 from asyncdiff.planning.subject import Share, Subject
 from asyncdiff.planning.timeline import Load, Timeline, timeline
 
@@ -144,7 +145,7 @@ class Planner:
 
     def __init__(self, subject: Subject, given: Conditions, indications: Mapping[Key, Indication]) -> None:
         self._subject, self._given, self._indications = subject, given, indications
-        self._divisions: dict[int, Division | None] = {}
+        self._divisions: dict[tuple[int, bool], Division | None] = {}
         self._operations = operations(subject.trace, given.rates)
 
     def candidates(self) -> Iterator[Candidate]:
@@ -153,9 +154,9 @@ class Planner:
             share = self._subject.share_out(way.guidance)
             if share is None:
                 continue
-            division = self._divided(way.components)
-            if division is not None and not (way.shard and owners_of(division) is None):
-                yield self._candidate(way, share)
+            division = self._divided(way)
+            if division is not None:
+                yield self._candidate(way, share, division)
 
     def timeline(self, way: Way) -> Timeline:
         """Who does what when, of one group, if one goes this way.
@@ -163,17 +164,13 @@ class Planner:
         Raises:
             SplitError: the denoiser cannot be divided so.
         """
-        share, division = self._subject.share_out(way.guidance), self._divided(way.components)
+        share, division = self._subject.share_out(way.guidance), self._divided(way)
         if share is None or division is None:
             raise SplitError(f"the denoiser cannot be run with {way}")
-        return self._timeline(way, share, self._scheduled(division, way))
+        return self._timeline(way, share, division)
 
-    def _candidate(self, way: Way, share: Share) -> Candidate:
+    def _candidate(self, way: Way, share: Share, division: Division) -> Candidate:
         given, subject = self._given, self._subject
-        division = self._divided(way.components)
-        if division is None:
-            raise SplitError(f"the denoiser cannot be divided into {way.components} components")
-        division = self._scheduled(division, way)
         found = self._timeline(way, share, division)
         memory = heaviest(subject, division, share)
         plain = given.steps * subject.calls * (given.call[1.0] + given.outside)
@@ -225,20 +222,24 @@ class Planner:
         passes = _PASSES_OF_A_VERSION * (division.schedule.versions - 1) + _PASSES_OF_THE_NEWEST
         return held * passes * self._given.rates.per_byte / self._operations if division.reads_of(rank) else 0.0
 
-    def _divided(self, components: int) -> Division | None:
-        """The division into so many components; None where there are not as many parts."""
-        if components not in self._divisions:
-            schedule = Schedule(components, 1, self._given.warmup, cooldown=FORECAST.cooldown)
+    def _divided(self, way: Way) -> Division | None:
+        """The division of a way; None where there are not as many parts, or weights that are no single part's."""
+        key = way.components, way.shard
+        if key not in self._divisions:
+            schedule = Schedule(way.components, 1, self._given.warmup, cooldown=FORECAST.cooldown, chained=way.shard)
             try:
                 division = divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
+                if way.shard:
+                    ownership_of(division)
+                self._divisions[key] = division
             except SplitError:
-                division = None
-            self._divisions[components] = division
-        return self._divisions[components]
+                self._divisions[key] = None
+        found = self._divisions[key]
+        return None if found is None else self._scheduled(found, way)
 
     def _scheduled(self, division: Division, way: Way) -> Division:
         """The same components, by the schedule of a way."""
-        schedule = replace(division.schedule, stride=way.stride, bridge=way.bridge, chained=way.shard)
+        schedule = replace(division.schedule, stride=way.stride, bridge=way.bridge)
         sent = messages(schedule, division.partition)
         part_of = parts_of_round(division.graph, division.partition, sent, self._given.rates)
         return replace(division, schedule=schedule, messages=sent, part_of=part_of)

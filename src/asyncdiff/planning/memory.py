@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from asyncdiff.denoiser.footprint import peak_bytes
-from asyncdiff.denoiser.trace import paths_to
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.ownership import ownership_of
 from asyncdiff.planning.subject import Share, Subject
 
 # Beside the versions that are kept: one is on its way, and one is forecast.
@@ -37,16 +37,6 @@ class Memory:
         return self.own_weights + self.shared_weights + self.history + self.buffers + self.activations + self.others
 
 
-def owners_of(division: Division) -> dict[str, int] | None:
-    """The component of each unit's module, by name; None where two components call one module."""
-    owners: dict[str, int] = {}
-    for number, unit in enumerate(division.graph.units):
-        owner = division.partition.owner(number)
-        if owner is not None and owners.setdefault(unit.name, owner) != owner:
-            return None
-    return owners
-
-
 def heaviest(subject: Subject, division: Division, share: Share) -> Memory:
     """What the device of a group needs that needs most; the schedule says whether the weights are divided."""
     ranks = range(division.schedule.world_size)
@@ -76,10 +66,10 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
 
 def _weights(subject: Subject, division: Division, component: int) -> tuple[int, int]:
     """Bytes of the weights that a component has for itself, and of those that every device has."""
-    owners = owners_of(division) or {}
+    ownership = ownership_of(division)
     own = everywhere = 0
     for name, size in subject.weights.items():
-        owner = next((owners[path] for path in paths_to(name) if path in owners), None)
+        owner = ownership.of(name)
         own += size if owner == component else 0
         everywhere += size if owner is None else 0
     return own, everywhere
