@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from asyncdiff.denoiser.graph import operations
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.loading import check_model, load_pipeline, parts_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
 from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
@@ -179,13 +179,9 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     step = first_step(pipe, given)
     subject = describe(pipe, step, request.batch)
     groups = [count for count in range(2, request.devices + 1) if subject.share_out(count) is not None]
-    alone: dict[int, AloneTimes] = {}
+    alone: Mapping[int, AloneTimes] = {}
     if request.measure:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        whole = load_pipeline(request.model, request.dtype, device, request.allow_pickle)
-        whole.set_progress_bar_config(disable=True)
-        times = time_calls(whole, step.denoiser, given, groups)
-        alone = {count: time_rounds(whole, given, count, times) for count in range(1, request.devices + 1)}
+        times, alone = _measured(request, step.denoiser, given, groups)
     else:
         times = _modelled(request, subject, groups)
     conditions = Conditions(
@@ -225,3 +221,20 @@ def _modelled(request: Request, subject: Subject, groups: list[int]) -> Times:
     speed = device.speed if request.tflops is None else request.tflops * 1e12
     parts = {share.part for count in (1, *groups) if (share := subject.share_out(count)) is not None}
     return Times({part: operations(subject.trace, device.rates, part) / speed for part in parts}, outside=0.0)
+
+
+def _measured(
+    request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int]
+) -> tuple[Times, Mapping[int, AloneTimes]]:
+    """Seconds of calls, and of rounds by the number of components, on this machine."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load_pipeline(request.model, request.dtype, device, request.allow_pickle)
+    pipe.set_progress_bar_config(disable=True)
+    times = time_calls(pipe, denoiser, given, groups)
+    alone = {}
+    for components in range(1, request.devices + 1):
+        try:
+            alone[components] = time_rounds(pipe, given, components, times)
+        except SplitError:
+            break  # there are no more parts
+    return times, alone
