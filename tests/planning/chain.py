@@ -40,7 +40,8 @@ def subject(calls: int = 1) -> Subject:
         weights={name: weight.numel() * 4 for name, weight in denoiser.named_parameters()},
         twins=1,
         buffers=10,
-        others={"vae": 1000},
+        others={"text_encoder": 1000, "vae": 700},
+        common=50,
     )
 
 

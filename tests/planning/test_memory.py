@@ -61,14 +61,20 @@ def test_a_device_that_has_all_weights_by_hand() -> None:
     assert (memory.own_weights, memory.shared_weights) == (0, LAYERS * LAYER)
     assert memory.history == 8 * TENSOR
     assert memory.activations == 2 * TENSOR
-    assert (memory.buffers, memory.others) == (10, 1000)
-    assert memory.total == LAYERS * LAYER + 10 * TENSOR + 1010
+    assert (memory.buffers, memory.others) == (10, 1750)
+    assert memory.total == LAYERS * LAYER + 10 * TENSOR + 1760
 
 
 @pytest.mark.parametrize("components", [2, 4])
 def test_a_device_that_has_its_part_by_hand(components: int) -> None:
     memory = heaviest(subject(), divided(Schedule(components, 1, 1, chained=True), FORECAST), WHOLE)
     assert (memory.own_weights, memory.shared_weights) == (LAYERS * LAYER // components, 0)
+
+
+def test_other_parts_are_dealt_out_where_weights_are_divided() -> None:
+    """Both devices have two layers; the text encoder is the first one's, the VAE the second one's, which forecasts."""
+    memory = heaviest(subject(), divided(Schedule(2, 1, 1, chained=True), FORECAST), WHOLE)
+    assert (memory.history, memory.others) == (8 * TENSOR, 750)
 
 
 def test_half_a_batch_takes_half_of_what_grows_with_it() -> None:

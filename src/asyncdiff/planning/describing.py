@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from asyncdiff.denoiser.find import find_denoisers
+from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.planning.first_step import FirstStep
 from asyncdiff.planning.subject import Subject
 
@@ -21,6 +22,9 @@ def describe(pipe: Any, step: FirstStep, pictures: int) -> Subject:
     denoisers = find_denoisers(pipe)
     denoiser = denoisers[step.denoiser]
     like = {name for name, other in denoisers.items() if _weights(other) == _weights(denoiser)}
+    parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module) and name not in like}
+    # What takes a timestep works with the denoiser, and is where that is.
+    apart = {name: size for name, part in parts.items() if not has_timestep(part) and (size := _size(part))}
     return Subject(
         kind=type(denoiser).__name__,
         trace=step.trace,
@@ -29,16 +33,17 @@ def describe(pipe: Any, step: FirstStep, pictures: int) -> Subject:
         weights=_weights(denoiser),
         twins=len(like),
         buffers=len(like) * _buffers(denoiser),
-        others={
-            name: sum(_weights(part).values()) + _buffers(part)
-            for name, part in pipe.components.items()
-            if isinstance(part, nn.Module) and name not in like
-        },
+        others=apart,
+        common=sum(_buffers(part) + (0 if name in apart else _size(part)) for name, part in parts.items()),
     )
 
 
 def _weights(module: nn.Module) -> Mapping[str, int]:
     return {name: weight.numel() * weight.element_size() for name, weight in module.named_parameters()}
+
+
+def _size(module: nn.Module) -> int:
+    return sum(_weights(module).values())
 
 
 def _buffers(module: nn.Module) -> int:

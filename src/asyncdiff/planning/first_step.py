@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._pytree import tree_unflatten
+from torch.utils._pytree import tree_map, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.find import find_denoisers
 from asyncdiff.denoiser.form import CallForm
-from asyncdiff.denoiser.rehearsal import rehearse
+from asyncdiff.denoiser.rehearsal import rehearse, result_form
 from asyncdiff.denoiser.trace import ModuleCall, Trace
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, TraceError
 from asyncdiff.hooks import intercept_call, listen
@@ -151,9 +151,9 @@ class _Watched:
         self._is_inside = True
         try:
             # The module is given the very lists of its caller: some keep in them what their next call goes on with.
-            trace = rehearse(module, Call(lambda: call(), (), {}))
+            result = result_form(module, Call(lambda: call(), (), {}))
             _replace_shapes(call.given)
-            return _zeros(trace.calls[0])
+            return tree_map(_with_zeros, result)
         finally:
             self._is_inside = False
 
@@ -164,10 +164,12 @@ def _replace_shapes(arguments: Any) -> None:
         for value in arguments.values() if isinstance(arguments, dict) else arguments:
             _replace_shapes(value)
     if isinstance(arguments, list):
-        arguments[:] = [
-            torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, FakeTensor) else value
-            for value in arguments
-        ]
+        arguments[:] = map(_with_zeros, arguments)
+
+
+def _with_zeros(value: Any) -> Any:
+    """Zeros in the place of a tensor that has a shape only."""
+    return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, FakeTensor) else value
 
 
 def _zeros(call: ModuleCall) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from asyncdiff.denoiser.footprint import peak_bytes
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.ownership import ownership_of
+from asyncdiff.plan.places import places_of
 from asyncdiff.planning.subject import Share, Subject
 
 # Beside the versions that are kept: one is on its way, and one is forecast.
@@ -21,7 +22,7 @@ class Memory:
         history: versions of live edges, the one that is on its way, and what is forecast of them.
         buffers: the denoiser's own, and those from which live edges are sent.
         activations: the most that a call's tensors take at once, as counted.
-        others: the other parts of the pipeline.
+        others: the other parts of the pipeline, or those of them that this device has.
     """
 
     own_weights: int
@@ -60,8 +61,16 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
         history=round(streams * history) if division.reads_of(rank) else 0,
         buffers=subject.buffers + round(streams * sent),
         activations=round(share.part * peak),
-        others=sum(subject.others.values()),
+        others=subject.common + _others(subject, division, rank),
     )
+
+
+def _others(subject: Subject, division: Division, rank: int) -> int:
+    """Bytes of the other parts that a rank has: all, or where weights are divided those that were dealt to it."""
+    if not division.schedule.chained:
+        return sum(subject.others.values())
+    places = places_of(subject.others, division.schedule.world_size)
+    return sum(size for name, size in subject.others.items() if places[name] == rank)
 
 
 def _weights(subject: Subject, division: Division, component: int) -> tuple[int, int]:

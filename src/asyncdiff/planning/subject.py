@@ -25,7 +25,8 @@ class Subject:
         twins: how many denoisers there are like this one, itself counted: some pipelines have one for each part of
             the steps.
         buffers: bytes of the denoiser's buffers.
-        others: bytes of each other part of the pipeline, by name.
+        others: bytes of the weights of each other part that one device of several can have alone, by name.
+        common: bytes of all else, which every device has.
     """
 
     kind: str
@@ -36,6 +37,7 @@ class Subject:
     twins: int
     buffers: int
     others: Mapping[str, int]
+    common: int
 
     @property
     def batch(self) -> int:
