@@ -11,6 +11,7 @@ from asyncdiff.denoiser.residual import find_bases
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.cost import cost, fast_enough, speedup
 from asyncdiff.plan.method import PAPER, Method
+from asyncdiff.plan.ownership import Ownership, owners_of
 from asyncdiff.plan.partition import Partition, divide, divide_as_told, wire
 from asyncdiff.plan.routing import Message, messages, parts_of_round, reads_of
 from asyncdiff.plan.schedule import Schedule, Step
@@ -96,18 +97,24 @@ def divide_denoiser(
     rates: DeviceRates,
     method: Method = PAPER,
     goal: Goal | None = None,
+    ownership: Ownership | None = None,
 ) -> Division:
     """Divide a traced denoiser into the schedule's components, as told by `split` or by balance.
 
     With a goal, as many steps are bridged as it takes. Where a rank has its component's weights alone, these are
-    balanced first.
+    balanced first; with an ownership, units go to those that have their weights.
 
     Raises:
         SplitError: the denoiser cannot be divided so.
     """
-    named = [name for names in split or () for name in names]
+    named = [name for names in split or () for name in names] if ownership is None else ownership.names
     fine = build_graph(trace, rates, named)
-    partition = divide(fine, schedule.components, schedule.chained) if split is None else divide_as_told(fine, split)
+    if ownership is not None:
+        partition = wire(fine, owners_of(fine, ownership))
+    elif split is not None:
+        partition = divide_as_told(fine, split)
+    else:
+        partition = divide(fine, schedule.components, schedule.chained)
     graph, owners = coarsen(trace, fine, [partition.owner(unit) for unit in range(len(fine.units))])
     partition = wire(graph, owners, find_bases(trace, graph, owners) if method.residual else None)
     # Where the predictor alone makes what the last layers read, there is nothing to sum.

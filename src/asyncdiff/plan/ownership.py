@@ -1,12 +1,11 @@
-"""Which component has which weights: found in one division, and kept to by all that follow. Pure."""
+"""Which components have which weights: found in one division, and kept to by all that follow. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import paths_to
-from asyncdiff.errors import SplitError
-from asyncdiff.plan.division import Division
-from asyncdiff.plan.split import Split
+from asyncdiff.plan.partition import Partition
 
 
 @dataclass(frozen=True)
@@ -14,36 +13,43 @@ class Ownership:
     """Who has a denoiser's weights.
 
     Attributes:
-        owners: for each module that is given to a component whole, by name, the component.
+        units: for each unit call, by name and ordinal, the component that computes it; None for all of them.
         components: how many there are.
     """
 
-    owners: Mapping[str, int]
+    units: Mapping[tuple[str, int], int | None]
     components: int
 
-    def of(self, weight: str) -> int | None:
-        """The component that has a weight, given by its name in the denoiser; None where every device has it."""
-        return next((self.owners[path] for path in paths_to(weight) if path in self.owners), None)
+    def of(self, weight: str) -> frozenset[int] | None:
+        """The components that have a weight, given by its name in the denoiser; None where all have it.
 
-    def split(self) -> Split:
-        """The modules of each component, as a division by hand takes them."""
-        return [[name for name, owner in self.owners.items() if owner == number] for number in range(self.components)]
+        All do where it is in nothing that was called, or in no unit. A part of one unit may be called as another.
+        """
+        paths = frozenset(paths_to(weight))
+        found = {owner for (name, _), owner in self.units.items() if name in paths}
+        owners = frozenset(owner for owner in found if owner is not None)
+        return owners if owners and None not in found else None
+
+    def owner(self, name: str, ordinal: int) -> int | None:
+        """The component that computes a unit call, perhaps of a division whose units are smaller; None for all."""
+        for path in reversed([*paths_to(name)]):
+            for key in ((path, ordinal), (path, 0)):
+                if key in self.units:
+                    return self.units[key]
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All units' names."""
+        return tuple(dict.fromkeys(name for name, _ in self.units))
 
 
-def ownership_of(division: Division) -> Ownership:
-    """Who has which weights where a denoiser is divided so. What was not called, and glue, every device has.
+def ownership_of(graph: Graph, partition: Partition) -> Ownership:
+    """Who has which weights where a denoiser is divided so."""
+    units = {(unit.name, unit.ordinal): partition.owner(number) for number, unit in enumerate(graph.units)}
+    return Ownership(units, len(partition.components))
 
-    Raises:
-        SplitError: a module is called by two components.
-    """
-    owners: dict[str, int] = {}
-    for number, unit in enumerate(division.graph.units):
-        owner = division.partition.owner(number)
-        if owner is None:
-            continue
-        if owners.setdefault(unit.name, owner) != owner:
-            raise SplitError(
-                f"{unit.name!r} is called several times, by components {owners[unit.name]} and {owner}, so that its "
-                "weights cannot be given to one of them; attach without shard, or divide by hand with split="
-            )
-    return Ownership(owners, len(division.partition.components))
+
+def owners_of(graph: Graph, ownership: Ownership) -> tuple[int | None, ...]:
+    """For each unit call of a graph, the component that computes it, as weights were given out."""
+    return tuple(ownership.owner(unit.name, unit.ordinal) for unit in graph.units)

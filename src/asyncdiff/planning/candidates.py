@@ -9,7 +9,6 @@ from asyncdiff.errors import SplitError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
 from asyncdiff.plan.method import FORECAST
-from asyncdiff.plan.ownership import ownership_of
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.planning.indication import Indication, Key, indication_of
@@ -223,15 +222,12 @@ class Planner:
         return held * passes * self._given.rates.per_byte / self._operations if division.reads_of(rank) else 0.0
 
     def _divided(self, way: Way) -> Division | None:
-        """The division of a way; None where there are not as many parts, or weights that are no single part's."""
+        """The division of a way; None where there are not as many parts."""
         key = way.components, way.shard
         if key not in self._divisions:
             schedule = Schedule(way.components, 1, self._given.warmup, cooldown=FORECAST.cooldown, chained=way.shard)
             try:
-                division = divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
-                if way.shard:
-                    ownership_of(division)
-                self._divisions[key] = division
+                self._divisions[key] = divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
             except SplitError:
                 self._divisions[key] = None
         found = self._divisions[key]

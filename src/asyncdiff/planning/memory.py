@@ -75,12 +75,12 @@ def _others(subject: Subject, division: Division, rank: int) -> int:
 
 def _weights(subject: Subject, division: Division, component: int) -> tuple[int, int]:
     """Bytes of the weights that a component has for itself, and of those that every device has."""
-    ownership = ownership_of(division)
+    ownership = ownership_of(division.graph, division.partition)
     own = everywhere = 0
     for name, size in subject.weights.items():
-        owner = ownership.of(name)
-        own += size if owner == component else 0
-        everywhere += size if owner is None else 0
+        owners = ownership.of(name)
+        own += size if owners is not None and component in owners else 0
+        everywhere += size if owners is None else 0
     return own, everywhere
 
 

@@ -95,11 +95,16 @@ class Divisions:
         split, batch = context.settings.split, context.form.batch(call)
         if context.schedule.chained:
             trace = rehearse(context.denoiser, call, batch)
-            split = split if self._ownership is None else self._ownership.split()
         else:
             result, trace = record(context.denoiser, call.with_own_containers(), batch)
         division = divide_denoiser(
-            trace, context.schedule, split, rates_of(context.device), context.settings.chosen_method, goal
+            trace,
+            context.schedule,
+            split,
+            rates_of(context.device),
+            context.settings.chosen_method,
+            goal,
+            self._ownership,
         )
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
@@ -110,7 +115,7 @@ class Divisions:
         owners = [division.partition.owner(unit) for unit in range(len(division.graph.units))]
         context.exchange.check_agreement(lambda: [Statement(what, str(owners))], what)
         if context.schedule.chained and self._ownership is None:
-            self._ownership = ownership_of(division)
+            self._ownership = ownership_of(division.graph, division.partition)
             if context.share is not None:
                 own = {division.schedule.component_of(rank) for rank in context.exchange.ranks}
                 context.share.take(self._ownership, own)

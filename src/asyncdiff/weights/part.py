@@ -49,7 +49,7 @@ class PlacedPart:
 
     def __init__(self, module: nn.Module, owner: int, group: Group, device: torch.device) -> None:
         self.share = Share(module, device)
-        self.share.take(Ownership({"": owner}, group.size), {group.own})
+        self.share.take(Ownership({("", 0): owner}, group.size), {group.own})
         self._module = module
         self._owner = owner
         self._group = group

@@ -40,6 +40,7 @@ class Share:
         self._denoiser = denoiser
         self._device = device
         self._own: frozenset[int] = frozenset()  # components
+        self._owners: dict[str, frozenset[int] | None] = {}  # of weights, by name
         self._aside = {place: weight for _, place, weight in _weights(denoiser)}
         for place, weight in self._aside.items():
             place.module._parameters[place.name] = Elsewhere.like(weight, device)
@@ -48,7 +49,7 @@ class Share:
 
     def take(self, ownership: Ownership, components: Collection[int]) -> None:
         """Fetch the weights of some components, and those that every device has; the others are let go."""
-        self.ownership, self._own = ownership, frozenset(components)
+        self.ownership, self._own, self._owners = ownership, frozenset(components), {}
         fetched: dict[int, nn.Parameter] = {}  # a weight in two places is one weight
         for name, place, weight in list(_weights(self._denoiser)):
             found = self._aside.pop(place, weight)
@@ -77,8 +78,9 @@ class Share:
         if self.put_back():
             return
         for name, place, weight in list(_weights(self._denoiser)):
-            owner = None if self.ownership is None else self.ownership.of(name)
-            if owner is not None:
+            owners = self._owners_of(name)
+            if owners is not None:
+                owner = min(owners)
                 is_here = owner in self._own
                 held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
                 shared = exchange.share({0: [held]}, Moment(results=((0, owner),))).finish()[0][0]
@@ -98,7 +100,7 @@ class Share:
             found = self._aside.get(place, weight)
             if isinstance(found, Unread):
                 yield name, found.sample()
-            elif not isinstance(found, Elsewhere) and (self.ownership is None or self.ownership.of(name) is None):
+            elif not isinstance(found, Elsewhere) and self._owners_of(name) is None:
                 yield name, found
 
     def _check_conversion(self, conversion: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> None:
@@ -108,8 +110,16 @@ class Share:
             raise not_here("on another rank")
 
     def _is_here(self, name: str) -> bool:
-        owner = None if self.ownership is None else self.ownership.of(name)
-        return owner is None or owner in self._own
+        owners = self._owners_of(name)
+        return owners is None or not owners.isdisjoint(self._own)
+
+    def _owners_of(self, name: str) -> frozenset[int] | None:
+        """The components that have a weight; None where all have it, and as long as no weight was let go."""
+        if self.ownership is None:
+            return None
+        if name not in self._owners:
+            self._owners[name] = self.ownership.of(name)
+        return self._owners[name]
 
 
 def _read(weight: nn.Parameter) -> nn.Parameter:
