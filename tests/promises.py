@@ -22,6 +22,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/runtime/test_methods.py::test_processes_give_what_one_process_gives",
         "tests/plan/test_storage.py",
     ),
+    "Divided weights give the same picture": (
+        "tests/runtime/test_chain.py",
+        "tests/weights/test_parts.py",
+        "tests/denoiser/test_rehearsal.py",
+    ),
     "The live edges are all that is needed, and each is needed": (
         "tests/zoo/test_zoo.py::test_quick_part",
         "tests/zoo/test_zoo.py::test_a_missing_live_edge_would_show",

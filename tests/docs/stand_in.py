@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from asyncdiff import load_demo
+from asyncdiff import load_demo, loading
+from asyncdiff.demo import demo_folder
 
 STEPS = 12  # of the second call
 
@@ -27,8 +28,10 @@ def main(block: Path, demo: Any, folder: Path) -> None:
     def to(pipe: DiffusionPipeline, *given: Any, **named: Any) -> DiffusionPipeline:
         return pipe  # there is no GPU, and half precision takes a CPU far longer
 
-    DiffusionPipeline.from_pretrained = classmethod(from_pretrained)
-    DiffusionPipeline.to = to
+    if "from_pretrained" in block.read_text(encoding="utf-8"):
+        DiffusionPipeline.from_pretrained = classmethod(from_pretrained)
+        DiffusionPipeline.to = to
+    loading._folder_of = lambda model: demo_folder(demo)
     torch.set_num_threads(1)
     names: dict[str, Any] = {"__name__": "__main__"}
     os.chdir(folder)
