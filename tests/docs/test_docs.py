@@ -51,7 +51,7 @@ def python_blocks(attaching: bool) -> list[Any]:
         pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
         for page in PAGES
         for number, text in enumerate(blocks(page, "python"))
-        if ("AsyncDiff(" in text) == attaching
+        if ("AsyncDiff(" in text or "asyncdiff.load(" in text) == attaching
     ]
 
 

@@ -16,6 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from asyncdiff.denoiser.elsewhere import Unread
 from asyncdiff.errors import ModelError
 
+_SAMPLES = 16
 _SAFE = "diffusion_pytorch_model.safetensors"
 
 
@@ -34,6 +35,9 @@ class WeightFiles:
     def __init__(self, folder: Path, dtype: torch.dtype, single: tuple[str, ...] = ()) -> None:
         self._dtype = dtype
         self._single = single
+        # Apart from each other: what was looked at for a sample is let go with these.
+        self._reading: dict[Path, Any] = {}
+        self._sampling: dict[Path, Any] = {}
         index = folder / f"{_SAFE}.index.json"
         if index.is_file():
             names: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -49,8 +53,7 @@ class WeightFiles:
 
     def read(self, name: str) -> Tensor:
         """A weight, in the host's memory."""
-        with safe_open(self._files[name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+        tensor: Tensor = self._opened(self._reading, name).get_tensor(name)
         if not tensor.is_floating_point():
             return tensor
         stays = any(part in name.split(".") for part in self._single)
@@ -58,9 +61,16 @@ class WeightFiles:
 
     def sample(self, name: str) -> Tensor:
         """The first of its numbers."""
-        with safe_open(self._files[name], framework="pt") as file:
-            found: Tensor = file.get_slice(name)[:1] if file.get_slice(name).get_shape() else file.get_tensor(name)
-        return found
+        file = self._opened(self._sampling, name)
+        first: Tensor = file.get_slice(name)[:1] if file.get_slice(name).get_shape() else file.get_tensor(name)
+        return first.flatten()[:_SAMPLES].clone()  # a view would keep the file's memory
+
+    def _opened(self, opened: dict[Path, Any], name: str) -> Any:
+        """The file that has a weight. Each file is mapped once, so that its memory counts once."""
+        path = self._files[name]
+        if path not in opened:
+            opened[path] = safe_open(path, framework="pt")
+        return opened[path]
 
 
 def can_be_read_by_parts(folder: Path) -> bool:
