@@ -29,19 +29,21 @@ class DistributedExchange:
     def relay(self, division: Division, links: Sequence[Link], device: torch.device) -> DistributedRelay:
         return DistributedRelay(self._team, division, links, device)
 
-    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "_Sharing":
+    def share(
+        self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = "the noise prediction of step"
+    ) -> "_Sharing":
         team, shared, batch = self._team, dict[int, list[Tensor]](), list[Transfer]()
         for key, source in moment.results:
-            what = f"the noise prediction of step {key} from rank {team.members[source]}"
+            name = f"{what} {key} from rank {team.members[source]}"
             shared[key] = []
             for tensor in results[key]:
                 if source == team.rank:
                     held = tensor.contiguous()
                     peers = [member for member in team.members if member != team.members[source]]
-                    batch += [Transfer(True, peer, held, what) for peer in peers]
+                    batch += [Transfer(True, peer, held, name) for peer in peers]
                 else:
                     held = torch.empty_like(tensor, memory_format=torch.contiguous_format)
-                    batch.append(Transfer(False, team.members[source], held, what))
+                    batch.append(Transfer(False, team.members[source], held, name))
                 shared[key].append(held)
         return _Sharing(team.start(batch), shared)
 

@@ -29,7 +29,8 @@ class LocalExchange:
         del division, device
         return LocalRelay(links, self.traffic)
 
-    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> "Shared":
+    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = "") -> "Shared":
+        del what  # nothing can fail
         return Shared({key: list(results[key]) for key, _ in moment.results})
 
     def check_agreement(self, statements: Statements, what: str) -> None:

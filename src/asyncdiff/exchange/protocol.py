@@ -86,11 +86,13 @@ class Exchange(Protocol):
     def relay(self, division: Division, links: Sequence[Link], device: torch.device) -> Relay:
         """What hands on, from link to link of one chained step, what is computed on a device."""
 
-    def share(self, results: Mapping[int, Sequence[Tensor]], moment: Moment) -> Sharing:
+    def share(
+        self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = "the noise prediction of step"
+    ) -> Sharing:
         """Begin to give every rank the results of a moment.
 
         `results` holds, for each of them, tensors of the right shape; those that a rank of this process has made are
-        the results.
+        the results. In an error one is named by `what` and its number.
         """
 
     def check_agreement(self, statements: Statements, what: str) -> None:
