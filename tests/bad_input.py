@@ -78,6 +78,7 @@ SETTINGS: list[Setting] = [
     *(row for name in _REAL for row in _numbers(name, "a finite number", HUGE, shown=f"{str(HUGE)[:60]}…")),
     *_numbers("timeout", "a number of at most 1e+09", 2e9),
     *_numbers("time_shift", "True or False", 1, 0, "yes", np.bool_(True)),
+    *_numbers("share_decode", "True or False", 1, 0, "yes", np.bool_(True)),
     *_numbers("method", "'paper' or 'forecast' or a Method", "magic", "", "Paper", 1, [], {}),
     *_numbers("executor", "'auto', 'local' or 'distributed'", "threads", "", True, []),
     *_numbers("backend", "a name, for instance 'gloo'", "", 1, True, ["gloo"]),

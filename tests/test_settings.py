@@ -80,6 +80,7 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
         "resync_every": 4,
         "shard": True,
         "place": {"vae": 0},
+        "share_decode": True,
         "method": Method("linear"),
         "executor": "distributed",
         "process_group": object(),

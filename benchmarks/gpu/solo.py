@@ -137,7 +137,7 @@ def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]
     clock = Clock(loop)
     try:
         mesh = settings.mesh(world.size)
-        attachment = Attachment({part: denoiser}, {}, settings, mesh, world, clock)
+        attachment = Attachment({part: denoiser}, {}, {}, settings, mesh, world, clock)
         undo = intercept_call(denoiser, partial(attachment.denoise, part))
         try:
             yield

@@ -19,7 +19,7 @@ from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
-from asyncdiff.hooks import intercept_call, is_intercepted
+from asyncdiff.hooks import intercept_call, intercept_method, is_intercepted
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method
 from asyncdiff.plan.numbers import shown
@@ -30,6 +30,7 @@ from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.calling import wants_gradients
 from asyncdiff.runtime.clock import Clock, find_schedulers
+from asyncdiff.runtime.decoding import find_decoders
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
@@ -73,6 +74,8 @@ class AsyncDiff:
             device after the other. For a pipeline on the CPU; guidance is 1 unless it is given.
         place: With shard, the rank of a group that alone has a part of the pipeline beside the denoiser (text encoders,
             VAE): it computes, the others receive. By name; None for all ranks. By default dealt out to even memory out.
+        share_decode: The VAE's decoding is shared out among the devices: pictures or frames of a batch, or its tiles,
+            where tiling is on. The same picture.
         method: What stands in for what other devices are still computing: forecast, what the steps before let expect;
             or paper, what they made last, much farther from the ordinary picture.
         executor: distributed: a process for each device; local: all in this process, the same numbers; auto:
@@ -113,6 +116,7 @@ class AsyncDiff:
         resync_every: int | None = None,
         shard: bool = False,
         place: Places | None = None,
+        share_decode: bool = False,
         method: MethodName | Method = "forecast",
         executor: Executor = "auto",
         process_group: Processes | None = None,
@@ -133,6 +137,7 @@ class AsyncDiff:
             resync_every,
             shard,
             place,
+            share_decode,
             method,
             executor,
             process_group,
@@ -158,6 +163,7 @@ class AsyncDiff:
             _check_split(name, denoiser, split)
         self.pipe = pipe
         self._denoisers = denoisers
+        self._decoders = find_decoders(pipe, denoisers) if settings.share_decode else {}
         self._begun = self._broken_off = -1  # generations
         self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
@@ -180,14 +186,22 @@ class AsyncDiff:
                 if self._sharing is not None:
                     own = self._layout.told.coordinates(self.rank)[1]
                     group = Group(self._layout.told.component, own, self._exchange_of_parts, self._break_off_by)
-                    self._sharing.place(settings.place, group)
+                    self._sharing.place(_places(settings.place, self._decoders), group)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
                 self._watch_wrapper(name, denoiser)
             self._generations = Generations(
-                pipe, denoisers, self._clock, settings.timeout, self._begin_call, self._break_off
+                pipe,
+                denoisers,
+                self._clock,
+                settings.timeout,
+                self._begin_call,
+                self._break_off,
+                goes_on=bool(self._decoders),
             )
             self._undo.append(self._generations.close)
+            for name, part in self._decoders.items():
+                self._undo.append(intercept_method(part, "decode", functools.partial(self._decode, name)))
         except AsyncDiffError:
             self.disable()
             raise
@@ -276,7 +290,9 @@ class AsyncDiff:
     def _attach(self, mesh: Mesh) -> None:
         self._detach()
         shares = {} if self._sharing is None else self._sharing.shares
-        self._attachment = Attachment(self._denoisers, shares, self.settings, mesh, self._world, self._clock)
+        self._attachment = Attachment(
+            self._denoisers, shares, self._decoders, self.settings, mesh, self._world, self._clock
+        )
 
     def _detach(self) -> None:
         attached, self._attachment = self._attachment, None
@@ -301,6 +317,17 @@ class AsyncDiff:
         # A generation may begin unannounced; that shows in its first call, which then has been computed already.
         self._begun = self._clock.generation
         return result
+
+    def _decode(self, name: str, call: Call) -> Any:
+        """Stands in for a part's `decode`; shared out where all ranks come to it, at the end of one generation."""
+        is_complete = self._clock.is_over and self._begun == self._clock.generation != self._broken_off
+        if not is_complete or not self._generations.is_pipelines_own(self._decoders[name], call):
+            return call()
+        try:
+            return self._present().decode(name, call)
+        except BaseException as error:
+            self._break_off(told(error))
+            raise
 
     def _in_full(self, name: str, call: Call) -> Any:
         """The result of a call that is part of no generation."""
@@ -417,6 +444,21 @@ def _join_world(settings: Settings, device: torch.device, is_distributed: bool) 
     if is_distributed:
         return DistributedWorld(device, settings.timeout, settings.backend, settings.process_group)
     return LocalWorld(DEVICES_OF_PREVIEW + settings.stride - 1, device)
+
+
+def _places(told: Places | None, decoders: Mapping[str, nn.Module]) -> Places | None:
+    """Where the user wants parts; those whose decoding is shared out are needed on every rank.
+
+    Raises:
+        ConfigurationError: the user wants one of these on one rank.
+    """
+    for name in decoders:
+        if (told or {}).get(name) is not None:
+            raise ConfigurationError(
+                f"share_decode=True needs the {name!r} on every rank, and place gives it to one; give one of them, or "
+                f"place={{{name!r}: None}}"
+            )
+    return {**dict.fromkeys(decoders), **(told or {})} if decoders else told
 
 
 def _check_pipeline(pipe: Any) -> None:

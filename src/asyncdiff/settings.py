@@ -121,6 +121,11 @@ class Settings:
         "VAE): it computes, the others receive. By name; None for all ranks. By default dealt out to even memory out.",
         is_option=False,
     )
+    share_decode: bool = _setting(
+        False,
+        "The VAE's decoding is shared out among the devices: pictures or frames of a batch, or its tiles, where tiling "
+        "is on. The same picture.",
+    )
     method: MethodName | Method = _setting(
         "forecast",
         "What stands in for what other devices are still computing: forecast, what the steps before let expect; or "
@@ -158,7 +163,7 @@ class Settings:
                 "process_group names the processes that take part, but executor='local' computes in this one alone; "
                 "give one of them"
             )
-        for name in ("time_shift", "shard"):
+        for name in ("time_shift", "shard", "share_decode"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):

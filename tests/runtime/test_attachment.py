@@ -48,7 +48,7 @@ def test_a_second_exchange_that_fails_closes_the_first() -> None:
     denoisers = find_denoisers(pipe)
     before, clock = _hooks(denoisers), Clock(pipe)
     with pytest.raises(ExchangeError, match="a rank is not there"):
-        Attachment(denoisers, Settings(components=1, guidance=2), Mesh(2, 1), world, clock)
+        Attachment(denoisers, {}, {}, Settings(components=1, guidance=2), Mesh(2, 1), world, clock)
     clock.close()
     assert [each.is_open for each in world.made] == [False]
     assert _hooks(denoisers) == before

@@ -16,6 +16,7 @@ from asyncdiff.plan.mesh import Mesh
 from asyncdiff.report import DenoiserReport
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.decoding import Decoding
 from asyncdiff.runtime.denoiser import DenoiserRuntime
 from asyncdiff.runtime.guidance import Guidance
 from asyncdiff.runtime.units import UnitHooks
@@ -35,6 +36,7 @@ class Attachment:
         self,
         denoisers: Mapping[str, nn.Module],
         shares: Mapping[str, Share],
+        decoders: Mapping[str, nn.Module],
         settings: Settings,
         mesh: Mesh,
         world: World,
@@ -43,8 +45,10 @@ class Attachment:
         self.mesh = mesh
         self.exchange: Exchange = world.exchange(mesh.groups())
         self._axis: Exchange = LocalExchange(1)
+        self._everyone: Exchange = LocalExchange(1)
         self._runtimes: dict[str, DenoiserRuntime] = {}
         self._guidances: list[Guidance] = []
+        self._decodings: dict[str, Decoding] = {}
         if settings.target_speedup is not None:
             settings = replace(settings, target_speedup=settings.target_speedup / mesh.guidance)
         schedule = settings.schedule(mesh.component - settings.stride + 1)
@@ -70,19 +74,27 @@ class Attachment:
                 self._runtimes[name] = runtime
                 if mesh.guidance > 1:
                     self._guidances.append(Guidance(runtime, self._axis, mesh.guidance))
+            if decoders and world.rank is not None and world.size > 1:
+                self._everyone = world.exchange([range(world.size)])
+                for name, part in decoders.items():
+                    self._decodings[name] = Decoding(name, part, self._everyone, world.size)
         except BaseException:
             self.detach()
             raise
 
     @property
+    def _exchanges(self) -> tuple[Exchange, ...]:
+        return self.exchange, self._axis, self._everyone
+
+    @property
     def bytes_sent(self) -> int:
         """By this process in this generation."""
-        return self.exchange.traffic.bytes_sent + self._axis.traffic.bytes_sent
+        return sum(exchange.traffic.bytes_sent for exchange in self._exchanges)
 
     @property
     def seconds_waited(self) -> float:
         """For other ranks in this generation."""
-        return self.exchange.traffic.seconds_waited + self._axis.traffic.seconds_waited
+        return sum(exchange.traffic.seconds_waited for exchange in self._exchanges)
 
     @property
     def is_shared(self) -> bool:
@@ -98,9 +110,14 @@ class Attachment:
         """The ordinary result of a denoiser's call that belongs to no generation."""
         return self._runtimes[name].whole(call)
 
+    def decode(self, name: str, call: Call) -> Any:
+        """The result of a part's `decode`; in one process there is nobody to share it with."""
+        decoding = self._decodings.get(name)
+        return call() if decoding is None else decoding.decode(call)
+
     def begin_generation(self) -> None:
         """Count anew."""
-        for exchange in (self.exchange, self._axis):
+        for exchange in self._exchanges:
             exchange.traffic.bytes_sent = 0
             exchange.traffic.seconds_waited = 0.0
 
@@ -143,8 +160,8 @@ class Attachment:
     def detach(self) -> None:
         """Leave the denoisers as they were."""
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
-            stack.callback(self.exchange.close)
-            stack.callback(self._axis.close)
+            for exchange in self._exchanges:
+                stack.callback(exchange.close)
             for guidance in self._guidances:
                 stack.callback(guidance.detach)
             for runtime in self._runtimes.values():

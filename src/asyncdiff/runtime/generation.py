@@ -44,6 +44,7 @@ class Generations:
         timeout: seconds that one thread waits for another one's generation.
         on_begin: told that a call of a pipeline begins, before anything is done in it.
         on_failure: told why a generation is broken off.
+        goes_on: whether ranks may wait for each other after the last step too, until the pipeline's call ends.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Generations:
         timeout: float,
         on_begin: Callable[[], None],
         on_failure: Callable[[str], None],
+        goes_on: bool = False,
     ) -> None:
         self._pipeline = pipeline
         self._denoisers = denoisers
@@ -62,6 +64,7 @@ class Generations:
         self._turn = Turn(timeout)
         self._on_begin = on_begin
         self._on_failure = on_failure
+        self._goes_on = goes_on
         self._running: dict[int, list[_Running]] = {}  # the surrounded calls that are running, by thread
         self._generators = Generators()
         self._generation_of_calling = -1
@@ -103,6 +106,14 @@ class Generations:
             return _OUT_OF_ORDER
         self._turn.take(lambda: self._is_driven_by_hand(thread))
         return ""
+
+    def is_pipelines_own(self, part: nn.Module, call: Call) -> bool:
+        """Whether a call of another part is one that all ranks make: by a pipeline, none of its callbacks, as it is."""
+        thread = threading.get_ident()
+        running = self._running.get(thread)
+        if not running or self._paused[thread] or wants_gradients(part, call):
+            return False
+        return not is_made_by(running[-1].callbacks)
 
     def _why_outside_of(self, calling: Calling, name: str, call: Call) -> str:
         """The same where a method of a pipeline makes the call that is not surrounded.
@@ -191,7 +202,7 @@ class Generations:
         try:
             yield self._generators.note
         except BaseException as error:
-            if clock.is_open or clock.generation == before:
+            if clock.is_open or clock.generation == before or self._goes_on:
                 self._on_failure(told(error))
             raise
         else:

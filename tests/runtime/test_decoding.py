@@ -1,0 +1,251 @@
+"""Decoding shared out among processes: bit for bit what one device makes; what cannot be shared out is left alone."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from asyncdiff import AsyncDiff, StoppedError
+from asyncdiff.call import Call
+from asyncdiff.exchange.local import LocalExchange
+from asyncdiff.runtime.decoding import Decoding, find_decoders
+from tests.processes import run_ranks
+from tests.tiny import PIPELINES, every
+from tests.tiny.base import tiny_vae
+from tests.tiny.stable_diffusion import build_sd15
+
+# How a VAE is told to go about it, and how many pictures there are.
+WAYS = {"tiles": 1, "slices": 3, "tiles of slices": 3, "batch": 3, "picture": 1}
+IN_PROCESSES = dict(warmup=9, executor="distributed", timeout=60)
+pytestmark = pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+
+
+def build(way: str) -> Any:
+    """A pipeline whose pictures do not end where a tile ends."""
+    pipe = build_sd15(vae=tiny_vae(sample_size=12))
+    if "tiles" in way:
+        pipe.vae.enable_tiling()
+    if "slices" in way:
+        pipe.vae.enable_slicing()
+    return pipe
+
+
+def draw(pipe: Any, pictures: int, **extra: Any) -> Tensor:
+    given = PIPELINES["sd15"].inputs(pipe) | {"num_inference_steps": 3, "output_type": "pt"}
+    picture: Tensor = pipe(**given | {"num_images_per_prompt": pictures} | extra)[0]
+    return picture
+
+
+class Counted:
+    """Counts the calls of a module that are really made."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.calls = 0
+        module.register_forward_pre_hook(self._count)
+
+    def since_last_time(self) -> int:
+        calls, self.calls = self.calls, 0
+        return calls
+
+    def _count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def _decoded(rank: int, way: str, settings: dict[str, Any]) -> dict[str, Any]:
+    pipe, pictures = build(way), WAYS[way]
+    before = dict(vars(pipe.vae))
+    with AsyncDiff(pipe, **IN_PROCESSES, **settings):
+        counted = Counted(pipe.vae.decoder)
+        plain, calls = draw(pipe, pictures), [counted.since_last_time()]
+    found = []
+    with AsyncDiff(pipe, **IN_PROCESSES, **settings, share_decode=True):
+        assert vars(pipe.vae) != before
+        for _ in range(3):
+            found.append(draw(pipe, pictures))
+            calls.append(counted.since_last_time())
+    assert vars(pipe.vae) == before and "_compiled_call_impl" not in vars(pipe.vae.decoder)
+    return {"plain": plain, "found": found, "calls": calls}
+
+
+@pytest.mark.parametrize("settings", [{"components": 2}, {"components": 1, "guidance": 2}], ids=["team", "groups"])
+@pytest.mark.parametrize(
+    ("way", "first", "second"),
+    # Calls of the decoder on each rank: plain, in the first picture and in the others. All ranks make the first.
+    [
+        ("tiles", [16, 9, 8, 8], [16, 8, 8, 8]),
+        ("slices", [3, 2, 2, 2], [3, 2, 1, 1]),
+        ("tiles of slices", [48, 25, 24, 24], [48, 24, 24, 24]),
+        ("picture", [1, 1, 1, 1], [1, 1, 1, 1]),
+    ],
+)
+def test_two_processes_make_what_one_makes(
+    way: str, first: list[int], second: list[int], settings: dict[str, Any]
+) -> None:
+    for rank, calls in zip(run_ranks(2, _decoded, way, settings), (first, second), strict=True):
+        assert all(torch.equal(found, rank["plain"]) for found in rank["found"])
+        assert rank["calls"] == calls
+
+
+def test_three_processes_with_as_many_tiles_as_they_are() -> None:
+    ranks = run_ranks(3, _decoded, "tiles", {"components": 3})
+    assert all(torch.equal(found, rank["plain"]) for rank in ranks for found in rank["found"])
+    assert sum(rank["calls"][-1] for rank in ranks) == 16
+
+
+def test_a_batch_is_decoded_whole_unless_its_pictures_are_the_same_to_the_last_bit() -> None:
+    for rank in run_ranks(2, _decoded, "batch", {"components": 2}):
+        assert all(torch.equal(found, rank["plain"]) for found in rank["found"])
+
+
+def _fails(rank: int) -> list[str]:
+    pipe = build("tiles")
+    told = []
+    with AsyncDiff(pipe, **IN_PROCESSES, components=2, share_decode=True):
+        draw(pipe, 1)
+        for fail in (_in_the_decoder, _after_the_last_step):
+            undo, extra = fail(pipe, rank)
+            try:
+                draw(pipe, 1, **extra)
+            except (StoppedError, MemoryError) as error:
+                told.append(f"{type(error).__name__}: {error}")
+            undo()
+            told.append("" if torch.isfinite(draw(pipe, 1)).all() else "no picture")
+    return told
+
+
+def _in_the_decoder(pipe: Any, rank: int) -> tuple[Callable[[], None], dict[str, Any]]:
+    def fail(*_: Any) -> None:
+        raise MemoryError("too large a tile")
+
+    return (pipe.vae.decoder.register_forward_pre_hook(fail).remove, {}) if rank else (lambda: None, {})
+
+
+def _after_the_last_step(pipe: Any, rank: int) -> tuple[Callable[[], None], dict[str, Any]]:
+    def fail(pipe: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if rank and step == pipe.num_timesteps - 1:
+            raise MemoryError("after all steps")
+        return given
+
+    return lambda: None, {"callback_on_step_end": fail}
+
+
+def test_a_rank_that_fails_ends_the_others_waiting() -> None:
+    first, second = run_ranks(2, _fails)
+    assert [text.split(":")[0] for text in second] == ["MemoryError", "", "MemoryError", ""]
+    assert [text.split(":")[0] for text in first] == ["StoppedError", "", "StoppedError", ""]
+    assert "too large a tile" in first[0] and "after all steps" in first[2]
+
+
+def _decodes_alone(rank: int) -> bool:
+    pipe = build("tiles")
+    latents = torch.randn((1, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    plain = pipe.vae.decode(latents, return_dict=False)[0].detach()
+    seen = []
+
+    def preview(pipe: Any, step: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if rank:
+            seen.append(pipe.vae.decode(latents).sample)
+        return given
+
+    with AsyncDiff(pipe, **IN_PROCESSES, components=2, share_decode=True):
+        draw(pipe, 1, callback_on_step_end=preview)
+        if rank:
+            seen.append(pipe.vae.decode(latents).sample.detach())
+    return all(torch.equal(each, plain) for each in seen)
+
+
+def test_one_rank_may_decode_between_generations_and_in_a_callback() -> None:
+    assert run_ranks(2, _decodes_alone) == [True, True]
+
+
+def in_one_process(part: nn.Module) -> Callable[[Call], Any]:
+    """What two ranks do, both in this process."""
+    return Decoding("vae", part, LocalExchange(2), 2).decode
+
+
+@pytest.mark.parametrize("name", every("sd15"))
+def test_every_vae(name: str) -> None:
+    """With tiling on, wherever there is tiling: two pictures in a row, bit for bit those that it makes by itself."""
+    pipe, tiny = PIPELINES[name].build(), PIPELINES[name]
+    parts = find_decoders(pipe, {})
+    for part in parts.values():
+        if hasattr(part, "enable_tiling"):
+            part.enable_tiling()
+    arguments = tiny.inputs(pipe) | {"output_type": "pt", "num_inference_steps": 2}
+    plain: list[Any] = []
+    decode = {own: part.decode for own, part in parts.items()}
+    for own, part in parts.items():
+        part.decode = functools.partial(_kept, plain, decode[own])
+    pipe(**arguments)
+    for own, given, expected in plain:
+        for _ in range(2):
+            found = in_one_process(own.__self__)(Call(own, *given))
+            assert torch.equal(_first(found), _first(expected))
+
+
+def _kept(plain: list[Any], decode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = decode(*args, **kwargs)
+    plain.append((decode, (args, kwargs), result))
+    return result
+
+
+def _first(result: Any) -> Tensor:
+    tensor: Tensor = result[0]
+    return tensor
+
+
+class Part(nn.Module):
+    """Decodes pictures one by one, with a decoder that is in the way of being shared out, in some way."""
+
+    def __init__(self, decoder: nn.Module, argument: Any = None) -> None:
+        super().__init__()
+        self.decoder, self.argument = decoder, argument
+
+    def decode(self, latents: Tensor) -> Tensor:
+        given = () if self.argument is None else (self.argument,)
+        return torch.cat([self.decoder(each, *given) for each in latents.split(1)])
+
+
+class Remembering(nn.Module):
+    before: Tensor | None = None
+
+    def forward(self, latents: Tensor) -> Tensor:
+        result = latents if self.before is None else latents + self.before
+        self.before = latents
+        return result
+
+
+class Drawing(nn.Module):
+    def forward(self, latents: Tensor) -> Tensor:
+        return latents + torch.rand(1)
+
+
+class Writing(nn.Module):
+    def forward(self, latents: Tensor, before: list[Tensor]) -> Tensor:
+        before.append(latents)
+        return latents + len(before)
+
+
+@pytest.mark.parametrize(
+    ("build_part", "reason"),
+    [
+        (lambda: Part(Remembering()), "it keeps something from one call to the next"),
+        (lambda: Part(Drawing()), "it draws random numbers"),
+        (lambda: Part(Writing(), []), "it is given what it may write into"),
+    ],
+)
+def test_a_decoder_whose_calls_have_an_order_is_left_alone(
+    build_part: Callable[[], Part], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    latents = torch.arange(12.0).reshape(3, 4)
+    torch.manual_seed(0)
+    plain = build_part().decode(latents)
+    torch.manual_seed(0)
+    part = build_part()
+    with caplog.at_level(logging.WARNING, "asyncdiff"):
+        assert torch.equal(in_one_process(part)(Call(part.decode, (latents,), {})), plain)
+    assert reason in caplog.text
