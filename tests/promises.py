@@ -101,6 +101,10 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/runtime/test_deferred.py",
         "tests/pipelines/test_choice.py::test_every_generation_has_its_own_choice",
     ),
+    "Decoding that is shared out gives what one device makes, bit for bit": (
+        "tests/runtime/test_decoding.py",
+        "tests/runtime/test_promise.py",
+    ),
     "Forecasts are exact on linear series": (
         "tests/plan/test_forecast.py::test_the_line_is_exact_however_uneven_the_gaps_are",
         "tests/plan/test_forecast.py::test_exact_on_a_linear_series_with_uneven_gaps",

@@ -164,6 +164,10 @@ class AsyncDiff:
         self.pipe = pipe
         self._denoisers = denoisers
         self._decoders = find_decoders(pipe, denoisers) if settings.share_decode else {}
+        if settings.share_decode and not self._decoders:
+            logger.warning(
+                "share_decode: %s has no part that decodes, so that nothing is shared out", type(pipe).__name__
+            )
         self._begun = self._broken_off = -1  # generations
         self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
