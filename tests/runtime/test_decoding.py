@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from asyncdiff import AsyncDiff, StoppedError
+from asyncdiff import AsyncDiff, ConfigurationError, StoppedError
 from asyncdiff.call import Call
 from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.plan.moments import Moment
@@ -301,3 +301,29 @@ def test_a_decoder_whose_calls_have_an_order_is_left_alone(
     with caplog.at_level(logging.WARNING, "asyncdiff"):
         assert torch.equal(in_one_process(part)(Call(part.decode, (latents,), {})), plain)
     assert reason in caplog.text
+
+
+def _of_a_part_of_the_weights(rank: int) -> tuple[bool, int]:
+    pipe = build("tiles")
+    plain = draw(pipe, 1)
+    counted = Counted(pipe.vae.decoder)
+    with AsyncDiff(pipe, **IN_PROCESSES, components=2, shard=True, share_decode=True):
+        found = draw(pipe, 1)
+    return torch.equal(found, plain), counted.calls
+
+
+def test_where_weights_are_divided_what_decodes_is_on_all_ranks() -> None:
+    assert run_ranks(2, _of_a_part_of_the_weights) == [(True, 9), (True, 8)]
+
+
+def _placed(rank: int) -> str:
+    pipe = build("tiles")
+    with pytest.raises(ConfigurationError) as refusal:
+        AsyncDiff(pipe, **IN_PROCESSES, components=2, shard=True, share_decode=True, place={"vae": 0})
+    assert "decode" not in vars(pipe.vae)
+    return str(refusal.value)
+
+
+def test_what_decodes_cannot_be_on_one_rank_alone() -> None:
+    for said in run_ranks(2, _placed):
+        assert said.startswith("share_decode=True needs the 'vae' on every rank, and place gives it to one")
