@@ -124,7 +124,7 @@ class Decoding:
         elif any(not torch.equal(one, other) for one, other in zip(numbers, _random_states(call), strict=True)):
             reason = "it draws random numbers"
         self._is_fit = self._all_agree(not reason)
-        self._known = decoder
+        self._known, self._is_exact = decoder, Recent()
         if not self._is_fit:
             self._leave_alone(reason or "another rank has found it unfit for that")
         return result
