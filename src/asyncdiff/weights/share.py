@@ -83,7 +83,9 @@ class Share:
                 owner = min(owners)
                 is_here = owner in self._own
                 held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
-                shared = exchange.share({0: [held]}, Moment(results=((0, owner),))).finish()[0][0]
+                shared = exchange.share(
+                    {0: [held]}, Moment(results=((0, owner),)), f"the weight {name!r}, number"
+                ).finish()[0][0]
                 place.module._parameters[place.name] = nn.Parameter(shared.to(_HOST), weight.requires_grad)
             elif not isinstance(weight, Elsewhere):
                 place.module._parameters[place.name] = _moved(weight, _HOST)
