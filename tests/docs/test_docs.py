@@ -70,7 +70,9 @@ def mentions(page: Path) -> list[str]:
 
 EVERY_COMMAND = sorted({command for page in PAGES for command in commands(page)})
 EVERY_MENTION = sorted({mention for page in PAGES for mention in mentions(page)} - {*EVERY_COMMAND, "asyncdiff"})
-TORCHRUN = re.compile(r"torchrun --nproc-per-node=(\d+) script\.py")
+TORCHRUN = re.compile(
+    r"torchrun (--nnodes=2 )?--nproc-per-node=\d+( --node-rank=[01] --master-addr=[\d.]+ --master-port=\d+)? script\.py"
+)
 
 
 def test_there_is_something_to_run() -> None:
