@@ -80,8 +80,10 @@ def test_two_hosts_draw_one_picture(hosts: list[tuple[str, str, str]], tmp_path:
     torchrun = str(Path(sys.executable).with_name("torchrun"))
     started = [
         subprocess.Popen(
-            ["ip", "netns", "exec", space, torchrun, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}"]
-            + [f"--master-addr={hosts[0][2]}", "--master-port=29500", str(script)],
+            [
+                *("ip", "netns", "exec", space, torchrun, "--nnodes=2", "--nproc-per-node=1", f"--node-rank={number}"),
+                *(f"--master-addr={hosts[0][2]}", "--master-port=29500", str(script)),
+            ],
             env={**os.environ, "GLOO_SOCKET_IFNAME": device, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
