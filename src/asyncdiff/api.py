@@ -16,7 +16,8 @@ from asyncdiff.denoiser.find import device_of, find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
-from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
+from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
 from asyncdiff.hooks import intercept_call, intercept_method, is_intercepted
@@ -33,6 +34,7 @@ from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.decoding import find_decoders
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
+from asyncdiff.runtime.statements import about_arguments
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
 from asyncdiff.weights.part import Group
 from asyncdiff.weights.sharing import Sharing
@@ -174,11 +176,13 @@ class AsyncDiff:
         self._last_report: Report | None = None
         self._undo: list[Callable[[], None]] = []
         is_distributed = runs_in_processes(settings)
-        self._sharing = Sharing(pipe, denoisers, local_device()) if settings.shard and is_distributed else None
+        self._sharing: Sharing | None = None
         try:
+            if settings.shard and is_distributed:
+                self._sharing = Sharing(pipe, denoisers, local_device())
             device = device_of(pipe, next(iter(denoisers.values())))
             self._world = _join_world(settings, device, is_distributed)
-        except AsyncDiffError:
+        except BaseException:
             self._put_back()
             raise
         self._clock = Clock(pipe)
@@ -189,7 +193,13 @@ class AsyncDiff:
                 self._attach(self._layout.told)
                 if self._sharing is not None:
                     own = self._layout.told.coordinates(self.rank)[1]
-                    group = Group(self._layout.told.component, own, self._exchange_of_parts, self._break_off_by)
+                    group = Group(
+                        self._layout.told.component,
+                        own,
+                        self._exchange_of_parts,
+                        self._compare_use,
+                        self._break_off_by,
+                    )
                     self._sharing.place(_places(settings.place, self._decoders), group)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
@@ -206,7 +216,7 @@ class AsyncDiff:
             self._undo.append(self._generations.close)
             for name, part in self._decoders.items():
                 self._undo.append(intercept_method(part, "decode", functools.partial(self._decode, name)))
-        except AsyncDiffError:
+        except BaseException:
             self.disable()
             raise
         self._clock.on_generation.append(self._begin_generation)
@@ -352,6 +362,16 @@ class AsyncDiff:
 
     def _break_off_by(self, error: BaseException) -> None:
         self._break_off(told(error))
+
+    def _compare_use(self, used: str, call: Call) -> None:
+        """Whether all ranks use a part that one of them has, and give it the same."""
+
+        def statements() -> list[Statement]:
+            named = {**{str(number): value for number, value in enumerate(call.args)}, **call.kwargs}
+            given = {f"{used}: {name}": value for name, value in named.items()}
+            return [Statement("what is used", used), *about_arguments(given)]
+
+        self._exchange_of_parts().check_agreement(statements, f"the inputs of the {used!r}")
 
     def _exchange_of_parts(self) -> Exchange:
         """What the parts of the pipeline that one rank has are shared with."""

@@ -156,7 +156,7 @@ def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     for part, (library, name) in index_of(folder).items():
         kind = getattr(diffusers, name, None) if library == "diffusers" else None
         is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and is_denoiser_class(kind)
-        if is_model and can_be_read_by_parts(folder / part):
+        if is_model and (folder / part).is_dir() and can_be_read_by_parts(folder / part):
             found[part] = hollow(kind, folder / part, dtype)
     return found
 

@@ -9,6 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,18 @@ WORLDS = [
 ]
 
 
-@pytest.mark.parametrize(("ranks", "demo"), WORLDS)
-@pytest.mark.parametrize("text", python_blocks(attaching=True))
-def test_python_under_torchrun(text: str, ranks: int, demo: str, tmp_path: Path) -> None:
+def _runs() -> Iterator[Any]:
+    """Every block on every number of ranks; the README's on two and four in `make test`, others on two."""
+    for block in python_blocks(attaching=True):
+        for world in WORLDS:
+            given = world.values if hasattr(world, "values") else world
+            is_quick = not getattr(world, "marks", ()) and (given[0] == 2 or block.id.startswith("README"))
+            marks = () if is_quick else (pytest.mark.whole,)
+            yield pytest.param(*given, *block.values, id=f"{block.id}-{given[0]}-{given[1]}", marks=marks)
+
+
+@pytest.mark.parametrize(("ranks", "demo", "text"), _runs())
+def test_python_under_torchrun(ranks: int, demo: str, text: str, tmp_path: Path) -> None:
     """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
     done = run_block(text, demo, ranks, tmp_path)
     assert done.returncode == 0, done.stderr

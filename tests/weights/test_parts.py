@@ -39,7 +39,7 @@ def _generate(rank: int, model: str, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-@pytest.mark.parametrize("model", ["demo-unet", "demo-dit"])
+@pytest.mark.parametrize("model", ["demo-unet", pytest.param("demo-dit", marks=pytest.mark.whole)])
 def test_a_loaded_share_draws_the_plain_picture(model: str) -> None:
     pipe = asyncdiff.load_demo(model.removeprefix("demo-"))  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
@@ -91,6 +91,27 @@ def test_a_part_that_fails_ends_the_generation_on_all_ranks() -> None:
     assert first == ["division by zero", "(64, 64, 3)"]
     assert "rank 0: ZeroDivisionError" in second[0]
     assert second[1] == "(64, 64, 3)"
+
+
+def _different(rank: int) -> tuple[str, Any]:
+    """Prompts that differ, a part that a pipeline converts by itself, and a pipeline that is left before its first use."""
+    pipe = asyncdiff.load_demo("unet")
+    pipe.set_progress_bar_config(disable=True)
+    plain = _drawn(pipe)
+    with asyncdiff.AsyncDiff(pipe, components=2, shard=True):
+        pass
+    assert np.array_equal(_drawn(pipe), plain), "nothing was let go yet"
+    with asyncdiff.AsyncDiff(pipe, components=2, warmup=1000, shard=True, place={"vae": 0}, timeout=20):
+        with pytest.raises((asyncdiff.RankMismatchError, asyncdiff.StoppedError)) as caught:
+            _drawn(pipe, ["a red apple", "a rocket"][rank])
+        pipe.vae.to(torch.float64).to(torch.float32)
+        return str(caught.value), np.array_equal(_drawn(pipe), plain)
+
+
+def test_ranks_that_use_a_part_differently_are_told() -> None:
+    for sentence, is_plain in run_ranks(2, _different, limit=90):
+        assert "text_encoder" in sentence
+        assert is_plain
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 100)), st.integers(1, 4))

@@ -193,7 +193,9 @@ def test_a_module_called_both_inside_and_outside_of_units() -> None:
 
 
 def test_bad_balance_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partition, "_lightest_maximum", lambda costs, parts: sum(costs))
+    monkeypatch.setattr(
+        partition, "_lightest_maximum", lambda loads, parts, most_bytes: sum(load.time for load in loads)
+    )
     with pytest.raises(CheckFailedError, match="N=2: the heaviest component costs"):
         check(BY_NAME[SUBJECT])
 

@@ -32,18 +32,26 @@ class Elsewhere(nn.Parameter):
     """
 
     _WHERE = "on another rank"
+    _IS_CONVERTED = False
 
-    @staticmethod
-    def like(weight: Tensor, device: torch.device) -> "Elsewhere":
-        """The stand-in for a weight, as if it were on a device."""
-        number = torch.full((), _filler(weight.dtype), dtype=weight.dtype, device=device)
-        return torch.Tensor._make_subclass(Elsewhere, number.expand(weight.shape), weight.requires_grad)  # type: ignore[return-value]
+    @classmethod
+    def like(cls, weight: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> "Elsewhere":
+        """The stand-in for a weight, as if it were on a device, and of another number format where one is given."""
+        format_ = dtype or weight.dtype
+        number = torch.full((), _filler(format_), dtype=format_, device=device)
+        made: Elsewhere = torch.Tensor._make_subclass(cls, number.expand(weight.shape), weight.requires_grad)  # type: ignore[assignment]
+        return made
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunctionSubclass():
             if func in _ALLOWED:
                 return func(*args, **(kwargs or {}))
+            if cls._IS_CONVERTED and func is Tensor.to:
+                empty = torch.empty(0, dtype=args[0].dtype, device=args[0].device).to(*args[1:], **(kwargs or {}))
+                return cls.like(args[0], empty.device, empty.dtype)
+            if cls._IS_CONVERTED and func == _SET_DATA:
+                return func(*args)
             if func is Tensor.to and stays(args[0], lambda tensor: tensor.to(*args[1:], **(kwargs or {}))):
                 return args[0]
             if func == _SET_DATA and args[0] is args[1]:
@@ -51,7 +59,13 @@ class Elsewhere(nn.Parameter):
         raise not_here(cls._WHERE)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Elsewhere":
-        return Elsewhere.like(self, self.device)
+        return type(self).like(self, self.device)
+
+
+class Absent(Elsewhere):
+    """A weight of a part that one rank has for all: pipelines convert such parts on their own, and all ranks do it."""
+
+    _IS_CONVERTED = True
 
 
 class Unread(Elsewhere):

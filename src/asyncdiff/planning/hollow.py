@@ -123,7 +123,8 @@ def _hollow(module: nn.Module, dtype: torch.dtype) -> None:
                 is_kept = any(word in f"{prefix}.{name}".split(".") for word in kept)
                 format_ = torch.float32 if is_kept else dtype if weight.is_floating_point() else weight.dtype
                 number = torch.zeros((), dtype=format_).expand(weight.shape)
-                twins[id(weight)] = nn.Parameter(number, requires_grad=False)
+                # Torch folds a product with a weight that can be trained otherwise than with one that cannot.
+                twins[id(weight)] = nn.Parameter(number, weight.requires_grad)
             part._parameters[name] = twins[id(weight)]
         for name, buffer in part._buffers.items():
             if buffer is not None:

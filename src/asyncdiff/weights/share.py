@@ -30,20 +30,25 @@ class Share:
     Args:
         denoiser: the module, in the host's memory; its buffers are moved to the device.
         device: where this process computes.
+        stand_in: what takes the place of weights that are not here.
 
     Attributes:
         ownership: who has which weights; None as long as no weight was let go.
     """
 
-    def __init__(self, denoiser: nn.Module, device: torch.device) -> None:
+    def __init__(self, denoiser: nn.Module, device: torch.device, stand_in: type[Elsewhere] = Elsewhere) -> None:
         self.ownership: Ownership | None = None
         self._denoiser = denoiser
         self._device = device
         self._own: frozenset[int] = frozenset()  # components
         self._owners: dict[str, frozenset[int] | None] = {}  # of weights, by name
+        self._stand_in = stand_in
         self._aside = {place: weight for _, place, weight in _weights(denoiser)}
+        stand_ins: dict[int, Elsewhere] = {}  # a weight in two places is one weight
         for place, weight in self._aside.items():
-            place.module._parameters[place.name] = Elsewhere.like(weight, device)
+            if id(weight) not in stand_ins:
+                stand_ins[id(weight)] = stand_in.like(weight, device)
+            place.module._parameters[place.name] = stand_ins[id(weight)]
         _move_buffers(denoiser, device)
         self._undo = guard(denoiser, "_apply", self._check_conversion)
 
@@ -51,14 +56,15 @@ class Share:
         """Fetch the weights of some components, and those that every device has; the others are let go."""
         self.ownership, self._own, self._owners = ownership, frozenset(components), {}
         fetched: dict[int, nn.Parameter] = {}  # a weight in two places is one weight
-        for name, place, weight in list(_weights(self._denoiser)):
-            found = self._aside.pop(place, weight)
-            if self._is_here(name):
-                if id(found) not in fetched:
-                    fetched[id(found)] = _moved(_read(found), self._device)
-                place.module._parameters[place.name] = fetched[id(found)]
-            elif not isinstance(weight, Elsewhere):
-                place.module._parameters[place.name] = Elsewhere.like(weight, self._device)
+        with torch.inference_mode(False):  # what is made there cannot be changed outside of it
+            for name, place, weight in list(_weights(self._denoiser)):
+                found = self._aside.pop(place, weight)
+                if self._is_here(name):
+                    if id(found) not in fetched:
+                        fetched[id(found)] = _moved(_read(found), self._device, weight.dtype)
+                    place.module._parameters[place.name] = fetched[id(found)]
+                elif not isinstance(weight, Elsewhere):
+                    place.module._parameters[place.name] = self._stand_in.like(weight, self._device)
         self._aside = {}
 
     def put_back(self) -> bool:
@@ -74,24 +80,28 @@ class Share:
 
     def gather(self, exchange: Exchange) -> None:
         """Put the whole together again in the host's memory, weight by weight; all ranks of the group take part."""
-        self._aside = {place: _read(weight) for place, weight in self._aside.items()}
-        if self.put_back():
-            return
-        for name, place, weight in list(_weights(self._denoiser)):
-            owners = self._owners_of(name)
-            if owners is not None:
-                owner = min(owners)
-                is_here = owner in self._own
-                held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
-                shared = exchange.share(
-                    {0: [held]}, Moment(results=((0, owner),)), f"the weight {name!r}, number"
-                ).finish()[0][0]
-                place.module._parameters[place.name] = nn.Parameter(shared.to(_HOST), weight.requires_grad)
-            elif not isinstance(weight, Elsewhere):
-                place.module._parameters[place.name] = _moved(weight, _HOST)
+        gathered: dict[int, nn.Parameter] = {}
+        with torch.inference_mode(False):
+            self._aside = {place: _read(weight) for place, weight in self._aside.items()}
+            if self.put_back():
+                return
+            for name, place, weight in list(_weights(self._denoiser)):
+                if id(weight) not in gathered:
+                    gathered[id(weight)] = self._gathered(name, weight, exchange)
+                place.module._parameters[place.name] = gathered[id(weight)]
         _move_buffers(self._denoiser, _HOST)
         self.ownership = None
         self._undo()
+
+    def _gathered(self, name: str, weight: nn.Parameter, exchange: Exchange) -> nn.Parameter:
+        owners = self._owners_of(name)
+        if owners is None:
+            return _moved(weight, _HOST, weight.dtype)
+        owner = min(owners)
+        is_here = owner in self._own
+        held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
+        shared = exchange.share({0: [held]}, Moment(results=((0, owner),)), f"the weight {name!r}, number")
+        return nn.Parameter(shared.finish()[0][0].to(_HOST), weight.requires_grad)
 
     def held_by_all(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that must be the same on all ranks, with their names.
@@ -107,7 +117,7 @@ class Share:
 
     def _check_conversion(self, conversion: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> None:
         """Refuse what would move or convert the weights that are here, and stop at the first one that is not."""
-        elsewhere = (weight for weight in self._denoiser.parameters() if isinstance(weight, Elsewhere))
+        elsewhere = (weight for weight in self._denoiser.parameters() if type(weight) in (Elsewhere, Unread))
         if any(not stays(weight, conversion) for weight in elsewhere):
             raise not_here("on another rank")
 
@@ -128,8 +138,10 @@ def _read(weight: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(weight.read(), weight.requires_grad) if isinstance(weight, Unread) else weight
 
 
-def _moved(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    return weight if weight.device == device else nn.Parameter(weight.data.to(device), weight.requires_grad)
+def _moved(weight: nn.Parameter, device: torch.device, dtype: torch.dtype) -> nn.Parameter:
+    if (weight.device, weight.dtype) == (device, dtype):
+        return weight
+    return nn.Parameter(weight.data.to(device, dtype), weight.requires_grad)
 
 
 def _move_buffers(denoiser: nn.Module, device: torch.device) -> None:

@@ -30,6 +30,11 @@ class Sharing:
             _check_whole(name, denoiser)
         divided = {id(module) for denoiser in denoisers.values() for module in denoiser.modules()}
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+        for name, part in parts.items():
+            if name not in denoisers:
+                _check_here(name, part)
+        # What a pipeline itself keeps apart of offloading decides by values what it gives, and may give no tensors.
+        self._kept = frozenset(getattr(pipe, "_exclude_from_cpu_offload", ()))
         self._device = device
         self._others = {name: part for name, part in parts.items() if divided.isdisjoint(map(id, part.modules()))}
         self._placed: dict[str, PlacedPart] = {}
@@ -45,13 +50,17 @@ class Sharing:
         Raises:
             ConfigurationError: the user wants a part that is not there, or a rank.
         """
-        apart = {name: part for name, part in self._others.items() if not has_timestep(part) and _bytes(part)}
+        apart = {name: part for name, part in self._others.items() if self._is_apart(name, part)}
         places = places_of({name: _bytes(part) for name, part in apart.items()}, group.size, told)
         for name, part in self._others.items():
             if name in places and group.size > 1:
-                self._placed[name] = PlacedPart(part, places[name], group, self._device)
+                self._placed[name] = PlacedPart(name, part, places[name], group, self._device)
             else:
                 part.to(self._device)
+
+    def _is_apart(self, name: str, part: nn.Module) -> bool:
+        """Whether a part works before or after the loop, and can be one rank's."""
+        return not has_timestep(part) and name not in self._kept and _bytes(part) > 0
 
     def gather(self, exchange: Exchange) -> None:
         """Put all weights together again in the host's memory; all ranks of the group take part."""
@@ -72,6 +81,21 @@ class Sharing:
 
 def _bytes(part: nn.Module) -> int:
     return sum(weight.nbytes for weight in part.parameters())
+
+
+def _check_here(name: str, part: nn.Module) -> None:
+    """Whether a part that is no denoiser is there, on the CPU."""
+    away = next((own for own, weight in part.named_parameters() if _is_away(weight)), None)
+    if away is not None or any(hasattr(module, "_hf_hook") for module in part.modules()):
+        raise ConfigurationError(
+            f"shard=True takes a pipeline that is whole and on the CPU, but the {name!r} "
+            f"{'is offloaded' if away is None else f'has {away!r} elsewhere'}; load the pipeline again, and leave out "
+            "pipe.to(...), and offloading"
+        )
+
+
+def _is_away(weight: nn.Parameter) -> bool:
+    return isinstance(weight, Elsewhere) or weight.device.type != "cpu"
 
 
 def _check_whole(name: str, denoiser: nn.Module) -> None:
