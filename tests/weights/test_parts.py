@@ -94,7 +94,7 @@ def test_a_part_that_fails_ends_the_generation_on_all_ranks() -> None:
 
 
 def _different(rank: int) -> tuple[str, Any]:
-    """Prompts that differ, a part that a pipeline converts by itself, and a pipeline that is left before its first use."""
+    """Prompts that differ, a part that the pipeline converts, and a pipeline that is left before its first use."""
     pipe = asyncdiff.load_demo("unet")
     pipe.set_progress_bar_config(disable=True)
     plain = _drawn(pipe)
