@@ -21,7 +21,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture(autouse=True)
 def a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asyncdiff.commands.terminal.stdout.width", 200, raising=False)
+    # Set by its property, a width would stay: undoing sets what was measured before.
+    monkeypatch.setattr("asyncdiff.commands.terminal.stdout._width", 200)
 
 
 def planned(*arguments: str) -> Result:
