@@ -37,7 +37,7 @@ from asyncdiff.planning.first_step import FirstStep
 from asyncdiff.planning.links import Link
 from asyncdiff.planning.measuring import Times, time_calls, time_rounds
 from benchmarks.machine import machine
-from benchmarks.speedup import GUIDANCE, Subject, demo_dit, demo_unet, gather, generate, large_unet
+from benchmarks.speedup import GUIDANCE, Settings, Subject, demo_dit, demo_unet, gather, generate, large_unet
 
 WORLD_SIZE = 2
 MODELS = {"demo-unet": demo_unet, "demo-dit": demo_dit, "large-unet": large_unet}
@@ -50,16 +50,6 @@ WAYS: tuple[dict[str, Any], ...] = (
 )
 _LARGE, _SMALL = 2**23, 2**3  # bytes that are sent to find out what the link can do
 _SENT = 20  # how often
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What to measure."""
-
-    models: tuple[str, ...]
-    runs: int
-    steps: int
-    warmup: int
 
 
 @dataclass(frozen=True)

@@ -371,7 +371,7 @@ class AsyncDiff:
             given = {f"{used}: {name}": value for name, value in named.items()}
             return [Statement("what is used", used), *about_arguments(given)]
 
-        self._exchange_of_parts().check_agreement(statements, f"the inputs of the {used!r}")
+        self._present().exchange.check_agreement(statements, f"the inputs of the {used!r}")
 
     def _exchange_of_parts(self) -> Exchange:
         """What the parts of the pipeline that one rank has are shared with."""

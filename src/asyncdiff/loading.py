@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,7 +115,7 @@ def load_pipeline(
     with quiet_loading():
         if not is_shared:
             return _load(model, chosen, allow_pickle, {}).to(device)
-        folder = _folder_of(model)
+        folder = _fetched(model)
         return _load(model if model in DEMO_MODELS else str(folder), chosen, allow_pickle, hollow_parts(folder, chosen))
 
 
@@ -161,14 +161,21 @@ def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     return found
 
 
-def _folder_of(model: str) -> Path:
-    """Where a model's files are; those of one on the hub are fetched."""
+def folder_of(model: str, fetch: Callable[[], str]) -> Path:
+    """Where a model's files are.
+
+    Args:
+        fetch: gets those of one on the hub, and returns where they are now.
+    """
     if model in DEMO_MODELS:
         return demo_folder(model.removeprefix("demo-"))
-    if Path(model).is_dir():
-        return Path(model)
+    return Path(model) if Path(model).is_dir() else Path(fetch())
+
+
+def _fetched(model: str) -> Path:
+    """Where a model's files are; those of one on the hub are fetched whole."""
     try:
-        return Path(DiffusionPipeline.download(model, use_safetensors=True))
+        return folder_of(model, lambda: DiffusionPipeline.download(model, use_safetensors=True))
     except Exception as error:  # whatever the hub's library stumbles over
         raise ModelError(f"{model} cannot be fetched: {_reason(error, False)}") from error
 

@@ -31,7 +31,7 @@ def main(block: Path, demo: Any, folder: Path) -> None:
     if "from_pretrained" in block.read_text(encoding="utf-8"):
         DiffusionPipeline.from_pretrained = classmethod(from_pretrained)
         DiffusionPipeline.to = to
-    loading._folder_of = lambda model: demo_folder(demo)
+    loading._fetched = lambda model: demo_folder(demo)
     torch.set_num_threads(1)
     names: dict[str, Any] = {"__name__": "__main__"}
     os.chdir(folder)

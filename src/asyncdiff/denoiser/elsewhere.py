@@ -48,8 +48,8 @@ class Elsewhere(nn.Parameter):
             if func in _ALLOWED:
                 return func(*args, **(kwargs or {}))
             if cls._IS_CONVERTED and func is Tensor.to:
-                empty = torch.empty(0, dtype=args[0].dtype, device=args[0].device).to(*args[1:], **(kwargs or {}))
-                return cls.like(args[0], empty.device, empty.dtype)
+                made = _converted(args[0], lambda tensor: tensor.to(*args[1:], **(kwargs or {})))
+                return cls.like(args[0], made.device, made.dtype)
             if cls._IS_CONVERTED and func == _SET_DATA:
                 return func(*args)
             if func is Tensor.to and stays(args[0], lambda tensor: tensor.to(*args[1:], **(kwargs or {}))):
@@ -102,9 +102,13 @@ def not_here(where: str) -> ConfigurationError:
 
 def stays(weight: Tensor, conversion: Callable[[Tensor], Tensor]) -> bool:
     """Whether a conversion leaves a weight what and where it is."""
-    empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-    converted = conversion(empty)
-    return (converted.dtype, converted.device) == (empty.dtype, empty.device)
+    made = _converted(weight, conversion)
+    return (made.dtype, made.device) == (weight.dtype, weight.device)
+
+
+def _converted(weight: Tensor, conversion: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a conversion makes of an empty tensor that is where the weight is, and of its format."""
+    return conversion(torch.empty(0, dtype=weight.dtype, device=weight.device))
 
 
 def _filler(dtype: torch.dtype) -> float:

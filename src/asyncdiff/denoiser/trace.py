@@ -115,7 +115,6 @@ class ModuleCall:
     name: str
     parent: int
     weight_bytes: int
-    has_parameters: bool
     is_compiled: bool
     owns_called_list: bool = False
     first_operator: int = 0
@@ -125,6 +124,11 @@ class ModuleCall:
     outputs: tuple[Leaf, ...] = ()
     structure: TreeSpec | None = None
     children: list[int] = field(default_factory=list)
+
+    @property
+    def has_parameters(self) -> bool:
+        """Whether it has any."""
+        return self.weight_bytes > 0
 
 
 @dataclass(frozen=True)
@@ -267,7 +271,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name=name,
             parent=parent,
             weight_bytes=sum(weight.nbytes for weight in module.parameters()),
-            has_parameters=next(module.parameters(), None) is not None,
             is_compiled=is_compiled(module),
             first_operator=len(self.operators),
             inputs=tuple(self.values.of(tensor) for tensor in given),

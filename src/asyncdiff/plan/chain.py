@@ -46,11 +46,6 @@ def chain(division: Division, keeps: bool) -> tuple[Link, ...]:
     return tuple(links)
 
 
-def bytes_of(division: Division, links: tuple[Link, ...]) -> int:
-    """What all ranks together send in a call in full, its result left out."""
-    return sum(division.graph.bytes(message.edges) for link in links for message in link.messages)
-
-
 def _runs(division: Division) -> Iterator[tuple[int, tuple[int, ...]]]:
     """The owned units in call order, those in a row together that have the same owner."""
     owner, run = None, list[int]()

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.dealing import deal
 from asyncdiff.plan.numbers import check_whole_number, shown
 
 Places = Mapping[str, int | None]
@@ -46,7 +47,5 @@ def places_of(sizes: Mapping[str, int], ranks: int, told: Places | None = None) 
             raise ConfigurationError(f"place: there is no rank {rank} in a group of {ranks} for the {name!r}")
     found = {name: rank for name, rank in told.items() if rank is not None}
     held = [sum(sizes[name] for name, place in found.items() if place == rank) for rank in range(ranks)]
-    for name in sorted(sizes.keys() - told.keys(), key=lambda name: (-sizes[name], name)):
-        found[name] = held.index(min(held))
-        held[found[name]] += sizes[name]
-    return found
+    left = sorted(sizes.keys() - told.keys())
+    return found | dict(zip(left, deal([sizes[name] for name in left], ranks, held), strict=True))

@@ -11,12 +11,12 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from asyncdiff.demo import demo_folder, quiet_loading
+from asyncdiff.demo import quiet_loading
 from asyncdiff.errors import ModelError
-from asyncdiff.loading import DEMO_MODELS, Part, parts_of
+from asyncdiff.loading import Part, folder_of, parts_of
 from asyncdiff.planning.words import StandInTokenizer
+from asyncdiff.weights.files import format_of, in_single_precision, without_memory
 
 _LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
@@ -58,12 +58,8 @@ def hollow_pipeline(model: str, dtype: torch.dtype) -> Any:
 
 
 def _folder_of(model: str) -> Path:
-    if model in DEMO_MODELS:
-        return demo_folder("unet" if model == "demo-unet" else "dit")
-    if Path(model).is_dir():
-        return Path(model)
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_SMALL_FILES)))
+        return folder_of(model, lambda: snapshot_download(model, allow_patterns=list(_SMALL_FILES)))
     except Exception as error:  # of the network, of the hub, or of the disk
         raise ModelError(f"the configuration of {model} cannot be fetched from the hub: {_said(error)}") from error
 
@@ -92,7 +88,7 @@ def _kind(library: str, name: str) -> Any:
 
 
 def _hollow_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
-    with _Unallocated():
+    with without_memory():
         if issubclass(kind, diffusers.ModelMixin):
             module: nn.Module = kind.from_config(kind.load_config(folder))
         else:
@@ -101,35 +97,24 @@ def _hollow_module(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     return module.eval()
 
 
-class _Unallocated(TorchFunctionMode):
-    """While a constructor runs: what it makes to be filled with weights takes no memory; what it computes is real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def _hollow(module: nn.Module, dtype: torch.dtype) -> None:
     """Put views of one number in the place of all weights, so that they are of the right form, and take no memory."""
-    kept = getattr(module, "_keep_in_fp32_modules", None) or ()
+    single = in_single_precision(module)
     twins: dict[int, nn.Parameter] = {}
     for prefix, part in module.named_modules():
         for name, weight in part._parameters.items():
             if weight is None:
                 continue
             if id(weight) not in twins:
-                is_kept = any(word in f"{prefix}.{name}".split(".") for word in kept)
-                format_ = torch.float32 if is_kept else dtype if weight.is_floating_point() else weight.dtype
+                is_number = weight.is_floating_point()
+                format_ = format_of(f"{prefix}.{name}", dtype, single) if is_number else weight.dtype
                 number = torch.zeros((), dtype=format_).expand(weight.shape)
                 # Torch folds a product with a weight that can be trained otherwise than with one that cannot.
                 twins[id(weight)] = nn.Parameter(number, weight.requires_grad)
             part._parameters[name] = twins[id(weight)]
         for name, buffer in part._buffers.items():
             if buffer is not None:
-                made = torch.zeros(buffer.shape, dtype=buffer.dtype) if buffer.is_meta else buffer
-                part._buffers[name] = made.to(dtype) if made.is_floating_point() else made
+                part._buffers[name] = buffer.to(dtype) if buffer.is_floating_point() else buffer
 
 
 def _tokenizer(kind: Any, folder: Path) -> Any:

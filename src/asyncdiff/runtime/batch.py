@@ -19,6 +19,9 @@ _ROUNDING_OF_TENSOR_FLOAT_32 = 1e-2
 
 _MOST_RULES = 5
 
+# What a module may raise when it is given a part of a batch that cannot be divided so.
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
+
 
 @dataclass(frozen=True)
 class BatchRule:

@@ -25,7 +25,7 @@ from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.dealing import deal
 from asyncdiff.plan.moments import Moment
-from asyncdiff.runtime.batch import BatchRule, batch_rules
+from asyncdiff.runtime.batch import FAILURES, BatchRule, batch_rules
 from asyncdiff.runtime.promise import Promise, without_promises
 from asyncdiff.runtime.recent import Recent
 
@@ -36,9 +36,6 @@ _WHAT = "the decoder's part"
 # How a result's form is told: its number format's place here, then its shape, then zeros.
 _FORMATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MOST_DIMENSIONS = 7
-
-# What a decoder may raise when it is given one picture of a batch that belongs together.
-_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
 
 def find_decoders(pipe: Any, denoisers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -161,7 +158,7 @@ class Decoding:
         try:
             mine = self._make(pictures, owners)
             fits = len(whole) == rule.batch and all(each.shape == wanted for each in mine.values())
-        except _FAILURES:
+        except FAILURES:
             fits = False
         is_same = self._all_agree(fits) and torch.equal(torch.cat(self._gather(mine, owners, whole.device)), whole)
         if not self._all_agree(is_same):

@@ -27,6 +27,7 @@ from asyncdiff.plan.parts import Parts
 from asyncdiff.report import GuidanceCounts
 from asyncdiff.runtime.advice import advise
 from asyncdiff.runtime.batch import (
+    FAILURES,
     BatchRule,
     batch_rules,
     has_form_of_part,
@@ -41,9 +42,6 @@ from asyncdiff.runtime.stream import Arguments, Stream, Streams
 
 # Of so few steps all that is looked at again is the second.
 _FEW_STEPS = 3
-
-# What a denoiser may raise when it is given a batch that was divided in a wrong way.
-_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError)
 
 
 @dataclass
@@ -244,7 +242,7 @@ class Guidance:
             for group in self._axis.ranks:
                 parts[group] = self._runtime.whole(self._part(rule, call, group))
             fits = all(has_form_of_part(part, whole, Parts(rule.batch, self._groups)) for part in parts.values())
-        except _FAILURES as error:
+        except FAILURES as error:
             fits, failure = False, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         if not self._all_agree(fits, what):
             return failure or "its result has another form"

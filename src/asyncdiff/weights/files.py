@@ -4,7 +4,7 @@ import contextlib
 import functools
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,7 @@ class WeightFiles:
         tensor: Tensor = self._opened(self._reading, name).get_tensor(name)
         if not tensor.is_floating_point():
             return tensor
-        stays = any(part in name.split(".") for part in self._single)
-        return tensor.to(torch.float32 if stays else self._dtype)
+        return tensor.to(format_of(name, self._dtype, self._single))
 
     def sample(self, name: str) -> Tensor:
         """The first of its numbers."""
@@ -80,6 +79,16 @@ def can_be_read_by_parts(folder: Path) -> bool:
     return has_files and "quantization_config" not in config
 
 
+def in_single_precision(kind: Any) -> tuple[str, ...]:
+    """Of which a name has one, weights of a model's class stay in single precision."""
+    return tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+
+
+def format_of(name: str, dtype: torch.dtype, single: Sequence[str]) -> torch.dtype:
+    """The number format of a weight, given its name in the model, and that of the others."""
+    return torch.float32 if any(part in name.split(".") for part in single) else dtype
+
+
 def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     """A diffusers model made of its configuration, with weights that are not read yet.
 
@@ -91,9 +100,9 @@ def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: the files do not hold all weights, or others.
     """
-    single = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ())
+    single = in_single_precision(kind)
     files = WeightFiles(folder, dtype, single)
-    with _default_format(dtype), _without_memory():
+    with _default_format(dtype), without_memory():
         model: nn.Module = kind.from_config(kind.load_config(folder))
     for prefix, module in model.named_modules():
         for own, weight in module._parameters.items():
@@ -101,8 +110,8 @@ def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             if weight is not None:
                 if name not in files:
                     raise ModelError(f"{folder} has no weights for {name!r}; save the pipeline anew with its library")
-                stays = any(part in name.split(".") for part in single)
-                format_ = torch.float32 if stays or not weight.is_floating_point() else dtype
+                is_number = weight.is_floating_point()
+                format_ = format_of(name, dtype, single) if is_number else weight.dtype
                 like = torch.empty(weight.shape, dtype=format_, device="meta")
                 module._parameters[own] = Unread.at(
                     like, functools.partial(files.read, name), functools.partial(files.sample, name)
@@ -125,14 +134,14 @@ def _default_format(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_memory() -> Iterator[None]:
-    """Parameters of modules that this thread makes have a form, and no memory; buffers are as ever."""
+def without_memory() -> Iterator[None]:
+    """While it lasts, parameters of modules that this thread makes have a form, and no memory; buffers are as ever."""
     thread = threading.get_ident()
 
     def empty(module: nn.Module, name: str, weight: nn.Parameter | None) -> nn.Parameter | None:
         del module, name
-        if weight is None or threading.get_ident() != thread:
-            return None
+        if weight is None or weight.is_meta or threading.get_ident() != thread:
+            return None  # as it is; one that is in two places stays one
         return nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
 
     # Torch takes what the hook returns, whatever its annotation says.

@@ -26,19 +26,21 @@ class Sharing:
     """
 
     def __init__(self, pipe: Any, denoisers: Mapping[str, nn.Module], device: torch.device) -> None:
-        for name, denoiser in denoisers.items():
-            _check_whole(name, denoiser)
         divided = {id(module) for denoiser in denoisers.values() for module in denoiser.modules()}
         parts = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
         for name, part in parts.items():
-            if name not in denoisers:
-                _check_here(name, part)
+            _check_whole(name, part)
         # What a pipeline itself keeps apart of offloading decides by values what it gives, and may give no tensors.
         self._kept = frozenset(getattr(pipe, "_exclude_from_cpu_offload", ()))
         self._device = device
         self._others = {name: part for name, part in parts.items() if divided.isdisjoint(map(id, part.modules()))}
         self._placed: dict[str, PlacedPart] = {}
         self.shares = {name: Share(denoiser, device) for name, denoiser in denoisers.items()}
+
+    @property
+    def _all_shares(self) -> list[Share]:
+        """Of the denoisers, and of the parts that one rank has."""
+        return [*self.shares.values(), *(placed.share for placed in self._placed.values())]
 
     def place(self, told: Places | None, group: Group) -> None:
         """Give every part that works apart from the denoiser to one rank of the group, and the rest to all.
@@ -64,15 +66,14 @@ class Sharing:
 
     def gather(self, exchange: Exchange) -> None:
         """Put all weights together again in the host's memory; all ranks of the group take part."""
-        for share in (*self.shares.values(), *(placed.share for placed in self._placed.values())):
+        for share in self._all_shares:
             share.gather(exchange)
 
     def put_back(self) -> bool:
         """Leave all parts in the host's memory; whether they have all their weights."""
         for placed in self._placed.values():
             placed.close()
-        shares = [*self.shares.values(), *(placed.share for placed in self._placed.values())]
-        is_whole = [share.put_back() for share in shares]
+        is_whole = [share.put_back() for share in self._all_shares]
         for name, part in self._others.items():
             if name not in self._placed:
                 part.to("cpu")
@@ -83,23 +84,8 @@ def _bytes(part: nn.Module) -> int:
     return sum(weight.nbytes for weight in part.parameters())
 
 
-def _check_here(name: str, part: nn.Module) -> None:
-    """Whether a part that is no denoiser is there, on the CPU."""
-    away = next((own for own, weight in part.named_parameters() if _is_away(weight)), None)
-    if away is not None or any(hasattr(module, "_hf_hook") for module in part.modules()):
-        raise ConfigurationError(
-            f"shard=True takes a pipeline that is whole and on the CPU, but the {name!r} "
-            f"{'is offloaded' if away is None else f'has {away!r} elsewhere'}; load the pipeline again, and leave out "
-            "pipe.to(...), and offloading"
-        )
-
-
-def _is_away(weight: nn.Parameter) -> bool:
-    return isinstance(weight, Elsewhere) or weight.device.type != "cpu"
-
-
-def _check_whole(name: str, denoiser: nn.Module) -> None:
-    for own, weight in denoiser.named_parameters():
+def _check_whole(name: str, part: nn.Module) -> None:
+    for own, weight in part.named_parameters():
         if isinstance(weight, Elsewhere) and not isinstance(weight, Unread):
             raise ConfigurationError(
                 f"the {name!r} has a part of its weights only, since AsyncDiff was attached with shard=True; load the "
@@ -110,7 +96,7 @@ def _check_whole(name: str, denoiser: nn.Module) -> None:
                 f"shard=True takes a pipeline on the CPU, and moves to each device what belongs there, but {own!r} of "
                 f"the {name!r} is on {weight.device}; leave out pipe.to(...), and offloading"
             )
-    if any(hasattr(module, "_hf_hook") for module in denoiser.modules()):
+    if any(hasattr(module, "_hf_hook") for module in part.modules()):
         raise ConfigurationError(
             f"the {name!r} has its weights moved from call to call (offloading); shard=True takes a pipeline on the "
             "CPU as it was loaded: leave out enable_..._offload(), or call pipe.remove_all_hooks()"
