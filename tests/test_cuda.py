@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff import AsyncDiff, ExchangeError, load_demo
+from asyncdiff.events import Events
 from asyncdiff.runtime.units import UnitHooks
 from tests.comparison import relative_error
 from tests.processes import run_ranks
@@ -158,7 +159,8 @@ def _with_itself(rank: int) -> list[float]:
 
     device = torch.device("cuda:0")
     dist.init_process_group("nccl", device_id=device)
-    line, traffic = Line(Groups(None, 30.0), device, "nccl", 30.0, Fault(dist.HashStore(), "a fault", 0)), Traffic()
+    fault, traffic = Fault(dist.HashStore(), "a fault", 0), Traffic()
+    line = Line(Groups(None, 30.0), device, "nccl", 30.0, fault, Events(device))
     received = torch.zeros(5, device=device)
     for number in range(20):
         sent = torch.full((5,), float(number), device=device, dtype=torch.float32)

@@ -5,6 +5,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,7 @@ from asyncdiff.runtime.decoding import find_decoders
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.runtime.statements import about_arguments
+from asyncdiff.runtime.tracing import tracing
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
 from asyncdiff.weights.part import Group
 from asyncdiff.weights.sharing import Sharing
@@ -257,6 +259,26 @@ class AsyncDiff:
         """
         with self._generations.paused():
             yield
+
+    @contextlib.contextmanager
+    def trace(self, path: str | Path) -> Iterator[None]:
+        """Write what happens in a block, and when, to a file that ui.perfetto.dev opens: a row for each rank.
+
+        Steps, in them the denoiser's units that the rank ran or put a forecast in place of, what was exchanged and
+        waited for, and the pipeline's other parts. All ranks enter and leave the block; rank 0 writes. If a generation
+        fails in it, each rank writes its own, to a name with its number. Times on several machines agree as their
+        clocks do.
+
+        Raises:
+            ConfigurationError: there is no such folder, or a trace is under way.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(tracing(self.pipe, self._denoisers.values(), self._world, Path(path)))
+            self._undo.append(stack.close)  # if disable() comes before the block's end
+            try:
+                yield
+            finally:
+                self._undo = [undo for undo in self._undo if undo != stack.close]
 
     def gather(self) -> None:
         """With `shard`: put the denoiser's weights together again, in the memory of every rank's host, and detach.

@@ -88,8 +88,9 @@ class _StandIn:
         self._owner, self._name = owner, name
         self.listener: Callable[..., Any] | None = listener
         self._method = getattr(owner, name)
-        # Pipelines read the signature to see which arguments a scheduler takes.
-        functools.update_wrapper(self, self._method)  # type: ignore[arg-type]
+        # Pipelines read the signature to see which arguments a scheduler takes. What the method itself holds is not
+        # taken over: it may be another stand-in.
+        functools.update_wrapper(self, self._method, updated=())  # type: ignore[arg-type]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self._owner))

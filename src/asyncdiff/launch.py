@@ -55,6 +55,7 @@ class Job:
         settings: how the denoiser is run.
         title: of the progress bar.
         allow_pickle: whether weights may be read that are no safetensors.
+        trace: the file for what happens in each process; None for none.
     """
 
     model: str
@@ -67,6 +68,7 @@ class Job:
     settings: Settings
     title: str
     allow_pickle: bool = False
+    trace: Path | None = None
 
     @property
     def is_ordinary(self) -> bool:
@@ -82,7 +84,7 @@ class Job:
     def sequential(self) -> "Job":
         """The same picture, made by the ordinary pipeline on one device."""
         settings = replace(self.settings, bridge=1, target_speedup=None)
-        return replace(self, devices=1, settings=settings, title="sequential")
+        return replace(self, devices=1, settings=settings, title="sequential", trace=None)
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,10 @@ def _generate(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
         draw(pipe, job.prompt, job.seed, job.rehearsal_steps, job.guidance, device)
-    with _progress(pipe, job, rank) as extra:
+    with contextlib.ExitStack() as stack:
+        extra = stack.enter_context(_progress(pipe, job, rank))
+        if attached is not None and job.trace is not None:
+            stack.enter_context(attached.trace(job.trace))
         picture, seconds = draw(pipe, job.prompt, job.seed, job.steps, job.guidance, device, **extra)
     if rank:
         return None

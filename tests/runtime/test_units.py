@@ -14,6 +14,7 @@ from asyncdiff.denoiser.graph import Graph, build_graph
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
 from asyncdiff.errors import OtherUnitsError
+from asyncdiff.events import Events
 from asyncdiff.hooks import is_intercepted
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
@@ -88,7 +89,7 @@ def test_what_another_thread_calls_meanwhile_is_as_without_the_walk(
 ) -> None:
     given, other = torch.randn(2, 1, 4)
     plain, graph = stack(other), graph_of(stack)
-    hooks = UnitHooks(stack)
+    hooks = UnitHooks(stack, Events(torch.device("cpu")))
     hooks.add(graph)
     answers = {("layers.2", 0): torch.zeros(1, 4)}
 
@@ -145,7 +146,7 @@ def test_other_calls_than_the_recorded_ones_are_an_error(
     stack: Stack, recorded: tuple[int, ...], order: tuple[int, ...], said: str, is_answered: bool
 ) -> None:
     """Whether or not an answer is known for the unit, which then is not run."""
-    hooks, call = UnitHooks(stack), call_of(stack, torch.ones(1, 4))
+    hooks, call = UnitHooks(stack, Events(torch.device("cpu"))), call_of(stack, torch.ones(1, 4))
     answers = {(f"layers.{number}", 0): torch.zeros(1, 4) for number in recorded} if is_answered else {}
     rule = UnitRule(lambda unit, call: call(), Counts(), answers)
     stack.order = recorded
@@ -165,7 +166,7 @@ def test_what_a_unit_of_another_division_calls_is_its_own_matter(stack: Stack) -
     result, trace = record(stack, call_of(stack, torch.ones(1, 4)))
     coarse, fine = build_graph(trace, CPU), build_graph(trace, CPU, inside=["layers.1.linear"])
     assert {"layers.0", "layers.1.linear"} <= set(fine.calls) and "layers.1" in coarse.calls
-    hooks = UnitHooks(stack)
+    hooks = UnitHooks(stack, Events(torch.device("cpu")))
     for graph in (coarse, fine):
         hooks.add(graph)
     for graph in (coarse, fine):
@@ -176,7 +177,7 @@ def test_what_a_unit_of_another_division_calls_is_its_own_matter(stack: Stack) -
 def test_hooks_that_no_division_needs_any_more_are_taken_off(stack: Stack) -> None:
     _, trace = record(stack, call_of(stack, torch.ones(1, 4)))
     coarse, fine = build_graph(trace, CPU), build_graph(trace, CPU, inside=["layers.1.linear"])
-    hooks = UnitHooks(stack)
+    hooks = UnitHooks(stack, Events(torch.device("cpu")))
 
     def hooked() -> set[str]:
         return {name for name, module in stack.named_modules() if is_intercepted(module)}

@@ -47,6 +47,14 @@ def generate(
         ),
     ] = False,
     guidance: Guidance = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            readable=False,
+            help="Also write what every device does, and when, to a file that ui.perfetto.dev opens.",
+        ),
+    ] = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Draw a picture with the denoiser divided over several devices.
@@ -90,7 +98,10 @@ def generate(
         settings=settings,
         title="asyncdiff",
         allow_pickle=allow_pickle,
+        trace=trace,
     )
+    if trace is not None:
+        _check_trace(trace, job)
     if job.is_ordinary:
         job = dataclasses.replace(job, title="sequential")
     if torch.cuda.is_available() and torch.cuda.device_count() < job.devices:
@@ -153,6 +164,12 @@ def _fit(devices: int | None, settings: Settings) -> int:
             f"{needs} = {needed} devices: use {', or '.join(ways)}."
         )
     return needed
+
+
+def _check_trace(trace: Path, job: Job) -> None:
+    if job.is_ordinary:
+        refuse("--trace: the ordinary pipeline runs by itself, and nothing is traced; use --devices 2, or --bridge 2.")
+    check_out("--trace", trace)
 
 
 def _check_picture(out: Path) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.events import Events, Kind
 from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
@@ -52,6 +53,7 @@ class Line:
             through the host's.
         timeout: seconds that an operation may take.
         fault: what the others say when they leave before their time.
+        events: where it is noted what is waited for.
 
     Attributes:
         rank: this process's, as the world counts.
@@ -61,10 +63,13 @@ class Line:
         ExchangeError: a rank does not take part in time.
     """
 
-    def __init__(self, groups: Groups, device: torch.device, backend: str, timeout: float, fault: Fault) -> None:
+    def __init__(
+        self, groups: Groups, device: torch.device, backend: str, timeout: float, fault: Fault, events: Events
+    ) -> None:
         self.rank, self.timeout = groups.rank, timeout
         self._groups = groups
         self.device = device
+        self.events = events
         self._fault = fault
         self._is_staged = goes_by_way_of_the_host(device, backend)
         self.holds_host = holds_host(backend)
@@ -120,7 +125,7 @@ class Line:
 
     def finish(self, work: dist.Work, names: Sequence[str], traffic: Traffic) -> None:
         """Wait for an operation: the host, at most for the time limit, or the device's own stream."""
-        begin = time.perf_counter()
+        begin, mark = time.perf_counter(), self.events.mark()
         try:
             finished = work.wait(timedelta(seconds=self.timeout)) if self.holds_host else work.wait()
         except RuntimeError as error:
@@ -136,6 +141,8 @@ class Line:
             raise ExchangeError(f"rank {self.rank}: {joined(names)} did not finish")
         self._check()
         traffic.seconds_waited += time.perf_counter() - begin
+        if self.events.is_on:
+            self.events.note(Kind.WAIT, joined(names), mark)
 
     def give_up(self) -> None:
         """What is outstanding will never end: closing does not wait for it."""
@@ -216,6 +223,7 @@ class Pending:
         self._works: tuple[dist.Work | None, ...] = tuple(works)
         self._staged = staged
         self._traffic = traffic
+        self._begin = line.events.mark()
 
     def wait(self) -> None:
         """Wait until everything is there, and sent."""
@@ -231,6 +239,18 @@ class Pending:
         self._wait(False)
 
     def _wait(self, is_sent: bool) -> None:
+        if not any(self._works):
+            return
+        self._wait_for(is_sent)
+        if self._line.events.is_on and not any(self._works):
+            sent, received = (
+                sum(transfer.tensor.nbytes for transfer in self._batch if transfer.is_sent is way)
+                for way in (True, False)
+            )
+            names = joined([transfer.what for transfer in self._batch])
+            self._line.events.note(Kind.EXCHANGE, names, self._begin, sent=f"{sent} B", received=f"{received} B")
+
+    def _wait_for(self, is_sent: bool) -> None:
         if len(self._works) != len(self._batch):  # some backends make one operation of a batch
             works, self._works = self._works, ()
             for work in works:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.events import Events, Kind
 from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
@@ -28,6 +29,7 @@ class Talk:
         timeout: seconds that waiting may take.
         traffic: where the time spent waiting is counted.
         fault: what the others say when they leave before their time.
+        events: where it is noted what is waited for.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Talk:
         timeout: float,
         traffic: Traffic,
         fault: Fault,
+        events: Events,
     ) -> None:
         self._group: dist.ProcessGroup | None = group
         self._fault = fault
+        self._events = events
         self._groups = groups
         self.members = members
         self._device = device
@@ -54,6 +58,15 @@ class Talk:
         everyone = [torch.empty_like(mine) for _ in self.members]
         self._run(f"comparing {what} with the other ranks", dist.all_gather, everyone, mine)
         return everyone
+
+    def gather_texts(self, mine: str, what: str) -> list[str]:
+        """Every member's text, however long; `what` is told in the error if one does not answer."""
+        own = mine.encode()
+        sizes = [int(size) for size in self.gather(torch.tensor([len(own)]), what)]
+        padded = torch.zeros(max(1, *sizes), dtype=torch.uint8)
+        padded[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8)
+        everyone = zip(self.gather(padded, what), sizes, strict=True)
+        return [bytes(text[:size].tolist()).decode() for text, size in everyone]
 
     def remark(self, text: str) -> None:
         """See `Fault.remark`."""
@@ -83,7 +96,7 @@ class Talk:
 
     def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
         """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
-        begin = time.perf_counter()
+        begin, mark = time.perf_counter(), self._events.mark()
         if self._group is None:
             raise ExchangeError(f"rank {self._rank}: {what} cannot be had any more: the ranks have been left")
         try:
@@ -98,3 +111,4 @@ class Talk:
                 f"died or be doing other work{self._fault.remarks()}: {error}"
             ) from error
         self._traffic.seconds_waited += time.perf_counter() - begin
+        self._events.note(Kind.WAIT, what, mark)

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from asyncdiff.errors import ExchangeError
+from asyncdiff.events import Events
 from asyncdiff.exchange.agreement import Statements, compare
 from asyncdiff.exchange.distributed import DistributedExchange
 from asyncdiff.exchange.fault import Fault
@@ -32,6 +33,10 @@ class World(Protocol):
         """Where this process computes."""
 
     @property
+    def events(self) -> Events:
+        """What happens in this process."""
+
+    @property
     def size(self) -> int:
         """How many ranks there are."""
 
@@ -48,6 +53,9 @@ class World(Protocol):
 
     def check_agreement(self, statements: Statements, what: str) -> None:
         """Raise RankMismatchError if one of the statements is another on another rank; `what` names them all."""
+
+    def gather_texts(self, mine: str, what: str) -> list[str]:
+        """Every rank's text, or of a process that computes for all its own; every rank must call it."""
 
     def share_random_state(self) -> None:
         """Take over rank 0's random state: numbers drawn without a generator must be the same on all ranks."""
@@ -91,12 +99,17 @@ class LocalWorld:
     def __init__(self, size: int, device: torch.device) -> None:
         self.size = size
         self.device = device
+        self.events = Events(device)
 
     def exchange(self, teams: Teams) -> LocalExchange:
         return LocalExchange(len(teams[0]))
 
     def check_agreement(self, statements: Statements, what: str) -> None:
         del statements, what  # one process agrees with itself
+
+    def gather_texts(self, mine: str, what: str) -> list[str]:
+        del what
+        return [mine]
 
     def share_random_state(self) -> None:
         return None
@@ -134,6 +147,7 @@ class DistributedWorld:
     ) -> None:
         given = group_of(process_group)
         self.device = device
+        self.events = Events(device)
         self._timeout = timeout
         self._membership = Membership(device, timeout, backend, given)
         self._groups = Groups(given, timeout)
@@ -158,6 +172,9 @@ class DistributedWorld:
 
     def check_agreement(self, statements: Statements, what: str) -> None:
         compare(statements, self._present().talk, self.global_rank, self._groups.members, what)
+
+    def gather_texts(self, mine: str, what: str) -> list[str]:
+        return self._present().talk.gather_texts(mine, what)
 
     def share_random_state(self) -> None:
         if self._present().talk.take_over_random_state():
@@ -193,7 +210,7 @@ class DistributedWorld:
             fault = Fault(default_store(), f"{self._groups.meet()}, fault", self.global_rank, self._groups.members)
             talk = self._talk_among([range(self.size)], Traffic(), fault)
             talk.take_over_random_state()
-            line = Line(self._groups, self.device, self._backend, self._timeout, fault)
+            line = Line(self._groups, self.device, self._backend, self._timeout, fault, self.events)
             self._opened.append(line)
         except (RuntimeError, ExchangeError) as error:
             raise ExchangeError(not_ready(self.global_rank, self.size, self._timeout, error)) from error
@@ -219,7 +236,7 @@ class DistributedWorld:
         known = [tuple(everyone[rank] for rank in team) for team in teams]
         group = self._groups.make(known, "gloo", self._timeout, TALK)
         own = next(team for team in known if self.global_rank in team)
-        talk = Talk(self._groups, group, own, self.device, self._timeout, traffic, fault)
+        talk = Talk(self._groups, group, own, self.device, self._timeout, traffic, fault, self.events)
         self._opened.append(talk)
         return talk
 

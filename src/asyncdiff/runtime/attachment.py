@@ -56,7 +56,7 @@ class Attachment:
             if mesh.guidance > 1:
                 self._axis = world.exchange(mesh.counterparts())
             for name, denoiser in denoisers.items():
-                form, units = CallForm(denoiser), UnitHooks(denoiser)
+                form, units = CallForm(denoiser), UnitHooks(denoiser, world.events)
                 context = Context(
                     name=name,
                     denoiser=denoiser,
@@ -68,6 +68,7 @@ class Attachment:
                     check=world.check_agreement,
                     clock=clock,
                     device=world.device,
+                    events=world.events,
                     share=shares.get(name),
                 )
                 runtime = DenoiserRuntime(context, lanes=len(self._axis.ranks))

@@ -8,6 +8,7 @@ from torch import nn
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
+from asyncdiff.events import Events
 from asyncdiff.exchange.agreement import Statements
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.schedule import Schedule
@@ -33,6 +34,7 @@ class Context:
         check: compares what has to be the same on all ranks of all groups.
         clock: where the pipeline stands.
         device: where this process computes.
+        events: where it is noted what happens.
         share: this process's part of the weights, where each has a part only.
     """
 
@@ -46,6 +48,7 @@ class Context:
     check: Callable[[Statements, str], None]
     clock: Clock
     device: torch.device
+    events: Events
     share: Share | None = None
 
     def compare_inputs(self, call: Call, exchange: Exchange) -> None:

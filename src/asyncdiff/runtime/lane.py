@@ -6,6 +6,7 @@ from typing import Any
 
 from asyncdiff.call import Call
 from asyncdiff.errors import NotANumberError, TraceError
+from asyncdiff.events import Kind
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Step
@@ -114,7 +115,10 @@ class Lane:
         step = course.step(stream.index)
         begin = time.perf_counter()
         try:
-            self._runner.run(stream, course, prospect.call, counts)
+            with self._context.events.span(
+                Kind.STEP, f"step {step.index}, {step.kind.value}", denoiser=self._context.name
+            ):
+                self._runner.run(stream, course, prospect.call, counts)
         except TraceError as error:
             self.streams.forget()
             self._divisions.check_unchanged(error)

@@ -11,6 +11,7 @@ from torch import nn
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.errors import OtherUnitsError
+from asyncdiff.events import Events, Kind
 from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.report import Counts
 
@@ -44,8 +45,9 @@ class UnitHooks:
     A walk is of the thread that makes it: what other threads call meanwhile is no part of it.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, events: Events) -> None:
         self._denoiser = denoiser
+        self._events = events
         self._undo: dict[str, Callable[[], None]] = {}
         self._walks: dict[int, _Walk] = {}  # by thread
 
@@ -104,9 +106,24 @@ class UnitHooks:
             return call()
         walk.is_in_unit = True
         try:
+            if self._events.is_on:
+                return self._noted(walk.rule, name, unit, call)
             return walk.rule.run(unit, call)
         finally:
             walk.is_in_unit = False
+
+    def _noted(self, rule: UnitRule, name: str, unit: int, call: Call) -> Any:
+        """Do what the rule says, and note whether the unit was run."""
+        kind, begin = Kind.STAND_IN, self._events.mark()
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal kind
+            kind = Kind.UNIT
+            return call.forward(*args, **kwargs)
+
+        result = rule.run(unit, call._replace(forward=run))
+        self._events.note(kind, name, begin)
+        return result
 
     def _answer(self, name: str) -> Any:
         """The output of a unit's next call, where it does not depend on the call."""

@@ -1,0 +1,94 @@
+"""What happens in a stretch of a run, on all ranks, as one file."""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from asyncdiff.call import Call
+from asyncdiff.chrome_trace import rank_text, whole_text
+from asyncdiff.errors import AsyncDiffError, ConfigurationError
+from asyncdiff.events import Event, Events, Kind, Mark
+from asyncdiff.exchange.world import World
+from asyncdiff.hooks import intercept_method
+from asyncdiff.runtime.clock import find_schedulers
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def tracing(pipe: Any, denoisers: Collection[nn.Module], world: World, path: Path) -> Iterator[None]:
+    """See `AsyncDiff.trace`."""
+    _check(path)
+    events = world.events
+    if events.is_on:
+        raise ConfigurationError("this run is being traced already; leave the first trace() before the next")
+    undo = list(_noted_parts(pipe, denoisers, events))
+    events.start()
+    try:
+        yield
+    except BaseException:
+        _write_own(path, world, events.stop())
+        raise
+    finally:
+        for put_back in reversed(undo):
+            put_back()
+    own = events.stop()
+    try:
+        texts = world.gather_texts(rank_text(world.rank, own), "what happened")
+    except AsyncDiffError as error:
+        written = _write_own(path, world, own)
+        logger.warning("%s has what happened on this rank alone: %s", written, error)
+        return
+    if not world.rank:
+        path.write_text(whole_text(texts))
+
+
+def _check(path: Path) -> None:
+    folder = path.absolute().parent
+    if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigurationError(f"the trace cannot be written to {path}: no such folder, or no leave to write there")
+
+
+def _write_own(path: Path, world: World, events: tuple[Event, ...]) -> Path:
+    """Write what happened on this rank, beside where that of all would have gone."""
+    own = path if world.rank is None else path.with_name(f"{path.stem}.rank{world.rank}{path.suffix}")
+    own.write_text(whole_text([rank_text(world.rank, events)]))
+    return own
+
+
+def _noted_parts(pipe: Any, denoisers: Collection[nn.Module], events: Events) -> Iterator[Callable[[], None]]:
+    """Note calls of the pipeline's other parts, and the schedulers' steps; gives how to undo each."""
+    divided = {id(module) for denoiser in denoisers for module in denoiser.modules()}
+    for name, part in pipe.components.items():
+        if not isinstance(part, nn.Module) or any(id(module) in divided for module in part.modules()):
+            continue
+        yield from _noted_calls(name, part, events)
+        for method in ("encode", "decode"):
+            if hasattr(part, method):
+                yield intercept_method(part, method, functools.partial(_noted, events, f"{name}.{method}"))
+    for scheduler in find_schedulers(pipe).values():
+        yield intercept_method(scheduler, "step", functools.partial(_noted, events, "scheduler.step"))
+
+
+def _noted_calls(name: str, part: nn.Module, events: Events) -> Iterator[Callable[[], None]]:
+    begun: list[Mark] = []
+
+    def begin(*_: Any) -> None:
+        begun.append(events.mark())
+
+    def end(*_: Any) -> None:
+        events.note(Kind.PART, name, begun.pop())
+
+    yield part.register_forward_pre_hook(begin, prepend=True).remove
+    yield part.register_forward_hook(end, always_call=True).remove
+
+
+def _noted(events: Events, name: str, call: Call) -> Any:
+    with events.span(Kind.PART, name):
+        return call()
