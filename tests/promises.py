@@ -22,6 +22,11 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/runtime/test_methods.py::test_processes_give_what_one_process_gives",
         "tests/plan/test_storage.py",
     ),
+    "Divided tokens: steps in full are the plain pipeline's, rounds use the keys of the steps before": (
+        "tests/runtime/test_tokens.py",
+        "tests/plan/test_tokens.py",
+        "tests/denoiser/test_attention.py",
+    ),
     "Divided weights give the same picture": (
         "tests/runtime/test_chain.py",
         "tests/weights/test_parts.py",

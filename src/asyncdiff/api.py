@@ -64,6 +64,8 @@ class AsyncDiff:
             divisible by S.
         guidance: G, groups of devices that share out every step: parts of the batch, or a guidance branch each.
             Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
+        tokens: P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others'
+            keys and values; steps in full are divided too. G · P devices, in place of components.
         time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
         split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
             device. By default found by counting costs.
@@ -111,6 +113,7 @@ class AsyncDiff:
         warmup: int = 3,
         *,
         guidance: int | None = None,
+        tokens: int | None = None,
         time_shift: bool = False,
         split: Split | None = None,
         bridge: int | None = None,
@@ -132,6 +135,7 @@ class AsyncDiff:
             stride,
             warmup,
             guidance,
+            tokens,
             time_shift,
             split,
             bridge,
@@ -234,7 +238,8 @@ class AsyncDiff:
             executor="local" if world.rank is None else "distributed",
             ranks=tuple(range(mesh.world_size)) if world.rank is None else (world.rank,),
             world_size=mesh.world_size,
-            components=mesh.component - settings.stride + 1,
+            components=1 if settings.tokens else mesh.component - settings.stride + 1,
+            tokens=settings.tokens or 1,
             stride=settings.stride,
             warmup=settings.warmup,
             bytes_sent=0 if attached is None else attached.bytes_sent,

@@ -1,5 +1,6 @@
 """What a generation really did: the honest account of a run."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,6 +18,7 @@ class Counts:
 
     Attributes:
         full: ordinary calls by reason.
+        divided: those of them in which every rank computed its own tokens.
         rounds, bridged, stored: the other calls.
         inserted: the steps that were computed in full, or from which on no step was bridged, because forecasts were
             too far off.
@@ -26,6 +28,7 @@ class Counts:
     """
 
     full: Counter[str] = field(default_factory=Counter)
+    divided: int = 0
     rounds: int = 0
     bridged: int = 0
     stored: int = 0
@@ -42,6 +45,7 @@ class Counts:
         """Count a call, how long it took, and, if it was an ordinary one, why."""
         if kind.is_full:
             self.full[reason] += 1
+            self.divided += kind is StepKind.DIVIDED
             self.seconds_full += seconds
         elif kind is StepKind.ROUND:
             self.rounds += 1
@@ -117,6 +121,7 @@ class DenoiserReport:
         modelled_speedup: of the denoising loop, from the shares and the groups, without communication.
         bridge: k, of how many steps one is a round.
         guidance: how the calls were shared out among groups of devices.
+        bounds: where each device's tokens begin, and where the last one's end; none where tokens are not divided.
     """
 
     name: str
@@ -129,17 +134,19 @@ class DenoiserReport:
     modelled_speedup: float
     bridge: int = 1
     guidance: GuidanceCounts = field(default_factory=GuidanceCounts)
+    bounds: tuple[int, ...] = ()
 
     @property
     def accelerated(self) -> bool:
         """Whether any step took less than an ordinary one; a round of one component does not."""
         counts = self.counts
-        in_parts = counts.rounds and len(self.components) > 1
+        in_parts = counts.divided or (counts.rounds and len(self.components) > 1)
         return bool(in_parts or counts.bridged or counts.stored or self.guidance.is_shared)
 
     def __str__(self) -> str:
         counts = self.counts
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
+        reasons += "; each device its tokens" if counts.divided else ""
         lines = [
             f"{self.name}: {counts.steps} denoiser calls = {counts.full.total()} in full ({reasons or 'none'}), "
             f"{counts.rounds} parallel rounds, {counts.bridged} bridged, {counts.stored} from stored predictions",
@@ -151,7 +158,12 @@ class DenoiserReport:
             lines.append(f"  forecasts were off by at most {counts.largest_error:.3g}{_inserted(counts)}")
         if self.guidance.groups > 1:
             lines.append(str(self.guidance))
-        for number, units in enumerate(self.components):
+        for number, (begin, end) in enumerate(itertools.pairwise(self.bounds)):
+            lines.append(
+                f"  part {number}: tokens {begin} … {end - 1}, {self.shares[number]:.1%} of a call, reads "
+                f"{len(self.live_edges[number])} tensors of keys and values"
+            )
+        for number, units in enumerate(() if self.bounds else self.components):
             first, last = (units[0], units[-1]) if units else ("–", "–")
             lines.append(
                 f"  component {number}: {len(units)} unit{'s' * (len(units) != 1)} ({first} … {last}), "
@@ -168,7 +180,10 @@ class DenoiserReport:
 
 def _inserted(counts: Counts) -> str:
     """Which steps were computed because forecasts were too far off."""
-    ways = {StepKind.ROUND: "none bridged any more from", StepKind.FULL: "in full", StepKind.CHAINED: "in full"}
+    ways = {
+        StepKind.ROUND: "none bridged any more from",
+        **dict.fromkeys((kind for kind in StepKind if kind.is_full), "in full"),
+    }
     steps = {way: ", ".join(str(at) for at, kind in counts.inserted.items() if kind is way) for way in ways}
     parts = [f"{ways[way]}: step {numbers}" for way, numbers in steps.items() if numbers]
     return f"; for that reason {'; '.join(parts)}" if parts else ""
@@ -185,12 +200,18 @@ class Report:
     ranks: tuple[int, ...]
     world_size: int
     components: int
+    tokens: int
     stride: int
     warmup: int
     bytes_sent: int
     seconds_waited: float
     denoisers: tuple[DenoiserReport, ...]
     guidance: int = 1
+
+    @property
+    def parts(self) -> str:
+        """What a group of devices shares out, and how."""
+        return f"P={self.tokens}" if self.tokens > 1 else f"N={self.components} S={self.stride}"
 
     @property
     def accelerated(self) -> bool:
@@ -202,7 +223,7 @@ class Report:
         groups = f"G={self.guidance} " if self.guidance > 1 else ""
         sent = "sent" if self.executor == "distributed" else "would send"
         lines = [
-            f"asyncdiff {groups}N={self.components} S={self.stride} w={self.warmup}, executor {self.executor}, {who}: "
+            f"asyncdiff {groups}{self.parts} w={self.warmup}, executor {self.executor}, {who}: "
             f"{sent} {self.bytes_sent / 2**20:.2f} MiB, waited {self.seconds_waited:.2f} s"
         ]
         lines += [str(denoiser) for denoiser in self.denoisers]

@@ -82,6 +82,13 @@ class Settings:
         most=_MOST_DEVICES,
         option="guidance-devices",
     )
+    tokens: int | None = _setting(
+        None,
+        "P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others' keys and "
+        "values; steps in full are divided too. G · P devices, in place of components.",
+        least=1,
+        most=_MOST_DEVICES,
+    )
     time_shift: bool = _setting(
         False, "After the warm-up give every component the timestep before, to match its inputs' age."
     )
@@ -174,15 +181,35 @@ class Settings:
             check_places(self.place)
             if not self.shard:
                 raise ConfigurationError("place says where parts live with shard=True; give both, or neither")
+        if self.tokens is not None:
+            self._check_tokens()
         method_of(self.method)
         if self.split is not None:
             check_split(self.split)
         if self.split is not None and self.components not in (None, len(self.split)):
             raise SplitError(f"the split has {len(self.split)} lists of module names, but components={self.components}")
 
+    def _check_tokens(self) -> None:
+        others = {
+            "components": self.components not in (None, 1),
+            "split": self.split is not None,
+            "stride": self.stride > 1,
+            "bridge": self.bridge not in (None, 1),
+            "target_speedup": self.target_speedup is not None,
+            "shard": self.shard,
+        }
+        for name, is_given in others.items():
+            if is_given:
+                raise ConfigurationError(
+                    f"tokens={self.tokens} gives every device all of the denoiser and a part of the picture, and does "
+                    f"not go together with {name} yet; leave out one of them"
+                )
+
     @property
     def told_components(self) -> int | None:
-        """N, where it is said in so many words or by the split."""
+        """N, where it is said in so many words or by the split; 1 where tokens are divided instead."""
+        if self.tokens is not None:
+            return 1
         return self.components if self.split is None else len(self.split)
 
     @property
@@ -193,7 +220,7 @@ class Settings:
     def schedule(self, components: int | None = None) -> Schedule:
         """The schedule of so many components; by default of those that are told, or of one."""
         return Schedule(
-            components or self.told_components or 1,
+            self.tokens or components or self.told_components or 1,
             self.stride,
             self.warmup,
             self.time_shift,
@@ -202,11 +229,12 @@ class Settings:
             self.resync_every,
             guarded=self.max_error is not None,
             chained=self.shard,
+            by_tokens=(self.tokens or 1) > 1,
         )
 
     def mesh(self, components: int) -> Mesh:
         """The ranks that so many components, and the groups that are told, take."""
-        return Mesh(self.guidance or 1, components + self.stride - 1)
+        return Mesh(self.guidance or 1, self.tokens or components + self.stride - 1)
 
     def arguments(self) -> dict[str, Any]:
         """Every setting by name, as `AsyncDiff` takes them."""

@@ -12,10 +12,12 @@ _LONGEST_BRIDGE = 8
 def cost(step: Step, largest_share: float, end_share: float = 0.0) -> float:
     """The modelled time of a step, in denoiser calls, without communication.
 
-    `largest_share` is the largest component's part of a call, `end_share` that of the denoiser's last layers, where
+    `largest_share` is the largest component's part of a call, in which tokens are divided in steps in full as well;
+    `end_share` that of the denoiser's last layers, where
     they run apart from the components.
     """
-    computed = 1.0 if step.kind.is_full else {StepKind.ROUND: largest_share}.get(step.kind, 0.0)
+    shared = {StepKind.ROUND: largest_share, StepKind.DIVIDED: largest_share}
+    computed = shared.get(step.kind, 1.0 if step.kind.is_full else 0.0)
     return computed + (end_share if any(task.completes for task in step.tasks) else 0.0)
 
 

@@ -41,6 +41,24 @@ class Division:
     part_of: Mapping[Edge, int]
     method: Method
 
+    @property
+    def walked(self) -> Graph:
+        """The units that a walk through a call of the denoiser comes to."""
+        return self.graph
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """Where each component's tokens begin, and where the last one's end; none where tokens are not divided."""
+        return ()
+
+    def described(self) -> str:
+        """What has to be the same on all ranks."""
+        return str([self.partition.owner(unit) for unit in range(len(self.graph.units))])
+
+    def results(self, step: Step) -> tuple[tuple[int, int], ...]:
+        """What a round gives, as (key, rank that makes it): predictions, by the step that they are for."""
+        return tuple((task.predicts, task.rank) for task in step.tasks if task.predicts is not None)
+
     @functools.cached_property
     def replicated(self) -> frozenset[int]:
         """The units that every device runs."""

@@ -64,7 +64,7 @@ class Order:
     def of(self, course: Course, index: int) -> StepOrder:
         """What is exchanged in a step of a course."""
         step = course.step(index)
-        results = tuple((task.predicts, task.rank) for task in step.tasks if task.predicts is not None)
+        results = self.division.results(step)
         if step.kind.is_full:
             chained = step.kind is StepKind.CHAINED
             links = [Moment(link.messages) for link in self.links(step.keeps) if link.messages] if chained else []

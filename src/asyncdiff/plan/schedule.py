@@ -14,6 +14,7 @@ class StepKind(Enum):
     """How a step gets its noise prediction."""
 
     FULL = "full"  # the ordinary denoiser, on every rank
+    DIVIDED = "divided"  # the ordinary denoiser, each rank on its own tokens, with the others' keys of this very step
     CHAINED = "chained"  # the ordinary denoiser, component after component, each on the ranks that have its weights
     ROUND = "round"  # every component once, all at the same time
     BRIDGED = "bridged"  # no component at all: what they would make is forecast
@@ -22,7 +23,7 @@ class StepKind(Enum):
     @property
     def is_full(self) -> bool:
         """Whether the prediction is the ordinary denoiser's, wherever it was computed."""
-        return self in (StepKind.FULL, StepKind.CHAINED)
+        return self in (StepKind.FULL, StepKind.DIVIDED, StepKind.CHAINED)
 
 
 class Version(NamedTuple):
@@ -94,6 +95,7 @@ class Schedule:
         guarded: whether it is judged how far the newest version is from what the older ones let expect.
         fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
+        by_tokens: whether a component is not a part of the denoiser, but all of it on a part of the tokens.
         chained: whether a rank has the weights of its own component alone, so that steps in full are chained.
     """
 
@@ -109,6 +111,7 @@ class Schedule:
     fresh_sum: bool = False
     predictor: int | None = None
     chained: bool = False
+    by_tokens: bool = False
 
     def __post_init__(self) -> None:
         for name in ("components", "stride", "warmup", "bridge"):
@@ -125,6 +128,8 @@ class Schedule:
     @property
     def in_full(self) -> StepKind:
         """The kind of the steps whose prediction is the ordinary denoiser's."""
+        if self.by_tokens:
+            return StepKind.DIVIDED
         return StepKind.CHAINED if self.chained else StepKind.FULL
 
     @property

@@ -36,7 +36,7 @@ class Advice:
                 f"the denoiser do not go on from step to step ({', '.join(sorted(reasons))}); see report()"
             )
         else:
-            parts = "one component, " if report.components == 1 else ""
+            parts = "one component, " if report.components == report.tokens == 1 else ""
             generation = f"generation of {steps} step{'s' * (steps != 1)}"
             advise(
                 f"asyncdiff accelerates nothing in this {generation}: no step is a parallel round "

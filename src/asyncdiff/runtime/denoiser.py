@@ -145,6 +145,7 @@ class DenoiserRuntime:
             bridge=division.schedule.bridge,
             modelled_speedup=counts.speedup * guidance.speedup,
             guidance=guidance,
+            bounds=division.bounds,
         )
 
     def end(self) -> None:

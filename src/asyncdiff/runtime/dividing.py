@@ -5,18 +5,21 @@ from typing import Any
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
+from asyncdiff.denoiser.graph import build_graph, operations
 from asyncdiff.denoiser.look import Look
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
-from asyncdiff.denoiser.trace import record
+from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import OtherUnitsError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
+from asyncdiff.plan.tokens import TokenDivision, divide_tokens
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
+from asyncdiff.runtime.token_finding import TokenFinder
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Divisions:
             self._modules = [vars(module) for module in denoiser.modules() if next(module.children(), None) is not None]
             units.remove()
         of_structure = (divisions for (made_for, *_), divisions in self._known.items() if made_for == structure)
-        units.keep([division.graph for divisions in of_structure for division in divisions.values()])
+        units.keep([division.walked for divisions in of_structure for division in divisions.values()])
 
     def surroundings(self) -> Structure:
         """What of the structure may change from call to call.
@@ -97,29 +100,41 @@ class Divisions:
             trace = rehearse(context.denoiser, call, batch)
         else:
             result, trace = record(context.denoiser, call.with_own_containers(), batch)
-        division = divide_denoiser(
-            trace,
-            context.schedule,
-            split,
-            rates_of(context.device),
-            context.settings.chosen_method,
-            goal,
-            self._ownership,
-        )
+        if context.schedule.by_tokens:
+            division: Division = self._divide_tokens(trace, call)
+        else:
+            division = divide_denoiser(
+                trace,
+                context.schedule,
+                split,
+                rates_of(context.device),
+                context.settings.chosen_method,
+                goal,
+                self._ownership,
+            )
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
         if goal is not None:
             self._say_if_out_of_reach(division, goal)
-        context.units.add(division.graph)
+        context.units.add(division.walked)
         what = f"the division of the denoiser {context.name!r}"
-        owners = [division.partition.owner(unit) for unit in range(len(division.graph.units))]
-        context.exchange.check_agreement(lambda: [Statement(what, str(owners))], what)
+        context.exchange.check_agreement(lambda: [Statement(what, division.described())], what)
         if context.schedule.chained and self._ownership is None:
             self._ownership = ownership_of(division.graph, division.partition)
             if context.share is not None:
                 own = {division.schedule.component_of(rank) for rank in context.exchange.ranks}
                 context.share.take(self._ownership, own)
         return result, division
+
+    def _divide_tokens(self, trace: Trace, call: Call) -> TokenDivision:
+        """Find where the call can be divided by tokens, and give each rank of the group a part of them."""
+        context, rates = self._context, rates_of(self._context.device)
+        graph = build_graph(trace, rates)
+        context.units.add(graph)
+        finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph)
+        layout, divided = finder.find(call, context.schedule.components)
+        share = operations(divided, rates) / operations(trace, rates)
+        return divide_tokens(layout, context.schedule, rates, context.settings.chosen_method, share)
 
     def forget(self, stream: Stream) -> None:
         """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""

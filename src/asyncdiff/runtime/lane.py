@@ -16,6 +16,7 @@ from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.guard import forecast_error
 from asyncdiff.runtime.steps import StepRunner
 from asyncdiff.runtime.stream import Arguments, Stream, Streams
+from asyncdiff.runtime.token_steps import TokenStepRunner
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Lane:
         self._context = context
         self._divisions = divisions
         self._number = number
-        self._runner = StepRunner(context, divisions, number)
+        runner = TokenStepRunner if context.schedule.by_tokens else StepRunner
+        self._runner: StepRunner | TokenStepRunner = runner(context, divisions, number)
 
     def count_anew(self) -> None:
         """A generation begins."""

@@ -62,20 +62,25 @@ class Layout:
         else:
             mesh = settings.mesh(DEVICES_OF_PREVIEW)
         if world.global_rank is not None:
-            _check_world_size(mesh, stride, world)
+            _check_world_size(mesh, settings, world)
         return mesh
 
 
-def _check_world_size(mesh: Mesh, stride: int, world: World) -> None:
+def _check_world_size(mesh: Mesh, settings: Settings, world: World) -> None:
     """Whether there are as many ranks as the mesh has places."""
-    components, guidance = mesh.component - stride + 1, mesh.guidance
+    stride, guidance = settings.stride, mesh.guidance
+    components = mesh.component - stride + 1
     needed, in_group = mesh.world_size, mesh.component
     if world.size == needed:
         return
     ways = [f"start {needed} process{'es' * (needed != 1)}"]
     if world.size > needed:
         ways.append(f"name {needed} of them with process_group=")
-    if guidance == 1:
+    if settings.tokens is not None:
+        numbers, formula = f"guidance={guidance} and tokens={settings.tokens}", "guidance × tokens"
+        if world.size % guidance == 0:
+            ways.append(f"use tokens={world.size // guidance}")
+    elif guidance == 1:
         numbers, formula = f"components={components} and stride={stride}", "components + stride - 1"
         ways.append(f"use components={max(world.size - stride + 1, 1)}")
     else:

@@ -82,7 +82,7 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
     makers = {edge.unit for edge in passed_on}
     residuals = Residuals(partition)
     reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
-    received = _Received(work, task.rank, task.reads, task.label, reads)
+    received = Received(work, task.rank, task.reads, task.label, reads)
 
     def rule(unit: int, call: Call) -> Any:
         residuals.note(unit, call)
@@ -110,7 +110,7 @@ def complete_task(work: Work, task: Task) -> UnitRule:
     partition, counts = work.division.partition, work.counts
     residuals = Residuals(partition)
     made = frozenset[int]() if task.component is None else partition.components[task.component]
-    received = _Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
+    received = Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
     run = partition.end.units | work.division.replicated
     known = work.everywhere.get(task.rank, {})
 
@@ -158,7 +158,7 @@ class Residuals:
         return sent if base is None else sent + self._given[base.unit, base.input]
 
 
-class _Received:
+class Received:
     """What a rank holds of live edges, forecast to the label of its task.
 
     Attributes:
@@ -200,11 +200,12 @@ class _Received:
         def tensor(edge: Edge) -> Tensor | None:
             if edge not in self._reads:
                 return None
-            return unshared(self._units[edge.unit], edge, residuals.added(edge, self._tensor(edge)))
+            return unshared(self._units[edge.unit], edge, residuals.added(edge, self.sent(edge)))
 
         return tensor
 
-    def _tensor(self, edge: Edge) -> Tensor:
+    def sent(self, edge: Edge) -> Tensor:
+        """An edge's tensor in the form in which it travels."""
         if edge.unit in self._exact:
             found = self._store.newest(edge, self._reading.steps[0])
         else:
@@ -214,7 +215,7 @@ class _Received:
 
 
 def _answers(
-    work: Work, run: frozenset[int], received: _Received, residuals: Residuals
+    work: Work, run: frozenset[int], received: Received, residuals: Residuals
 ) -> Mapping[tuple[str, int], Any]:
     """Fillers for the units that are not run, of which nothing is read, and whose inputs nobody adds to."""
     needed = run | received.units | residuals.units

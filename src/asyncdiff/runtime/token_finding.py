@@ -1,0 +1,281 @@
+"""Where a denoiser's call can be divided by tokens: found by marking the picture in it, and tried.
+
+What the marks let expect is tried: one rank's tokens, with the keys that the ordinary call makes of the others, must
+become what they are in the ordinary call.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from asyncdiff.call import Call
+from asyncdiff.denoiser.form import CallForm
+from asyncdiff.denoiser.graph import Graph
+from asyncdiff.denoiser.trace import Trace, record
+from asyncdiff.errors import SplitError
+from asyncdiff.plan.tokens import Extent, Parts, Site, TokenLayout
+from asyncdiff.report import Counts
+from asyncdiff.runtime.token_marks import Block, Marks, mark
+from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
+from asyncdiff.runtime.units import UnitHooks
+
+# How far what becomes of some tokens may be off, relative to the size of all: rounding, and no more.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+_TOLERANCE_OF_HALF = 0.03
+# Of so many tensors it is tried whether those that are as long as all tokens are none.
+_MOST_DOUBTFUL = 3
+# A call of which less than this share is spent on tokens of the picture is not worth dividing so.
+_LEAST_SHARE = 0.5
+
+
+class _Choice(NamedTuple):
+    """What the marks leave open.
+
+    Attributes:
+        last: the unit after which all ranks have all tokens again.
+        left_out: values that are as long as all tokens, and none.
+        cuts_arguments: whether tensors that the denoiser is given, and that its glue reads, are of tokens as well.
+    """
+
+    last: int
+    left_out: frozenset[int]
+    cuts_arguments: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What the marks say for sure: the number of tokens, the sites among all attentions, and how sequences lie."""
+
+    tokens: int
+    sites: tuple[int, ...]
+    first: int
+    last_site: int
+    starts: dict[int, int]
+
+
+class TokenFinder:
+    """Finds the token layout of one denoiser.
+
+    Args:
+        denoiser: the module.
+        units: the hooks on its units, those of the graph among them.
+        form: how it is called.
+        trace: a recorded call.
+        graph: the units of that call.
+    """
+
+    def __init__(self, denoiser: nn.Module, units: UnitHooks, form: CallForm, trace: Trace, graph: Graph) -> None:
+        self._denoiser = denoiser
+        self._units = units
+        self._form = form
+        self._trace = trace
+        self._graph = graph
+
+    def find(self, call: Call, count: int, tried: Sequence[int] = ()) -> tuple[TokenLayout, Trace]:
+        """The layout for a call like the recorded one, and a record of the call with one rank's tokens.
+
+        Args:
+            count: how many ranks share the tokens out.
+            tried: the ranks whose part is tried; by default the last one's, which is no smaller than the others'.
+
+        Raises:
+            SplitError: it cannot be divided so; says why.
+        """
+        try:
+            return self._find(call, count, tried or (count - 1,))
+        except SplitError as error:
+            raise SplitError(f"the denoiser cannot be divided by tokens: {error}") from error
+
+    def _find(self, call: Call, count: int, tried: Sequence[int]) -> tuple[TokenLayout, Trace]:
+        if any(made.is_compiled for made in self._trace.calls):
+            raise SplitError("it is compiled, which hides its attention; use components, or do not compile it")
+        marks = mark(self._units, self._form, self._graph, call)
+        found = self._sites(marks)
+        if found.tokens < count:
+            raise SplitError(f"the picture has {found.tokens} tokens, too few for tokens={count}")
+        layouts = [self._layout(marks, found, choice) for choice in self._choices(marks, found)]
+        self._check_worth(layouts[0])
+        trial = Trial(self._denoiser, self._units, layouts[0], call)
+        reasons = []
+        for layout in layouts:
+            try:
+                return layout, [trial.run(layout, Parts(layout.tokens, count), rank) for rank in tried][-1]
+            except SplitError as error:
+                reasons.append(error)
+        raise reasons[0]
+
+    def _sites(self, marks: Marks) -> _Found:
+        """The attentions among all tokens of the picture."""
+        lengths = Counter(site.keys.length for site in marks.sites if isinstance(site.keys, Block))
+        if not lengths:
+            raise SplitError(
+                "no attention among the picture's tokens was found (linear attention, and what is no attention at all, "
+                "mixes tokens in other ways)"
+            )
+        tokens = lengths.most_common(1)[0][0]
+        starts = {tokens: 0}
+        inside = {}
+        for number, site in enumerate(marks.sites):
+            if not isinstance(site.keys, Block) or site.keys.length != tokens:
+                continue
+            if site.unit is None:
+                raise SplitError("it calls attention outside of its units")
+            inside[number] = site.unit
+            starts.setdefault(site.total, site.keys.start)
+        first, last = min(inside.values()), max(inside.values())
+        for number, site in enumerate(marks.sites):
+            is_between = site.unit is not None and first <= site.unit <= last
+            if is_between and number not in inside and site.keys is not False:
+                raise SplitError(
+                    f"{self._graph.units[site.unit or 0].name!r} has attention among other groups of tokens than the "
+                    f"{tokens} of the picture (windows, frames, or several sizes)"
+                )
+        return _Found(tokens, tuple(inside), first, last, starts)
+
+    def _choices(self, marks: Marks, found: _Found) -> list[_Choice]:
+        """All that fits the marks, the likeliest first."""
+        ends = dict.fromkeys([self._last_of_tokens(marks, found), found.last_site])
+        doubtful = self._doubtful(marks, found)
+        choices = [
+            _Choice(end, left_out, cuts)
+            for end, cuts, left_out in itertools.product(ends, (False, True), _subsets(doubtful))
+        ]
+        return sorted(choices, key=lambda choice: len(choice.left_out) + choice.cuts_arguments)
+
+    def _last_of_tokens(self, marks: Marks, found: _Found) -> int:
+        """The last unit that gives a tensor of the picture's tokens."""
+        last = found.last_site
+        for unit in range(last + 1, len(self._graph.units)):
+            if not any(output.extent(found.tokens) for output in marks.outputs[unit]):
+                break
+            last = unit
+        return last
+
+    def _doubtful(self, marks: Marks, found: _Found) -> list[int]:
+        """Values that are not marked, but as long as all tokens together."""
+        readers: Counter[int] = Counter()
+        for unit in range(found.first, found.last_site + 1):
+            values = self._trace.calls[self._graph.units[unit].call].inputs
+            for value, given in zip(values, marks.inputs[unit], strict=False):
+                if given.unmarked_extent(found.starts) is not None:
+                    readers[value] += 1
+        return [value for value, _ in readers.most_common(_MOST_DOUBTFUL)]
+
+    def _layout(self, marks: Marks, found: _Found, choice: _Choice) -> TokenLayout:
+        inputs = {}
+        for unit in range(found.first, choice.last + 1):
+            values = self._trace.calls[self._graph.units[unit].call].inputs
+            inputs[unit] = {
+                place: extent
+                for place, given in enumerate(marks.inputs[unit])
+                if (extent := given.extent(found.tokens) or given.unmarked_extent(found.starts)) is not None
+                and not (given.mark is False and place < len(values) and values[place] in choice.left_out)
+            }
+        arguments = {
+            place: extent
+            for place, given in enumerate(marks.arguments)
+            if choice.cuts_arguments and len(given.shape) > 2
+            if (extent := given.unmarked_extent({found.tokens: 0})) is not None
+        }
+        outputs = {
+            leaf: extent
+            for leaf, made in enumerate(marks.outputs[choice.last])
+            if (extent := made.extent(found.tokens)) is not None
+        }
+        sites, queries, count = {}, {}, itertools.count()
+        for marked, site in enumerate(marks.sites):
+            if site.unit is None or not found.first <= site.unit <= choice.last:
+                continue
+            number, asked = next(count), site.queries
+            start = asked.start if isinstance(asked, Block) and asked.length == found.tokens else None
+            if marked in found.sites and isinstance(site.keys, Block):
+                sites[number] = Site(site.unit, site.keys.start, start, site.total, site.forms)
+            elif start is not None:
+                queries[number] = start
+        return TokenLayout(
+            self._graph, found.tokens, found.first, choice.last, arguments, inputs, outputs, sites, queries
+        )
+
+    def _check_worth(self, layout: TokenLayout) -> None:
+        inside = sum(unit.time for unit in self._graph.units[layout.first : layout.last_site + 1])
+        share = inside / self._graph.time
+        if share < _LEAST_SHARE:
+            raise SplitError(
+                f"{share:.0%} of a call is spent between its attentions among the picture's {layout.tokens} tokens; "
+                "use components"
+            )
+
+
+class Trial:
+    """Compares parts of a call, divided by tokens, with the ordinary call.
+
+    Args:
+        layout: says which attentions and units are looked at in the ordinary call.
+    """
+
+    def __init__(self, denoiser: nn.Module, units: UnitHooks, layout: TokenLayout, call: Call) -> None:
+        self._denoiser = denoiser
+        self._units = units
+        self._call = call
+        self._keys: dict[int, Pair] = {}
+        self._outputs: dict[int, list[Any]] = {}
+
+        def look(unit: int, result: Any) -> None:
+            if unit >= layout.last_site:
+                leaves = tree_leaves(result)
+                self._outputs[unit] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+        walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look)
+
+    def run(self, layout: TokenLayout, parts: Parts, rank: int) -> Trace:
+        """Whether a rank's tokens become what they are in the ordinary call; records how.
+
+        Raises:
+            SplitError: they do not.
+        """
+        made: list[Any] = []
+
+        def keys(number: int, mine: Pair) -> list[Pair]:
+            extent = Extent(mine[0].ndim - 2, layout.sites[number].keys)
+            key, value = self._keys[number]
+            pairs = [(parts.of(key, extent, other), parts.of(value, extent, other)) for other in range(parts.count)]
+            pairs[rank] = mine
+            return pairs
+
+        def join(leaves: list[Any]) -> list[Any]:
+            made.extend(leaves)
+            return self._outputs[layout.last]
+
+        def walk(*args: Any, **kwargs: Any) -> Any:
+            inner = self._call.giving((args, kwargs))
+            return walk_divided(self._units, layout, parts, rank, inner, keys, join, Counts())
+
+        try:
+            _, trace = record(self._denoiser, Call(walk, *self._call.given))
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not fit
+            raise SplitError(f"with some of its tokens alone it fails ({str(error).splitlines()[0]})") from error
+        for leaf, extent in layout.outputs.items():
+            ordinary = parts.cut(self._outputs[layout.last][leaf], extent, rank)
+            if made[leaf].shape != ordinary.shape:
+                name = layout.graph.units[layout.last].name
+                raise SplitError(f"{name!r} gives {tuple(made[leaf].shape)}, not {tuple(ordinary.shape)}")
+            off = _off(made[leaf], ordinary)
+            if not off <= _TOLERANCE.get(ordinary.dtype, _TOLERANCE_OF_HALF):
+                raise SplitError(f"tokens depend on each other in other ways than by attention (off by {off:.2g})")
+        return trace
+
+
+def _subsets(values: Sequence[int]) -> Iterator[frozenset[int]]:
+    for size in range(len(values) + 1):
+        yield from map(frozenset, itertools.combinations(values, size))
+
+
+def _off(made: Tensor, ordinary: Tensor) -> float:
+    difference = (made.double() - ordinary.double()).norm()
+    return float(difference / ordinary.double().norm().clamp(min=1e-30))

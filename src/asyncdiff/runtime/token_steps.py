@@ -1,0 +1,237 @@
+"""Steps of a denoiser whose tokens are divided: every rank runs all of it on its own tokens."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from asyncdiff.call import Call
+from asyncdiff.errors import OtherUnitsError
+from asyncdiff.exchange.protocol import Channel
+from asyncdiff.plan.course import Course
+from asyncdiff.plan.moments import Moment
+from asyncdiff.plan.schedule import StepKind, Task
+from asyncdiff.plan.tokens import Extent, TokenDivision
+from asyncdiff.report import Counts
+from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.dividing import Divisions
+from asyncdiff.runtime.rules import Received, Work
+from asyncdiff.runtime.stream import Stream
+from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
+
+
+class TokenStepRunner:
+    """Runs the steps of one group's streams, each rank on its own tokens."""
+
+    def __init__(self, context: Context, divisions: Divisions, lane: int) -> None:
+        self._context = context
+        self._divisions = divisions
+        self._lane = lane
+
+    def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
+        """Make the prediction of a stream's step, and leave it in it on every rank."""
+        step, result = course.step(stream.index), None
+        with self._told_apart(stream):
+            if step.kind is StepKind.ROUND:
+                result = self._round(stream, course, call, counts)
+            else:
+                if stream.division is None:
+                    result, _ = self._divisions.divide(stream, self._lane, call)
+                if result is None or step.keeps:
+                    result = self._in_full(stream, step.keeps, step.index, call)
+        leaves, stream.structure = tree_flatten(result)
+        stream.predictions = {step.index: leaves}
+
+    def whole(self, stream: Stream, call: Call) -> Any:
+        """The ordinary result of a call that belongs to no step."""
+        del stream
+        return call()
+
+    def _in_full(self, stream: Stream, keeps: bool, index: int, call: Call) -> Any:
+        """A step with the keys that all ranks make in it."""
+        division = _of_tokens(stream)
+        channel = self._channel(stream, division) if keeps else None
+        if len(self._context.exchange.ranks) > 1:
+            result = self._in_one_process(division, channel, call)
+        else:
+            result = self._among_processes(division, channel, call)
+        if channel is not None:
+            for store in channel.stores.values():
+                store.arrive([index])
+        return result
+
+    def _in_one_process(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
+        """The undivided call gives what all ranks would make of it."""
+
+        def note(number: int, pair: Pair) -> None:
+            if channel is None:
+                return
+            for source in range(division.parts.count):
+                for reader, store in channel.stores.items():
+                    if reader != source:
+                        for edge, tensor in zip(division.edges(number, source), pair, strict=True):
+                            extent = Extent(tensor.ndim - 2, division.layout.sites[number].keys)
+                            store.put(edge, division.parts.of(tensor, extent, source))
+
+        return walk_whole(self._context.units, division.layout, call, note, Counts())
+
+    def _among_processes(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
+        """Keys and values go to all other ranks at every site, and are waited for there."""
+        exchange = self._context.exchange
+        (rank,) = exchange.ranks
+        everyone = tuple((source, source) for source in range(division.parts.count))
+
+        def keys(number: int, mine: Pair) -> list[Pair]:
+            pairs = {source: _like(division, mine, source) for source, _ in everyone} | {rank: mine}
+            what = f"the keys of attention {number} of the denoiser {self._context.name!r}, part"
+            shared = exchange.share(pairs, Moment(results=everyone), what).finish()
+            for source, tensors in shared.items():
+                if channel is not None and source != rank:
+                    for edge, tensor in zip(division.edges(number, source), tensors, strict=True):
+                        channel.stores[rank].put(edge, tensor)
+            return [(shared[source][0], shared[source][1]) for source, _ in everyone]
+
+        def join(leaves: list[Any]) -> list[Any]:
+            return self._joined(division, {rank: leaves}, Moment(results=everyone))()
+
+        return walk_divided(self._context.units, division.layout, division.parts, rank, call, keys, join, Counts())
+
+    def _round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> Any:
+        """A step with keys of the others that are forecast."""
+        division, step = _of_tokens(stream), course.step(stream.index)
+        channel, order = self._channel(stream, division), stream.order().of(course, step.index)
+        work = Work(division, channel, stream.fillers(), counts, stream.moment)
+        channel.start_round(order)
+        tasks = [task for task in step.tasks if task.rank in self._context.exchange.ranks]
+        made: dict[int, list[Any]] = {}
+
+        def join(leaves: list[Any]) -> list[Any]:
+            task = tasks[len(made)]
+            made[task.rank] = leaves
+            if task is not tasks[-1]:
+                raise WalkEndedError
+            finish: Callable[[], list[Any]] | None = None
+            for moment in order.moments:
+                if moment.messages:
+                    channel.exchange(moment)
+                else:
+                    finish = self._joined(division, made, moment)
+            if finish is None:
+                raise RuntimeError("a round has no results")
+            return finish()
+
+        result = None
+        for task in tasks:
+            with contextlib.suppress(WalkEndedError):
+                result = self._walk(stream, work, task, order.kept, call, join)
+        channel.end_round(step.index)
+        return result
+
+    def _walk(
+        self,
+        stream: Stream,
+        work: Work,
+        task: Task,
+        kept: frozenset[Any],
+        call: Call,
+        join: Callable[[list[Any]], list[Any]],
+    ) -> Any:
+        """One rank's part in a round."""
+        division = _of_tokens(stream)
+        if task.label != stream.index:
+            call = self._context.form.with_times(call, stream.times(task.label))
+        received = Received(work, task.rank, task.reads, task.label, division.partition.reads[task.rank])
+
+        def keys(number: int, mine: Pair) -> list[Pair]:
+            pairs = []
+            for source in range(division.parts.count):
+                key, value = division.edges(number, source)
+                if source == task.rank:
+                    for edge, tensor in ((key, mine[0]), (value, mine[1])):
+                        if edge in kept:
+                            work.channel.made(task.rank, edge, tensor)
+                    pairs.append(mine)
+                else:
+                    pairs.append((received.sent(key), received.sent(value)))
+            return pairs
+
+        return walk_divided(
+            self._context.units, division.layout, division.parts, task.rank, call, keys, join, work.counts
+        )
+
+    def _joined(self, division: TokenDivision, made: dict[int, list[Any]], moment: Moment) -> Callable[[], list[Any]]:
+        """Begin to give all ranks the last unit's output, of which those of this process have made parts."""
+        layout, parts = division.layout, division.parts
+        rank = max(made)
+        mine = made[rank]
+        tensors = [place for place, leaf in enumerate(mine) if isinstance(leaf, Tensor)]
+        # What is not of the picture every rank has; for all to go on with the same, it is rank 0's.
+        places = {source: [at for at in tensors if at in layout.outputs or source == 0] for source, _ in moment.results}
+        given = {
+            source: [
+                parts.own(leaf, layout.outputs[at], source) if at in layout.outputs else leaf
+                for at, leaf in ((at, made[source][at]) for at in found)
+            ]
+            if source in made
+            else [_sized(division, mine[at], at, source) for at in found]
+            for source, found in places.items()
+        }
+        sharing = self._context.exchange.share(given, moment, "the tokens of part")
+
+        def finish() -> list[Any]:
+            shared = {
+                source: dict(zip(places[source], received, strict=True))
+                for source, received in sharing.finish().items()
+            }
+            whole = list(mine)
+            for at in tensors:
+                if at not in layout.outputs:
+                    whole[at] = shared[0][at]
+                    continue
+                extent = layout.outputs[at]
+                whole[at] = parts.join(mine[at], extent, rank, [shared[source][at] for source in range(parts.count)])
+            return whole
+
+        return finish
+
+    def _channel(self, stream: Stream, division: TokenDivision) -> Channel:
+        if stream.channel is None:
+            stream.channel = self._context.exchange.open(division, self._context.device)
+        return stream.channel
+
+    @contextlib.contextmanager
+    def _told_apart(self, stream: Stream) -> Iterator[None]:
+        """If a call is not like the recorded one, say where that was, and record anew from now on."""
+        try:
+            yield
+        except OtherUnitsError as error:
+            self._divisions.forget(stream)
+            raise OtherUnitsError(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None
+
+
+def _of_tokens(stream: Stream) -> TokenDivision:
+    division = stream.divided()
+    if not isinstance(division, TokenDivision):
+        raise RuntimeError("the denoiser is not divided by tokens")
+    return division
+
+
+def _like(division: TokenDivision, pair: Pair, source: int) -> Pair:
+    """Tensors for another rank's keys and values."""
+    key, value = (_with_size(tensor, tensor.ndim - 2, division.parts.size(source)) for tensor in pair)
+    return key, value
+
+
+def _sized(division: TokenDivision, leaf: Tensor, place: int, source: int) -> Tensor:
+    """A tensor for another rank's tokens of the last unit's output."""
+    if place not in division.layout.outputs:
+        return leaf
+    return _with_size(leaf, division.layout.outputs[place].dim, division.parts.size(source))
+
+
+def _with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
+    shape: Sequence[int] = [size if axis == dim % tensor.ndim else held for axis, held in enumerate(tensor.shape)]
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)

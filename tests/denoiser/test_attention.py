@@ -1,0 +1,70 @@
+"""Calls of attention are seen wherever they are made, in this thread, as long as somebody looks."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
+
+
+def tensors(mask: bool = False) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(1, 2, 3, 4), (1, 2, 5, 4), (1, 2, 5, 4), (1, 1, 3, 5)]
+    return tuple(torch.randn(shape, generator=generator) for shape in shapes[: 3 + mask])
+
+
+def test_a_call_is_seen_and_made() -> None:
+    seen: list[AttentionCall] = []
+
+    def answer(call: AttentionCall) -> Tensor:
+        seen.append(call)
+        return call()
+
+    query, key, value, mask = tensors(mask=True)
+    plain = F.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    with AttentionCalls(answer):
+        found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+    assert torch.equal(found, plain)
+    (call,) = seen
+    assert call.query is query and call.key is key and call.value is value and call.mask is mask
+    F.scaled_dot_product_attention(query, key, value)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_options_are_kept(is_causal: bool) -> None:
+    query, key, value = tensors()
+    plain = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+    with AttentionCalls(lambda call: call()):
+        assert torch.equal(F.scaled_dot_product_attention(query, key, value, is_causal=is_causal), plain)
+
+
+def test_calls_by_way_of_diffusers_dispatch() -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def answer(call: AttentionCall) -> Tensor:
+        shapes.append(tuple(call.key.shape))
+        return torch.zeros_like(call.query)
+
+    query, key, value = (tensor.transpose(1, 2) for tensor in tensors())
+    with AttentionCalls(answer):
+        assert not dispatch_attention_fn(query, key, value).any()
+    assert shapes == [(1, 2, 5, 4)]  # heads before tokens, as torch has it
+
+
+def test_another_thread_is_left_alone() -> None:
+    results: list[Tensor] = []
+
+    def call() -> None:
+        results.append(F.scaled_dot_product_attention(*tensors()))
+
+    with AttentionCalls(lambda call: torch.zeros_like(call.query)):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        call()
+    assert results[0].any() and not results[1].any()
