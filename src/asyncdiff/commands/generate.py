@@ -67,6 +67,8 @@ def generate(
 
     - `asyncdiff generate "rocket" --components 2 --method paper --compare` – the same as the paper has it
 
+    - `asyncdiff generate "rocket" --model demo-dit --tokens 2` – two devices, half of the picture on each
+
     - `asyncdiff generate "rocket" --devices 4 --bridge 2` – the guidance, two components, every second step forecast
 
     - `asyncdiff generate "rocket" --devices 1 --target-speedup 2` – one device
@@ -152,6 +154,9 @@ def _fit(devices: int | None, settings: Settings) -> int:
             )
         return devices
     needed = settings.mesh(components).world_size
+    if settings.tokens is not None and devices not in (None, needed):
+        each = f" for each of {groups} --guidance-devices" if groups > 1 else ""
+        refuse(f"--devices {devices} does not fit --tokens {settings.tokens}{each}: use --devices {needed}.")
     if devices is not None and devices != needed:
         ways = [f"--devices {needed}"]
         in_group = devices // groups if devices % groups == 0 else 0
@@ -183,7 +188,7 @@ def _sheet(sequential: Outcome, outcome: Outcome) -> Image.Image:
     done = "one device"
     if outcome.report is not None:
         groups = f"G={outcome.report.guidance} " if outcome.report.guidance > 1 else ""
-        done = f"{groups}N={outcome.report.components} S={outcome.report.stride} w={outcome.report.warmup}"
+        done = f"{groups}{outcome.report.parts} w={outcome.report.warmup}"
     return side_by_side(
         [sequential.picture, outcome.picture],
         [

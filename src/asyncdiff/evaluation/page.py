@@ -94,8 +94,11 @@ def describe(setting: Settings) -> str:
     components, devices, groups = setting.told_components or 1, devices_of(setting), setting.guidance or 1
     words = [
         f"method {setting.method}",
-        f"{components} component{'s' * (components > 1)}",
-        f"stride {setting.stride}",
+        *(
+            [f"{components} component{'s' * (components > 1)}", f"stride {setting.stride}"]
+            if setting.tokens is None
+            else [f"{setting.tokens} parts of the tokens"]
+        ),
         f"{setting.warmup} warm-up step{'s' * (setting.warmup > 1)}",
     ]
     if setting.bridge is not None and setting.bridge > 1:

@@ -53,7 +53,8 @@ def devices_of(settings: Settings) -> int:
 def title_of(settings: Settings) -> str:
     """What tells settings from others, in a few letters."""
     method = settings.method if isinstance(settings.method, str) else settings.method.forecast
-    parts = [method, f"N={settings.told_components} S={settings.stride} w={settings.warmup}"]
+    divided = f"N={settings.told_components} S={settings.stride}" if settings.tokens is None else f"P={settings.tokens}"
+    parts = [method, f"{divided} w={settings.warmup}"]
     if settings.bridge is not None and settings.bridge > 1:
         parts.append(f"bridge {settings.bridge}")
     for name in ("target_speedup", "max_error", "cooldown", "resync_every"):
