@@ -25,6 +25,7 @@ from asyncdiff.plan.division import Division, divide_denoiser
 from asyncdiff.plan.partition import BALANCE_TOLERANCE
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.zoo.specimen import Specimen, is_time
+from asyncdiff.zoo.tokens import why_tokens_stay_whole
 
 COMPONENTS = (2, 3, 4)
 
@@ -51,6 +52,7 @@ class Finding:
         units: how many calls of units one pass consists of.
         live_edges: how many tensors cross in a round of two components.
         balance: for N = 2, 3, 4, the heaviest component's share of the cost of a call.
+        whole_tokens: why its tokens cannot be divided; empty where they can, None where that was not looked at.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Finding:
     units: int | None = None
     live_edges: int | None = None
     balance: Mapping[int, float] = field(default_factory=dict)
+    whole_tokens: str | None = None
 
 
 @torch.no_grad()
@@ -87,6 +90,9 @@ def check(specimen: Specimen) -> Finding:
         units=len(subject.graph.units),
         live_edges=live_edges,
         balance=balance,
+        whole_tokens=why_tokens_stay_whole(
+            subject.model, Call(subject.model.__call__, (), subject.inputs(0)), subject.trace, subject.graph
+        ),
     )
 
 

@@ -14,7 +14,15 @@ from asyncdiff.zoo.catalogue import denoiser_classes
 from asyncdiff.zoo.check import COMPONENTS, Finding, Pipeline, check
 from asyncdiff.zoo.specimen import Specimen
 
-COLUMNS = ("class", "works", "units", "live edges", *(f"N={components}" for components in COMPONENTS), "why not")
+COLUMNS = (
+    "class",
+    "works",
+    "units",
+    "live edges",
+    *(f"N={components}" for components in COMPONENTS),
+    "tokens",
+    "why not",
+)
 
 _HEAD = """# Denoiser classes
 
@@ -30,6 +38,8 @@ checked:
 
 *units*: unit calls of one pass. *live edges*: tensors that cross in a round of two components. *N=2*, *N=3*, *N=4*: the
 heaviest component's share of the cost of a call; of a small model, whose parts differ more than those of a real one.
+*tokens*: whether the picture's tokens can be divided (`tokens=P`): with fresh keys, each of two and of three ranks'
+tokens become what they are in the plain model. {tokens} classes can.
 
 """
 
@@ -80,6 +90,8 @@ def as_object(finding: Finding) -> dict[str, Any]:
         "reason": finding.reason,
         "units": finding.units,
         "live_edges": finding.live_edges,
+        "tokens": None if finding.whole_tokens is None else not finding.whole_tokens,
+        "why_no_tokens": finding.whole_tokens,
         "balance": {str(components): finding.balance.get(components) for components in COMPONENTS},
     }
 
@@ -93,6 +105,7 @@ def as_row(finding: Finding) -> tuple[str, ...]:
         "" if finding.units is None else str(finding.units),
         "" if finding.live_edges is None else str(finding.live_edges),
         *("" if share is None else f"{share:.1%}" for share in shares),
+        {None: "", "": "yes"}.get(finding.whole_tokens, f"no: {finding.whole_tokens}"),
         finding.reason,
     )
 
@@ -101,8 +114,13 @@ def as_page(findings: Sequence[Finding]) -> str:
     """The matrix as a page of the documentation."""
     every = {finding.kind for finding in findings}
     works = every - {finding.kind for finding in findings if not finding.ok}
+    by_tokens = {finding.kind for finding in findings if finding.whole_tokens == ""}
     head = _HEAD.format(
-        diffusers=diffusers.__version__, torch=torch.__version__.split("+")[0], works=len(works), every=len(every)
+        diffusers=diffusers.__version__,
+        torch=torch.__version__.split("+")[0],
+        works=len(works),
+        every=len(every),
+        tokens=len(by_tokens),
     )
     rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(as_row, findings)]
     return head + "".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |\n" for row in rows)
