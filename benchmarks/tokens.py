@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,11 +23,6 @@ from asyncdiff import AsyncDiff, load_demo
 from asyncdiff.demo import demo_prompts
 from benchmarks.machine import machine
 
-WAYS: dict[str, dict[str, Any]] = {
-    **{f"tokens={count}": {"tokens": count} for count in (2, 4, 8)},
-    **{f"components={count}": {"components": count} for count in (2, 4, 8)},
-    **{f"one device, bridge={bridge}": {"components": 1, "bridge": bridge} for bridge in (2, 4)},
-}
 _AT_ONCE = 8  # pictures in a call
 _T95 = 1.96
 
@@ -55,26 +51,38 @@ def draw(pipe: Any, prompts: Sequence[str], steps: int) -> Tensor:
     return torch.cat(pictures)
 
 
-def measure(pipe: Any, prompts: Sequence[str], steps: int, warmup: int) -> list[Measured]:
+def ways(devices: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What is compared, as arguments of AsyncDiff."""
+    return {
+        **{f"tokens={count}": {"tokens": count} for count in devices},
+        **{f"components={count}": {"components": count} for count in devices},
+        **{f"one device, bridge={bridge}": {"components": 1, "bridge": bridge} for bridge in (2, 4)},
+    }
+
+
+def measure(pipe: Any, prompts: Sequence[str], devices: Sequence[int], steps: int, warmup: int) -> list[Measured]:
     """All ways."""
     plain = draw(pipe, prompts, steps)
     found = []
-    for name, way in WAYS.items():
+    for name, way in ways(devices).items():
         with AsyncDiff(pipe, warmup=warmup, guidance=1, executor="local", **way) as async_diff:
             pictures = draw(pipe, prompts, steps)
             (denoiser,) = async_diff.report().denoisers
         errors = (pictures - plain).square().flatten(1).mean(1)
         psnr = tuple(-10 * math.log10(max(float(error), 1e-30)) for error in errors)
         found.append(Measured(name, denoiser.modelled_speedup, psnr))
-        print(f"{name:24s} {found[-1].mean:5.1f} dB, worst {min(psnr):5.1f}, modelled {denoiser.modelled_speedup:.2f}x")
+        print(
+            f"{name:24s} {found[-1].mean:5.1f} dB, worst {min(psnr):5.1f}, modelled {denoiser.modelled_speedup:.2f}x",
+            flush=True,
+        )
     return found
 
 
-def gains(found: Sequence[Measured]) -> dict[str, dict[str, float]]:
+def gains(found: Sequence[Measured], devices: Sequence[int]) -> dict[str, dict[str, float]]:
     """How much closer tokens are than components on as many devices: the mean, and half the width of its interval."""
     by_name = {measured.way: measured for measured in found}
     told = {}
-    for count in (2, 4, 8):
+    for count in devices:
         pairs = zip(by_name[f"tokens={count}"].psnr, by_name[f"components={count}"].psnr, strict=True)
         differences = [ours - theirs for ours, theirs in pairs]
         half = _T95 * statistics.stdev(differences) / math.sqrt(len(differences))
@@ -86,6 +94,7 @@ def main() -> None:
     """Measure, print, and write benchmarks/results/tokens.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--devices", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tokens.json")
@@ -95,12 +104,12 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     every = demo_prompts()
     prompts = [every[number * len(every) // given.prompts] for number in range(given.prompts)]
-    found = measure(pipe, prompts, given.steps, given.warmup)
-    told = gains(found)
+    found = measure(pipe, prompts, given.devices, given.steps, given.warmup)
+    told = gains(found, given.devices)
     for count, gain in told.items():
         print(f"{count} devices: {gain['decibels']:+.1f} ± {gain['half_of_95_per_cent_interval']:.1f} dB to components")
     result = {
-        "command": f"python -m benchmarks.tokens --prompts {given.prompts} --steps {given.steps}",
+        "command": " ".join(["python -m benchmarks.tokens", *sys.argv[1:]]),
         "warmup": given.warmup,
         "machine": machine(),
         "prompts": prompts,
