@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ConfigurationError, SplitError, load_demo
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
+from asyncdiff.errors import OtherUnitsError
 from asyncdiff.plan.tokens import TokenDivision, TokenLayout
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, every, run
@@ -210,6 +211,23 @@ def test_what_cannot_be_divided_is_refused_with_the_reason(name: str, reason: st
     with AsyncDiff(pipe, tokens=2, executor="local"), pytest.raises(SplitError, match=reason):
         run(pipe, tiny)
     assert torch.equal(run(pipe, tiny), plain)
+
+
+def test_attention_that_is_not_seen_any_more_is_an_error() -> None:
+    """As with an attention backend of another library, chosen between two generations: a wrong picture, unnoticed."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    with AsyncDiff(pipe, tokens=2, warmup=2, executor="local"):
+        run(pipe, tiny)
+
+        def unseen(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+            return scores.softmax(-1) @ value
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", unseen)
+            with pytest.raises(OtherUnitsError, match="attention was called 0 times"):
+                run(pipe, tiny)
+        run(pipe, tiny)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class TokenLayout:
         outputs: where they lie in the output of the last one, by leaf.
         sites: by their numbers among all calls of attention in those units.
         queries: of the other calls of attention there, by number, where tokens begin among the queries.
+        attentions: how many calls of attention there are.
     """
 
     graph: Graph
@@ -81,6 +82,7 @@ class TokenLayout:
     outputs: Mapping[int, Extent]
     sites: Mapping[int, Site]
     queries: Mapping[int, int]
+    attentions: int
 
     @property
     def last_site(self) -> int:

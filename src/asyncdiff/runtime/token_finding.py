@@ -199,7 +199,16 @@ class TokenFinder:
             elif start is not None:
                 queries[number] = start
         return TokenLayout(
-            self._graph, found.tokens, found.first, choice.last, arguments, inputs, outputs, sites, queries
+            self._graph,
+            found.tokens,
+            found.first,
+            choice.last,
+            arguments,
+            inputs,
+            outputs,
+            sites,
+            queries,
+            next(count),
         )
 
     def _check_worth(self, layout: TokenLayout) -> None:

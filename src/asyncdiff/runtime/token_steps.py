@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from asyncdiff.call import Call
-from asyncdiff.errors import OtherUnitsError
+from asyncdiff.errors import OtherUnitsError, ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.moments import Moment
@@ -207,9 +207,9 @@ class TokenStepRunner:
         """If a call is not like the recorded one, say where that was, and record anew from now on."""
         try:
             yield
-        except OtherUnitsError as error:
+        except (OtherUnitsError, ShapeChangedError) as error:
             self._divisions.forget(stream)
-            raise OtherUnitsError(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None
+            raise type(error)(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None
 
 
 def _of_tokens(stream: Stream) -> TokenDivision:

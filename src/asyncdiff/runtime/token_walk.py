@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
+from asyncdiff.errors import OtherUnitsError, ShapeChangedError
 from asyncdiff.plan.tokens import Extent, Parts, Site, TokenLayout
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
@@ -34,18 +35,26 @@ def walk_whole(
     Args:
         note: is told the keys and values of all tokens at every site, by its number.
         look: is told what every unit gives.
+
+    Raises:
+        OtherUnitsError: attention is not called as often as it was when the call was recorded.
+        ShapeChangedError: there are more keys, or fewer.
     """
     numbers = _Numbers(layout)
 
     def rule(unit: int, inner: Call) -> Any:
         result = numbers.inside(unit, inner)
+        if unit == layout.last:
+            numbers.check()
         if look is not None:
             look(unit, result)
         return result
 
     def answer(attention: AttentionCall) -> Tensor:
         number = numbers.next()
-        if number in layout.sites:
+        site = layout.sites.get(number)
+        if site is not None:
+            _check_keys(attention, site.total)
             note(number, (attention.key, attention.value))
         return attention()
 
@@ -68,6 +77,10 @@ def walk_divided(
     Args:
         keys: given the number of a site, and the keys and values of the rank's own tokens there, gives every rank's.
         join: given the leaves of the last unit's output, gives those of all tokens; or raises WalkEndedError.
+
+    Raises:
+        OtherUnitsError: attention is not called as often as it was when the call was recorded.
+        ShapeChangedError: there are more keys, or fewer.
     """
     numbers = _Numbers(layout)
 
@@ -78,6 +91,7 @@ def walk_divided(
         result = numbers.inside(unit, _own_tensors(inner, layout.inputs[unit], parts, rank))
         if unit < layout.last:
             return result
+        numbers.check()
         leaves, structure = tree_flatten(result)
         return tree_unflatten(join(leaves), structure)
 
@@ -85,6 +99,7 @@ def walk_divided(
         number = numbers.next()
         site = layout.sites.get(number)
         if site is not None:
+            _check_keys(attention, site.total - parts.tokens + parts.size(rank))
             extent = Extent(attention.key.ndim - 2, site.keys)
             mine = tuple(parts.own(tensor, extent, rank) for tensor in (attention.key, attention.value))
             attention = _with_all_keys(attention, site, parts, rank, keys(number, (mine[0], mine[1])))
@@ -115,6 +130,25 @@ class _Numbers:
     def next(self) -> int:
         """The number of a call of attention; -1 outside of these units."""
         return next(self._count) if self._is_inside else -1
+
+    def check(self) -> None:
+        """Whether all calls of attention in these units were seen."""
+        seen = next(self._count)
+        if seen != self._layout.attentions:
+            raise OtherUnitsError(
+                f"attention was called {seen} times, and {self._layout.attentions} times when the denoiser was "
+                "recorded; with another attention backend, or other processors, its tokens cannot be divided: choose "
+                "them before AsyncDiff is attached"
+            )
+
+
+def _check_keys(attention: AttentionCall, expected: int) -> None:
+    found = attention.key.shape[-2]
+    if found != expected:
+        raise ShapeChangedError(
+            f"an attention has {found} keys, and {expected} are expected by what was recorded; where tokens are "
+            "divided there must be as many in all steps"
+        )
 
 
 def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: Parts, rank: int) -> Call:
