@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -325,8 +325,13 @@ def large_unet() -> Subject:
 
 def large_dit() -> Subject:
     """A transformer shaped like that of Stable Diffusion 3, with random weights that are the same in every process."""
+    return dit(LARGE_DIT)
+
+
+def dit(config: Mapping[str, Any]) -> Subject:
+    """The same of any size."""
     torch.manual_seed(0)
-    transformer = SD3Transformer2DModel(**LARGE_DIT)
+    transformer = SD3Transformer2DModel(**config)
     with torch.no_grad():
         for parameter in transformer.parameters():
             if parameter.ndim > 1:
@@ -338,8 +343,8 @@ def large_dit() -> Subject:
         vae=AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=16).eval(),
         **missing,
     )
-    embeds, negative = torch.randn(2, 1, LARGE_DIT_TEXT_LENGTH, LARGE_DIT["joint_attention_dim"]).unbind()
-    pooled, negative_pooled = torch.randn(2, 1, LARGE_DIT["pooled_projection_dim"]).unbind()
+    embeds, negative = torch.randn(2, 1, LARGE_DIT_TEXT_LENGTH, config["joint_attention_dim"]).unbind()
+    pooled, negative_pooled = torch.randn(2, 1, config["pooled_projection_dim"]).unbind()
     arguments = {
         "prompt_embeds": embeds,
         "negative_prompt_embeds": negative,

@@ -14,6 +14,7 @@ from asyncdiff.plan.schedule import Schedule
 from asyncdiff.planning.indication import Indication, Key, indication_of
 from asyncdiff.planning.links import Link
 from asyncdiff.planning.memory import Memory, heaviest
+from asyncdiff.planning.retiming import Seconds, retimed
 from asyncdiff.planning.subject import Share, Subject
 from asyncdiff.planning.timeline import Load, Timeline, timeline
 
@@ -120,6 +121,8 @@ class Conditions:
         outside: seconds that a device spends outside of the denoiser, for each call.
         alone: seconds of rounds and bridged steps of so many components that one device computes after each other,
             where that was measured.
+        units: seconds of the denoiser's units in a call of the whole batch, where they were measured; by default they
+            are as their operations are counted.
     """
 
     devices: int
@@ -131,6 +134,7 @@ class Conditions:
     call: Mapping[float, float]
     outside: float = 0.0
     alone: Mapping[int, AloneTimes] = field(default_factory=dict)
+    units: Seconds = field(default_factory=dict)
 
 
 class Planner:
@@ -227,11 +231,19 @@ class Planner:
         if key not in self._divisions:
             schedule = Schedule(way.components, 1, self._given.warmup, cooldown=FORECAST.cooldown, chained=way.shard)
             try:
-                self._divisions[key] = divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
+                self._divisions[key] = self._retimed(
+                    divide_denoiser(self._subject.trace, schedule, None, self._given.rates, FORECAST)
+                )
             except SplitError:
                 self._divisions[key] = None
         found = self._divisions[key]
         return None if found is None else self._scheduled(found, way)
+
+    def _retimed(self, division: Division) -> Division:
+        given = self._given
+        if not given.units:
+            return division
+        return retimed(division, self._subject.trace, given.rates, given.units, given.call[1.0])
 
     def _scheduled(self, division: Division, way: Way) -> Division:
         """The same components, by the schedule of a way."""

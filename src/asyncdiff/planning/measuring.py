@@ -1,12 +1,18 @@
-"""How long a denoiser takes on this machine: calls of the whole batch, parts of it, rounds, and what is between."""
+"""How long a denoiser takes on this machine: calls of the whole batch, parts of it, rounds, and what is between.
 
+The least of several times is taken: what else the machine does only ever adds to one.
+"""
+
+import functools
+import itertools
 import statistics
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call
@@ -20,11 +26,13 @@ from asyncdiff.plan.parts import Parts
 from asyncdiff.plan.schedule import StepKind
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
+from asyncdiff.planning.retiming import Seconds
 from asyncdiff.runtime.batch import batch_rules
 
-_REPEATS = 5
-_STEPS = 4  # whose gaps are timed; the first is not counted
+_REPEATS = 9
+_STEPS = 6  # whose gaps are timed; the first is not counted
 _STEPS_OF_ROUNDS = 16  # three in full, four rounds with bridged steps between, four more, two in full
+_GENERATIONS = 3  # of rounds, after one that records the call
 
 
 class _CaughtError(BaseException):
@@ -38,20 +46,25 @@ class Times:
     Attributes:
         calls: of a call, by the part of the batch that it is given.
         outside: between two calls: the scheduler, and what else the pipeline does.
+        units: of each unit in a call of the whole batch.
     """
 
     calls: Mapping[float, float]
     outside: float
+    units: Seconds = field(default_factory=dict)
 
 
-def time_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collection[int]) -> Times:
-    """Time the denoiser in a pipeline's own call: medians of five calls after one that is not counted.
+def time_calls(
+    pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collection[int], units: Collection[str] = ()
+) -> Times:
+    """Time the denoiser in a pipeline's own call, after a call that is not counted.
 
     Args:
         pipe: with its weights, on the device.
         name: the pipeline's name for the denoiser.
         inputs: what the pipeline is called with, beside a prompt.
         groups: into how many parts the batch is divided.
+        units: the modules of the denoiser whose calls are to be timed too.
 
     Raises:
         ConfigurationError: the pipeline cannot be called so.
@@ -59,6 +72,7 @@ def time_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collecti
     denoiser = find_denoisers(pipe)[name]
     form, device = CallForm(denoiser), device_of(pipe, denoiser)
     calls: dict[float, float] = {}
+    parts: dict[tuple[str, int], float] = {}
     gaps: list[float] = []
     left = 0.0
 
@@ -68,6 +82,7 @@ def time_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collecti
         gaps.append(time.perf_counter() - left)
         if not calls:
             calls.update(_calls(form, call, device, groups))
+            parts.update(_parts(denoiser, units, call, device))
         elif len(gaps) > _STEPS:
             raise _CaughtError
         result = call()
@@ -87,7 +102,7 @@ def time_calls(pipe: Any, name: str, inputs: Mapping[str, Any], groups: Collecti
         undo()
     if len(gaps) < 2:
         raise ConfigurationError(f"{type(pipe).__name__} did not call its {name!r} twice")
-    return Times(calls, statistics.median(gaps[1:]))
+    return Times(calls, min(gaps[1:]), parts)
 
 
 def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Times) -> AloneTimes:
@@ -108,17 +123,21 @@ def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Ti
 
     arguments = call_arguments(pipe, inputs) | {"num_inference_steps": _STEPS_OF_ROUNDS}
     undo = listen(pipe.scheduler, "step", note)  # before AsyncDiff does, which takes its own ear off in the end
+    generations = []
     try:
         with AsyncDiff(pipe, components=components, guidance=1, bridge=2, executor="local") as attached:
-            call_pipeline(pipe, **arguments)
+            for _ in range(_GENERATIONS + 1):
+                ends.clear()
+                call_pipeline(pipe, **arguments)
+                generations.append([after - before for before, after in itertools.pairwise(ends)])
             counts = attached.report().denoisers[0].counts
             steps = Course(attached.settings.schedule(components), len(ends) - 1).steps()
     finally:
         undo()
     calls = max(counts.steps // len(ends), 1)
     taken: dict[StepKind, list[float]] = {}
-    for before, after, step in zip(ends, ends[1:], steps[1:], strict=False):
-        taken.setdefault(step.kind, []).append((after - before) / calls - times.outside)
+    for step, *seconds in zip(steps[1:], *generations[1:], strict=False):
+        taken.setdefault(step.kind, []).append(min(seconds) / calls - times.outside)
     return AloneTimes(*(statistics.median(taken[kind][1:]) for kind in (StepKind.ROUND, StepKind.BRIDGED)))
 
 
@@ -141,7 +160,40 @@ def _seconds(call: Call, device: torch.device) -> float:
         call.with_own_containers()()
         _finish(device)
         taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
+    return min(taken[1:])
+
+
+def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torch.device) -> Seconds:
+    """What each call of some modules takes, by the module's name and how many calls of it came before."""
+    begun: dict[str, float] = {}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+
+    def begin(name: str, *_: Any) -> None:
+        _finish(device)
+        begun[name] = time.perf_counter()
+
+    def end(name: str, *_: Any) -> None:
+        _finish(device)
+        taken[name].append(time.perf_counter() - begun[name])
+
+    undo = []
+    for name in names:
+        module = denoiser.get_submodule(name)
+        undo.append(module.register_forward_pre_hook(functools.partial(begin, name)).remove)
+        undo.append(module.register_forward_hook(functools.partial(end, name)).remove)
+    found: dict[tuple[str, int], float] = {}
+    try:
+        for _ in range(_REPEATS):
+            for seconds in taken.values():
+                seconds.clear()
+            call.with_own_containers()()
+            for name, seconds in taken.items():
+                for ordinal, each in enumerate(seconds):
+                    found[name, ordinal] = min(each, found.get((name, ordinal), each))
+    finally:
+        for put_back in undo:
+            put_back()
+    return found
 
 
 def _finish(device: torch.device) -> None:

@@ -1,12 +1,12 @@
 """`asyncdiff.plan`: from a model's name to a choice."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from asyncdiff.denoiser.graph import operations
+from asyncdiff.denoiser.graph import build_graph, operations
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.loading import check_model, load_pipeline, parts_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
@@ -181,7 +181,8 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     groups = [count for count in range(2, request.devices + 1) if subject.share_out(count) is not None]
     alone: Mapping[int, AloneTimes] = {}
     if request.measure:
-        times, alone = _measured(request, step.denoiser, given, groups)
+        units = {unit.name for unit in build_graph(subject.trace, request.kind.rates).units}
+        times, alone = _measured(request, step.denoiser, given, groups, units)
     else:
         times = _modelled(request, subject, groups)
     conditions = Conditions(
@@ -194,6 +195,7 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
         call=times.calls,
         outside=times.outside,
         alone=alone,
+        units=times.units,
     )
     planner = Planner(subject, conditions, read_indications())
     candidates = mark_best(tuple(planner.candidates()))
@@ -224,13 +226,13 @@ def _modelled(request: Request, subject: Subject, groups: list[int]) -> Times:
 
 
 def _measured(
-    request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int]
+    request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int], units: Collection[str]
 ) -> tuple[Times, Mapping[int, AloneTimes]]:
-    """Seconds of calls, and of rounds by the number of components, on this machine."""
+    """Seconds of calls and units, and of rounds by the number of components, on this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = load_pipeline(request.model, request.dtype, device, request.allow_pickle)
     pipe.set_progress_bar_config(disable=True)
-    times = time_calls(pipe, denoiser, given, groups)
+    times = time_calls(pipe, denoiser, given, groups, units)
     alone = {}
     for components in range(1, request.devices + 1):
         try:
