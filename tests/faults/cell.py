@@ -23,7 +23,7 @@ from tests.tiny import PIPELINES, run
 
 SD3 = PIPELINES["sd3"]
 _GENERATIONS = 2
-_MOST_SECONDS = TIMEOUT + MARGIN + 4  # of a process that was stopped, until it is killed; the ranks are done before
+_MOST_SECONDS = TIMEOUT + MARGIN + 4  # of a process that was stopped, until it is killed
 
 
 class _OnPurposeError(Exception):
@@ -129,7 +129,13 @@ def _rank(rank: int, cell: Cell, mark: str) -> Ending:
         async_diff.disable()
     except (AsyncDiffError, _OnPurposeError, torch.OutOfMemoryError) as caught:
         error = f"{type(caught).__name__}: {caught}"
+    _ended(mark, rank).touch()
     return Ending(time.time(), error, pictures)
+
+
+def _ended(mark: str, rank: int) -> Path:
+    """There when a rank has come to its end."""
+    return Path(f"{mark}.ended{rank}")
 
 
 class _Trouble:
@@ -196,7 +202,10 @@ class _Trouble:
         os._exit(9)
 
     def stop(self) -> None:
-        subprocess.Popen(["sh", "-c", f"sleep {_MOST_SECONDS}; kill -9 {os.getpid()}"], start_new_session=True)
+        """Until all others have come to their end, or ought to have."""
+        others = " && ".join(f"test -e {_ended(self._mark, rank)}" for rank in range(self._cell.world_size - 1))
+        wait = f"for _ in $(seq {int(_MOST_SECONDS * 10)}); do {others} && break; sleep 0.1; done"
+        subprocess.Popen(["sh", "-c", f"{wait}; kill -9 {os.getpid()}"], start_new_session=True)
         os.kill(os.getpid(), signal.SIGSTOP)
 
     def dawdle(self) -> None:
