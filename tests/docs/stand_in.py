@@ -1,13 +1,16 @@
-"""Runs a code block of the docs on this rank as it stands there, with stand-ins for what a test machine has not.
+"""Runs code blocks of the docs on this rank as they stand there, with stand-ins for what a test machine has not.
 
-Started by torchrun: `stand_in.py BLOCK DEMO FOLDER`. Hub names give the demo pipeline DEMO, and devices are the CPU.
-The block's pipeline is then called once more, as in a session that goes on. Both pictures are left in FOLDER.
+Started by torchrun: `stand_in.py DEMO FOLDER...`; each folder has a block, `script.py`. Hub names give the demo
+pipeline DEMO, and devices are the CPU. A block's pipeline is then called once more, as in a session that goes on, and
+detached from before the next block. Both pictures are left in the block's folder.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from diffusers import DiffusionPipeline
@@ -18,8 +21,8 @@ from asyncdiff.demo import demo_folder
 STEPS = 12  # of the second call
 
 
-def main(block: Path, demo: Any, folder: Path) -> None:
-    stand_in = load_demo(demo)
+def main(demo: Any, folder: Path) -> None:
+    stand_in, block = load_demo(demo), folder / "script.py"
 
     def from_pretrained(kind: type, name: str, **given: Any) -> DiffusionPipeline:
         assert "/" in name, f"{name!r} is no hub name"
@@ -28,21 +31,24 @@ def main(block: Path, demo: Any, folder: Path) -> None:
     def to(pipe: DiffusionPipeline, *given: Any, **named: Any) -> DiffusionPipeline:
         return pipe  # there is no GPU, and half precision takes a CPU far longer
 
-    if "from_pretrained" in block.read_text(encoding="utf-8"):
-        DiffusionPipeline.from_pretrained = classmethod(from_pretrained)
-        DiffusionPipeline.to = to
-    loading._fetched = lambda model: demo_folder(demo)
     torch.set_num_threads(1)
     names: dict[str, Any] = {"__name__": "__main__"}
     os.chdir(folder)
-    exec(compile(block.read_text(encoding="utf-8"), str(block), "exec"), names)
+    with contextlib.ExitStack() as stack:
+        if "from_pretrained" in block.read_text(encoding="utf-8"):
+            stack.enter_context(mock.patch.object(DiffusionPipeline, "from_pretrained", classmethod(from_pretrained)))
+            stack.enter_context(mock.patch.object(DiffusionPipeline, "to", to))
+        stack.enter_context(mock.patch.object(loading, "_fetched", return_value=demo_folder(demo)))
+        exec(compile(block.read_text(encoding="utf-8"), str(block), "exec"), names)
     again = names["pipe"]("a red apple", num_inference_steps=STEPS).images[0]
     for number, picture in enumerate((names["image"], again)):
         picture.save(f"rank{os.environ['RANK']}-{number}.png")
     report = names["async_diff"].report()
     if int(os.environ["WORLD_SIZE"]) > 1:
         assert report.accelerated and report.executor == "distributed", report
+    names["async_diff"].gather()  # detached from, and whole
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    for place in sys.argv[2:]:
+        main(sys.argv[1], Path(place))

@@ -9,7 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from typer.testing import CliRunner
 from asyncdiff import load_demo
 from asyncdiff.commands.app import app
 from asyncdiff.demo import prompt_agreement
+from tests.docs import stand_in
+from tests.processes import RankError, run_ranks
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -85,14 +87,22 @@ def test_there_is_something_to_run() -> None:
         assert {*fences} <= LANGUAGES, f"{page.name} has blocks that nobody runs"
 
 
-def run_block(text: str, demo: str, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a block under torchrun, as a script."""
-    script = folder / "script.py"
-    script.write_text(text, encoding="utf-8")
+def run_blocks(texts: Sequence[str], demo: str, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run blocks under torchrun, as a script each."""
+    folders = _write_scripts(texts, folder)
     options = [f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     options += ["--local-addr=localhost"]  # several tests may run at the same time
-    command = [str(SCRIPTS / "torchrun"), *options, str(STAND_IN), str(script), demo, str(folder)]
+    command = [str(SCRIPTS / "torchrun"), *options, str(STAND_IN), demo, *map(str, folders)]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS)
+
+
+def _write_scripts(texts: Sequence[str], folder: Path) -> list[Path]:
+    """A folder for each text, with the text as a script in it."""
+    folders = [folder / str(number) for number in range(len(texts))]
+    for text, own in zip(texts, folders, strict=True):
+        own.mkdir()
+        (own / "script.py").write_text(text, encoding="utf-8")
+    return folders
 
 
 def environment() -> dict[str, str]:
@@ -100,35 +110,55 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "200"}
 
 
-WORLDS = [
-    (2, "unet"),
-    (4, "dit"),
-    *(pytest.param(ranks, demo, marks=pytest.mark.whole) for ranks, demo in ((4, "unet"), (2, "dit"), (3, "unet"))),
-]
+WORLDS = [(2, "unet"), (4, "dit"), (4, "unet"), (2, "dit"), (3, "unet")]
 
 
 def _runs() -> Iterator[Any]:
-    """Every block on every number of ranks; the README's on two and four in `make test`, others on two."""
-    for block in python_blocks(attaching=True):
-        for world in WORLDS:
-            given = world.values if hasattr(world, "values") else world
-            is_quick = not getattr(world, "marks", ()) and (given[0] == 2 or block.id.startswith("README"))
-            marks = () if is_quick else (pytest.mark.whole,)
-            yield pytest.param(*given, *block.values, id=f"{block.id}-{given[0]}-{given[1]}", marks=marks)
+    """In `make test` all on two ranks, in one session; in `make test-all` each alone."""
+    blocks = python_blocks(attaching=True)
+    yield pytest.param(2, "unet", [block.values[0] for block in blocks], id="all-2-unet")
+    for block in blocks:
+        for ranks, demo in WORLDS:
+            name = f"{block.id}-{ranks}-{demo}"
+            yield pytest.param(ranks, demo, [*block.values], id=name, marks=pytest.mark.whole)
 
 
-@pytest.mark.parametrize(("ranks", "demo", "text"), _runs())
-def test_python_under_torchrun(ranks: int, demo: str, text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ranks", "demo", "texts"), _runs())
+def test_python_under_torchrun(ranks: int, demo: str, texts: list[str], tmp_path: Path) -> None:
     """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
-    done = run_block(text, demo, ranks, tmp_path)
+    done = run_blocks(texts, demo, ranks, tmp_path)
     assert done.returncode == 0, done.stderr
-    calls = [[(tmp_path / f"rank{rank}-{call}.png").read_bytes() for rank in range(ranks)] for call in (0, 1)]
-    for pictures in calls:
-        assert len({*pictures}) == 1, "the ranks' pictures differ"
-    assert calls[0] != calls[1]
-    images = [Image.open(tmp_path / f"rank0-{call}.png") for call in (0, 1)]
-    assert prompt_agreement(images, ["a red apple"] * 2) == 100
-    _check_noise(done, ranks)
+    _check_pictures(tmp_path, ranks, len(texts))
+    _check_noise(done.stdout, done.stderr, ranks, len(texts))
+
+
+def _on_a_rank(rank: int, demo: str, folder: Path) -> None:
+    """What torchrun would start; what is said goes to files."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    stand_in.main(demo, folder / "0")
+    sys.stdout.flush()
+
+
+def test_the_readmes_python_on_four_ranks(tmp_path: Path) -> None:
+    """Of torchrun there is its environment alone, in processes that need not import everything anew."""
+    (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
+    _write_scripts([text], tmp_path)
+    for done in run_ranks(4, _on_a_rank, "unet", tmp_path, joined=False):
+        assert not isinstance(done, RankError), done
+    _check_pictures(tmp_path, 4, 1)
+    _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), 4, 1)
+
+
+def _check_pictures(tmp_path: Path, ranks: int, blocks: int) -> None:
+    for number in range(blocks):
+        own = tmp_path / str(number)
+        calls = [[(own / f"rank{rank}-{call}.png").read_bytes() for rank in range(ranks)] for call in (0, 1)]
+        for pictures in calls:
+            assert len({*pictures}) == 1, "the ranks' pictures differ"
+        assert calls[0] != calls[1]
+        images = [Image.open(own / f"rank0-{call}.png") for call in (0, 1)]
+        assert prompt_agreement(images, ["a red apple"] * 2) == 100
 
 
 @pytest.mark.parametrize("text", python_blocks(attaching=False))
@@ -140,15 +170,15 @@ def test_python_alone(text: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _check_noise(done: subprocess.CompletedProcess[str], ranks: int) -> None:
-    """One bar for each call, one report, and nothing else."""
+def _check_noise(stdout: str, stderr: str, ranks: int, blocks: int) -> None:
+    """One bar for each call, one report for each block, and nothing else."""
     # The one thing that diffusers itself says on a machine without torchvision, when it is imported.
-    said = [line for line in done.stderr.splitlines() if "requires torchvision" not in line]
+    said = [line for line in stderr.splitlines() if "requires torchvision" not in line]
     bars = [line for line in said if re.match(r"\s*\d+%\|", line)]
     assert [line for line in said if line.strip() and line not in bars] == []
-    assert [sum(f"| 0/{steps} [" in line for line in bars) for steps in (50, 12)] == [1, 1], done.stderr
-    assert done.stdout.count("executor distributed") == 1
-    assert f"rank 0 of {ranks}" in done.stdout
+    assert [sum(f"| 0/{steps} [" in line for line in bars) for steps in (50, 12)] == [blocks, blocks], stderr
+    assert stdout.count("executor distributed") == blocks
+    assert stdout.count(f"rank 0 of {ranks}") == blocks
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
