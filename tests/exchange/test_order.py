@@ -58,12 +58,10 @@ USES: dict[str, Callable[[Any, str], None]] = {
 
 QUICK: dict[int, list[Layout]] = {
     2: [
-        ("sd15", {"components": 2}, "once"),
         ("sd15", {"components": 2}, "interrupted"),
         ("sd3", {"components": 2, "bridge": 2, "max_error": 0.1}, "in two sizes"),
         ("wan22", {"components": 2}, "once"),
         ("sd3", {"guidance": 2, "components": 1}, "once"),
-        ("sd3", {}, "once"),
         ("sd15", {"components": 2, "shard": True}, "in two sizes"),
         ("wan22", {"components": 2, "shard": True}, "once"),
         ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),

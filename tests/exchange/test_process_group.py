@@ -50,7 +50,7 @@ def _in_pairs(rank: int, by: str) -> tuple[int, list[Tensor]]:
         return async_diff.rank, found
 
 
-@pytest.mark.parametrize("by", ["mesh", "groups", "strided"])
+@pytest.mark.parametrize("by", ["mesh", pytest.param("groups", marks=pytest.mark.whole), "strided"])
 def test_pairs_with_a_prompt_each(by: str) -> None:
     ranks = run_ranks(4, _in_pairs, by)
     assert [rank for rank, _ in ranks] == ([0, 0, 1, 1] if by == "strided" else [0, 1, 0, 1])

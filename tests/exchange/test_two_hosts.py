@@ -74,6 +74,7 @@ def _drawn_here() -> str:
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
+@pytest.mark.whole
 def test_two_hosts_draw_one_picture(hosts: list[tuple[str, str, str]], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT, encoding="utf-8")

@@ -238,7 +238,7 @@ def guidance() -> Iterator[Change]:
     yield Change("unet-pag-without-guidance", pag, more={"guidance_scale": 0.0})
     yield Change("unet-pag-adaptive", pag, more={"pag_adaptive_scale": 0.01})
     yield Change(
-        "unet-pag-elsewhere",
+        "sd3-pag-elsewhere",
         pag,
         make=calls("set_pag_applied_layers", ["up_blocks"]),
         undo=calls("set_pag_applied_layers", ["mid"]),
@@ -279,16 +279,14 @@ CHANGES = {
 
 
 QUICK = (
-    "unet-lora-loaded",
     "sd3-lora-swapped",
     "sd3-lora-unfused",
     "flux-lora-unloaded",
-    "unet-picture-loaded",
     "flux_true_cfg-picture-loaded",
     "unet-textual-inversion",
     "sd3-controlnets-end",
     "unet-freeu-stronger",
-    "unet-pag-elsewhere",
+    "sd3-pag-elsewhere",
     "sd3-skip-layer",
     "flux-images-per-prompt",
 )

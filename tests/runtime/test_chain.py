@@ -69,10 +69,11 @@ def _generate(rank: int, name: str, settings: dict[str, Any]) -> Outcome:
 
 
 QUICK: list[tuple[int, str, dict[str, Any]]] = [
-    (2, "sd15", {"warmup": STEPS}),
+    (2, "sd3", {"warmup": STEPS}),
     (2, "flux", {"warmup": 2}),
 ]
 WHOLE: list[tuple[int, str, dict[str, Any]]] = [
+    (2, "sd15", {"warmup": STEPS}),
     (2, "wan22", {"components": 2, "bridge": 2}),
     (3, "svd", {"components": 2, "stride": 2, "warmup": 1, "bridge": 2}),
     (3, "sdxl_controlnet", {"components": 3, "warmup": 2}),

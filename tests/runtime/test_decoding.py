@@ -1,7 +1,7 @@
 """Decoding shared out among processes: bit for bit what one device makes; what cannot be shared out is left alone."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -71,17 +71,22 @@ def _decoded(rank: int, way: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {"plain": plain, "found": found, "calls": calls}
 
 
-@pytest.mark.parametrize("settings", [{"components": 2}, {"components": 1, "guidance": 2}], ids=["team", "groups"])
-@pytest.mark.parametrize(
-    ("way", "first", "second"),
-    # Calls of the decoder on each rank: plain, in the first picture and in the others. All ranks make the first.
-    [
+def _decodings() -> Iterator[Any]:
+    """Calls of the decoder on each rank: plain, in the first picture and in the others. All ranks make the first."""
+    ways = [
         ("tiles", [16, 9, 8, 8], [16, 8, 8, 8]),
         ("slices", [3, 2, 2, 2], [3, 2, 1, 1]),
         ("tiles of slices", [48, 25, 24, 24], [48, 24, 24, 24]),
         ("picture", [1, 1, 1, 1], [1, 1, 1, 1]),
-    ],
-)
+    ]
+    for way, first, second in ways:
+        yield pytest.param(way, first, second, {"components": 2}, id=f"{way}-team")
+        # Who shares a decoding out does not depend on how.
+        marks = () if way == "tiles" else (pytest.mark.whole,)
+        yield pytest.param(way, first, second, {"components": 1, "guidance": 2}, id=f"{way}-groups", marks=marks)
+
+
+@pytest.mark.parametrize(("way", "first", "second", "settings"), _decodings())
 def test_two_processes_make_what_one_makes(
     way: str, first: list[int], second: list[int], settings: dict[str, Any]
 ) -> None:

@@ -1,8 +1,9 @@
 """Ranks that do not do the same, and ranks that stop: an error in the same round, and a next call that works."""
 
+import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 from tests.tiny.adapters import load_lora
 
-SD15 = PIPELINES["sd15"]
+SD15, SD3 = PIPELINES["sd15"], PIPELINES["sd3"]
 STEPS = 10
 
 
@@ -99,7 +100,7 @@ def test_another_number_of_steps_is_named_at_once() -> None:
         )
 
 
-def _without_guidance(rank: int, settings: dict[str, Any]) -> list[str]:
+def _without_guidance(rank: int, settings: dict[str, Any], times: int) -> list[str]:
     """On one rank a callback ends the guidance, as the handbook of diffusers shows it."""
     pipe, texts = SD15.build(), []
 
@@ -111,7 +112,7 @@ def _without_guidance(rank: int, settings: dict[str, Any]) -> list[str]:
 
     given = {"callback_on_step_end": end_guidance, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
     with _attach(pipe, timeout=4, **settings):
-        for _ in range(2):
+        for _ in range(times):
             with pytest.raises(ExchangeError) as caught:
                 run(pipe, SD15, num_inference_steps=STEPS, **(given if rank == 1 else {}))
             texts.append(str(caught.value))
@@ -119,9 +120,10 @@ def _without_guidance(rank: int, settings: dict[str, Any]) -> list[str]:
     return texts
 
 
-@pytest.mark.parametrize(("world_size", "settings"), [(2, {}), (2, {"components": None, "guidance": 2})])
-def test_a_rank_that_goes_over_to_other_calls_is_named(world_size: int, settings: dict[str, Any]) -> None:
-    for texts in run_ranks(world_size, _without_guidance, settings):
+@pytest.mark.parametrize(("settings", "times"), [({}, 2), ({"components": None, "guidance": 2}, 1)])
+def test_a_rank_that_goes_over_to_other_calls_is_named(settings: dict[str, Any], times: int) -> None:
+    for texts in run_ranks(2, _without_guidance, settings, times):
+        assert len(texts) == times
         for text in texts:
             assert "rank 1: from step 8 on its calls are of (1, 4, " in text
             assert "before, they were of (2, 4, " in text
@@ -150,7 +152,7 @@ def _out_of_memory(pipe: DiffusionPipeline) -> Callable[[], None]:
         if len(seen) == 6:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    return pipe.unet.time_embedding.register_forward_pre_hook(fail).remove
+    return pipe.transformer.time_text_embed.register_forward_pre_hook(fail).remove
 
 
 MISHAPS = {"stopped": _stop, "failed": _fail}
@@ -158,31 +160,41 @@ MISHAPS = {"stopped": _stop, "failed": _fail}
 
 def _mishap(rank: int, kind: str, who: int, settings: dict[str, Any]) -> tuple[str, float, list[Tensor]]:
     """What came of a generation that goes wrong on one rank, after how long, and the next ones beside one before."""
-    pipe = SD15.build()
+    pipe = SD3.build()
     with _attach(pipe, **settings):
-        pictures = [run(pipe, SD15, num_inference_steps=STEPS)]
+        pictures = [run(pipe, SD3, num_inference_steps=STEPS)]
         begin, text = time.monotonic(), ""
         undo = _out_of_memory(pipe) if kind == "out of memory" and rank == who else None
         try:
-            run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=MISHAPS.get(kind) if rank == who else None)
+            run(pipe, SD3, num_inference_steps=STEPS, callback_on_step_end=MISHAPS.get(kind) if rank == who else None)
         except (StoppedError, KeyError, torch.OutOfMemoryError) as error:
             text = f"{type(error).__name__}: {error}"
         seconds = time.monotonic() - begin
         if undo is not None:
             undo()
-        pictures += [run(pipe, SD15, num_inference_steps=STEPS) for _ in range(2)]
+        pictures += [run(pipe, SD3, num_inference_steps=STEPS) for _ in range(2)]
     return text, seconds, pictures
 
 
-@pytest.mark.parametrize("kind", ["stopped", "failed", "out of memory"])
-@pytest.mark.parametrize(
-    ("world_size", "settings"), [(2, {}), (3, {"components": 3}), (4, {"guidance": 2})], ids=["2", "3", "2x2"]
-)
+def _mishaps() -> Iterator[Any]:
+    """Every kind, and every layout; all kinds of each in `make test-all`."""
+    layouts: dict[str, tuple[int, dict[str, Any]]] = {
+        "2": (2, {}),
+        "3": (3, {"components": 3}),
+        "2x2": (4, {"guidance": 2}),
+    }
+    for layout, kind in itertools.product(layouts, ("stopped", "failed", "out of memory")):
+        is_quick = layout == "2" or (layout, kind) in (("3", "failed"), ("2x2", "stopped"))
+        marks = () if is_quick else (pytest.mark.whole,)
+        yield pytest.param(kind, *layouts[layout], id=f"{layout}-{kind}", marks=marks)
+
+
+@pytest.mark.parametrize(("kind", "world_size", "settings"), _mishaps())
 def test_a_mishap_on_one_rank_ends_the_generation_on_all(kind: str, world_size: int, settings: dict[str, Any]) -> None:
     who = world_size - 1
     results = run_ranks(world_size, _mishap, kind, who, settings)
     reasons = {
-        "stopped": "it was stopped after step 7 of 11",
+        "stopped": "it was stopped after step 7 of 10",
         "failed": "KeyError",
         "out of memory": "OutOfMemoryError",
     }
