@@ -7,7 +7,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,8 @@ from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
 from asyncdiff.runtime.batch import batch_rules
 
-_REPEATS = 9
+_REPEATS = 9  # at least, and for so many seconds: what else the machine does comes and goes
+_SECONDS = 0.5
 _STEPS = 6  # whose gaps are timed; the first is not counted
 _STEPS_OF_ROUNDS = 16  # three in full, four rounds with bridged steps between, four more, two in full
 _GENERATIONS = 3  # of rounds, after one that records the call
@@ -153,8 +154,8 @@ def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[
 
 
 def _seconds(call: Call, device: torch.device) -> float:
-    taken = []
-    for _ in range(_REPEATS + 1):
+    taken: list[float] = []
+    for _ in _repeats():
         _finish(device)
         begin = time.perf_counter()
         call.with_own_containers()()
@@ -183,7 +184,7 @@ def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torc
         undo.append(module.register_forward_hook(functools.partial(end, name)).remove)
     found: dict[tuple[str, int], float] = {}
     try:
-        for _ in range(_REPEATS):
+        for _ in _repeats():
             for seconds in taken.values():
                 seconds.clear()
             call.with_own_containers()()
@@ -194,6 +195,15 @@ def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torc
         for put_back in undo:
             put_back()
     return found
+
+
+def _repeats() -> Iterator[int]:
+    """So many, and for so long."""
+    begin = time.perf_counter()
+    for number in itertools.count():
+        if number > _REPEATS and time.perf_counter() > begin + _SECONDS:
+            return
+        yield number
 
 
 def _finish(device: torch.device) -> None:
