@@ -139,13 +139,13 @@ def offload_leaves(pipe: DiffusionPipeline) -> None:
 @pytest.mark.parametrize(
     ("name", "offload", "attached_first"),
     [
-        ("sd15", offload_leaves, True),
         ("flux", offload_models, True),
         ("flux", offload_blocks, True),
-        ("flux", offload_leaves, False),
+        ("flux", offload_leaves, True),
         *(
             pytest.param(name, offload, attached_first, marks=pytest.mark.whole)
             for name, offload, attached_first in (
+                ("sd15", offload_leaves, True),
                 ("sd15", offload_leaves, False),
                 ("sd15", offload_models, False),
                 ("sd15", offload_models, True),
@@ -153,7 +153,7 @@ def offload_leaves(pipe: DiffusionPipeline) -> None:
                 ("sd15", offload_blocks, True),
                 ("flux", offload_models, False),
                 ("flux", offload_blocks, False),
-                ("flux", offload_leaves, True),
+                ("flux", offload_leaves, False),
             )
         ),
     ],
