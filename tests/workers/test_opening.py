@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import asyncdiff
-from asyncdiff import ConfigurationError, Workers
+from asyncdiff import AsyncDiff, ConfigurationError, Workers, load_demo
+from tests.workers.drawing import draw, save_adapter
 
 
 @pytest.mark.parametrize(
@@ -54,11 +56,34 @@ def test_bad_models(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         Workers(model)
 
 
-def test_ray_is_imported_by_workers_alone() -> None:
-    code = (
-        "import sys; sys.modules['ray'] = None; import asyncdiff\n"
-        "try: asyncdiff.Workers('demo-unet')\n"
-        "except asyncdiff.ConfigurationError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert "pip install asyncdiff[serve]" in done.stdout
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "asyncdiff.workers.cluster", raising=False)
+    monkeypatch.delattr(asyncdiff.workers, "cluster", raising=False)
+    with pytest.raises(ConfigurationError, match=r"pip install asyncdiff\[serve\]"):
+        Workers("demo-unet")
+
+
+@pytest.mark.whole
+def test_asyncdiff_is_imported_without_ray() -> None:
+    code = "import sys; sys.modules['ray'] = None; import asyncdiff; print(asyncdiff.Workers)"
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+
+
+@pytest.mark.whole
+def test_adapters_on_divided_weights(tmp_path: Path) -> None:
+    """On a Ray of this machine's own: put on before the weights are divided, refused afterwards."""
+    pictures = []
+    save_adapter(tmp_path)
+    arguments: dict[str, Any] = {"components": 2, "shard": True}
+    with Workers("demo-unet", 2, **arguments) as pipe:
+        pipe.load_lora_weights(tmp_path, adapter_name="one")
+        pictures.append(draw(pipe))
+        with pytest.raises(ConfigurationError, match="this weight is on another rank"):
+            pipe.load_lora_weights(tmp_path, adapter_name="two")
+        pictures.append(draw(pipe))
+    plain = load_demo("unet")
+    plain.load_lora_weights(tmp_path, adapter_name="one")
+    with AsyncDiff(plain, **arguments):
+        pictures.append(draw(plain))
+    assert pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()

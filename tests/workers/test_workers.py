@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 from ray.cluster_utils import Cluster
 
 from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, StoppedError, Workers, load_demo
+from tests.workers.drawing import STEPS, draw, save_adapter
 
-STEPS = 8
 SETTINGS: dict[str, Any] = {"components": 2, "timeout": 30}
 
 
@@ -51,11 +50,6 @@ def plain() -> Any:
     pipe.set_progress_bar_config(disable=True)
     with AsyncDiff(pipe, components=2, executor="local"):
         yield pipe
-
-
-def draw(pipe: Any, seed: int = 0, **more: Any) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    return pipe("a red apple", num_inference_steps=STEPS, generator=generator, **more).images[0]
 
 
 def is_running(pid: int) -> bool:
@@ -167,7 +161,7 @@ def test_methods_run_on_all_ranks_and_again_after_one_has_died(
 ) -> None:
     """LoRA is loaded and set by call; a rank is killed in the middle of a generation."""
     without = draw(plain).tobytes()
-    _save_adapter(tmp_path)
+    save_adapter(tmp_path)
     for each in (pipe, plain):
         each.load_lora_weights(tmp_path, adapter_name="one")
         each.set_adapters(["one"], [0.7])
@@ -192,13 +186,6 @@ def test_methods_run_on_all_ranks_and_again_after_one_has_died(
     assert draw(pipe).tobytes() == expected
     for each in (pipe, plain):
         each.unload_lora_weights()
-
-
-def _save_adapter(folder: Path) -> None:
-    unet = load_demo("unet").unet
-    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-    kind = type(load_demo("unet"))
-    kind.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
 
 
 def test_leaving_the_block_ends_all_processes(opened: Workers) -> None:

@@ -4,6 +4,7 @@ Nothing here knows who started the process, or how the bytes travel.
 """
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -153,16 +154,32 @@ class Rank:
             torch.cuda.set_device(self._device)
         else:
             torch.set_num_threads(1)
-        is_shared = order.settings["shard"] and order.size > 1
-        self._pipe = load_pipeline(order.model, order.dtype, self._device, order.allow_pickle, is_shared)
+        self._is_hollow = order.settings["shard"] and order.size > 1
+        self._load()
         description = describe(self._pipe)
-        bars = {"disable": True} if order.rank else Telling(self._events).config()
-        self._pipe.set_progress_bar_config(**bars)
         self._attach()
         return description
 
+    def _load(self) -> None:
+        order, device = self._order, self._device
+        if order.settings["shard"] and order.size > 1 and not self._is_hollow:
+            device = torch.device("cpu")  # from where each rank takes its part
+        self._pipe = load_pipeline(order.model, order.dtype, device, order.allow_pickle, self._is_hollow)
+        bars = {"disable": True} if order.rank else Telling(self._events).config()
+        self._pipe.set_progress_bar_config(**bars)
+
     def _attach(self) -> None:
         self._attached = AsyncDiff(self._pipe, **self._order.settings)
+
+    def _detach(self) -> None:
+        """Detach from a pipeline whose weights are all there."""
+        was_hollow, self._is_hollow = self._is_hollow, False
+        log = logging.getLogger(AsyncDiff.__module__)
+        log.disabled = was_hollow  # it would advise to load the pipeline again
+        self._attached.disable()
+        log.disabled = False
+        if was_hollow:
+            self._load()
 
     def _draw(self, drawing: Drawing) -> Drawn | None:
         self._take_over(drawing.random_state)
@@ -198,11 +215,12 @@ class Rank:
         return tell
 
     def _use(self, use: Use) -> Any:
-        owner = getattr(self._pipe, use.part) if use.part else self._pipe
-        is_divided = self._order.settings["shard"] and not self._has_drawn
-        if is_divided:  # until then, nothing was let go: adapters are divided with the rest
-            self._attached.disable()
+        # Weights that are still to be divided may be changed before; then they cannot be left in their files.
+        is_divided = self._order.settings["shard"] and not self._has_drawn and not use.part
+        if is_divided:
+            self._detach()
         try:
+            owner = getattr(self._pipe, use.part) if use.part else self._pipe
             result = getattr(owner, use.name)(*use.args, **use.kwargs)
         finally:
             if is_divided:
