@@ -112,18 +112,18 @@ def in_turns(task: Task) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["demo-unet"], help="demo models")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=40, help="of each kind")
+    parser.add_argument("--model", default="demo-unet", help="a demo model, or a folder")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 20])
+    parser.add_argument("--pictures", type=int, default=60, help="of each kind")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/workers.json"))
     arguments = parser.parse_args()
     results = []
-    for model in arguments.models:
+    for steps in arguments.steps:
         with tempfile.TemporaryDirectory() as folder:
-            result = in_turns(Task(model, arguments.steps, arguments.pictures, folder))
+            result = in_turns(Task(arguments.model, steps, arguments.pictures, folder))
         launched, through = (result[f"seconds_{name}"] for name in ("under_torchrun", "through_workers"))
         print(
-            f"{model}, {arguments.steps} steps: {1000 * statistics.median(launched):.1f} ms under torchrun, "
+            f"{arguments.model}, {steps} steps: {1000 * statistics.median(launched):.1f} ms under torchrun, "
             f"{1000 * statistics.median(through):.1f} ms through Workers; of neighbours "
             f"{result['milliseconds_more']:+.1f} ms (aim: at most {AIM}); opened in {result['seconds_to_open']:.1f} s"
         )

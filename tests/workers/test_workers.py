@@ -125,6 +125,12 @@ def test_one_bar_and_every_step_here(pipe: Workers, capsys: pytest.CaptureFixtur
     assert all(line.startswith("drawing") for line in lines) and f"{STEPS}/{STEPS}" in lines[-1]
 
 
+def test_advice_is_given_here(pipe: Workers, caplog: pytest.LogCaptureFixture) -> None:
+    pipe("rocket", num_inference_steps=2)
+    (advice,) = [each for each in caplog.records if each.name == "asyncdiff.runtime.advice"]
+    assert "asyncdiff accelerates nothing in this generation of 2 steps" in advice.getMessage()
+
+
 def test_a_callback_cannot_change_but_end_a_generation(pipe: Workers, plain: Any) -> None:
     def change(given: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         return {"latents": torch.zeros(1)}

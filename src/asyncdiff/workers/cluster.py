@@ -24,8 +24,13 @@ from asyncdiff.workers.rank import Rank
 # Where a Ray that is started here listens for its own processes. Ray replaces 127.0.0.1 by the machine's address in the
 # network; not every system has other addresses of its own.
 _LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
-# No statistics for its makers, and no advice about a change that does not concern us.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+# No statistics for its makers, no advice about a change that does not concern us, and processes that are worth as much
+# as those of the caller.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",
+}
 _CONTROL = "control"
 _CONTROL_THREADS = 2  # one may be listening
 _SECONDS_FOR_ROOM = 60.0
@@ -143,7 +148,7 @@ class Team:
             given: its arguments, rank by rank.
         """
         calls = [getattr(actor, name) for actor in self._actors]
-        return Task(self, [call.remote(*own) for call, own in zip(calls, given, strict=True)])
+        return Task(self, name == "draw", [call.remote(*own) for call, own in zip(calls, given, strict=True)])
 
     def listen(self) -> Any:
         """What will be what rank 0 tells next."""
@@ -192,10 +197,17 @@ class Team:
 
 
 class Task:
-    """Something that all processes are doing."""
+    """Something that all processes are doing.
 
-    def __init__(self, team: Team, calls: Sequence[Any]) -> None:
+    Args:
+        team: the processes.
+        can_be_stopped: whether it is a generation, which ends when it is told to.
+        calls: what will be the answers, rank by rank.
+    """
+
+    def __init__(self, team: Team, can_be_stopped: bool, calls: Sequence[Any]) -> None:
         self._team = team
+        self._can_be_stopped = can_be_stopped
         self._pending = {call: rank for rank, call in enumerate(calls)}
         self._size = len(calls)
         self._answers: dict[int, Answer] = {}
@@ -232,7 +244,9 @@ class Task:
         return [self._answers.get(rank) for rank in range(self._size)]
 
     def stop(self, timeout: float) -> bool:
-        """End it, if it is a generation; whether all processes have come to an end within the time."""
+        """End it; whether that can be, and all processes have come to an end within the time."""
+        if not self._can_be_stopped:
+            return False
         end = time.monotonic() + timeout
         told: list[Any] = []
         try:

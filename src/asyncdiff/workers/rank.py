@@ -6,6 +6,7 @@ Nothing here knows who started the process, or how the bytes travel.
 import inspect
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,6 +155,8 @@ class Rank:
             torch.cuda.set_device(self._device)
         else:
             torch.set_num_threads(1)
+        # Advice then goes to the log, whose lines are told where the pipeline was called.
+        warnings.filterwarnings("error", category=UserWarning, module=r"asyncdiff\.")
         self._is_hollow = order.settings["shard"] and order.size > 1
         self._load()
         description = describe(self._pipe)

@@ -76,7 +76,6 @@ class Workers:
         self._model = _checked_model(model, allow_pickle)
         self._dtype = _checked_dtype(dtype)
         self._allow_pickle = allow_pickle
-        self._address = address
         self._bars: dict[str, Any] = {}
         self._uses: list[bytes] = []  # done again where processes are started anew
         self._report: Report | None = None
@@ -204,7 +203,8 @@ class Workers:
         return self._result_of(task, self._settings.timeout, on_news)
 
     def _result_of(self, task: "Task", patience: float, on_news: Callable[[News], None] | None = None) -> Any:
-        """
+        """What rank 0 comes to; what a process logs is logged here, and what it raises is raised here.
+
         Args:
             patience: seconds that the other processes have when one has failed.
         """
@@ -213,7 +213,7 @@ class Workers:
         except _ray().GoneError as error:
             self._end_team()
             raise ExchangeError(f"{error}; the next call starts the processes anew") from error
-        except BaseException:  # Ctrl-C, or an error of a callback: the processes go on with the next call
+        except BaseException:  # Ctrl-C, or an error of a callback
             self._break_off(task)
             raise
         for answer in answers:
@@ -226,6 +226,7 @@ class Workers:
         return _first(answers).result
 
     def _break_off(self, task: "Task") -> None:
+        """End a generation, after which the processes go on with the next call; or else the processes."""
         has_ended = False
         try:
             has_ended = task.stop(self._settings.timeout)
