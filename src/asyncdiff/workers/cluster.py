@@ -3,10 +3,12 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,7 +293,11 @@ def _connect(devices: int, address: str | None) -> None:
     before = {name: os.environ.get(name) for name in _ENVIRONMENT}
     os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+        with _undisturbed():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = "of its own cannot be started" if address is None else f"answers at address={address!r}"
         raise ConfigurationError(
@@ -301,6 +307,28 @@ def _connect(devices: int, address: str | None) -> None:
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put Ctrl-C off to the end: a Ray that has half begun can neither be used nor ended. Not the second one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signals come here
+        return
+    before, came = signal.getsignal(signal.SIGINT), False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _check_address(address: str) -> None:
