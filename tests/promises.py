@@ -153,6 +153,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/commands/test_plan.py",
     ),
     "A setting's text stands in one place": ("tests/test_settings.py",),
+    "Workers give the picture of one process, outlive Ctrl-C and errors, and end with their block": (
+        "tests/workers/test_workers.py",
+        "tests/workers/test_parcel.py",
+        "tests/workers/test_notebook.py",
+        "tests/workers/test_opening.py",
+    ),
     "Imports run one way": ("tests/test_imports.py",),
 }
 

@@ -11,6 +11,7 @@ from asyncdiff.errors import (
     ModelError,
     NotANumberError,
     OtherUnitsError,
+    ProcessError,
     RankMismatchError,
     ShapeChangedError,
     SplitError,
@@ -24,6 +25,7 @@ from asyncdiff.plan.method import Method
 # The name of a room too (`asyncdiff.plan`), whose modules are imported by theirs, as in the line above.
 from asyncdiff.planning.planner import Plan, plan
 from asyncdiff.report import DenoiserReport, Report
+from asyncdiff.workers.workers import Workers
 
 __all__ = [
     "AsyncDiff",
@@ -38,12 +40,14 @@ __all__ = [
     "NotANumberError",
     "OtherUnitsError",
     "Plan",
+    "ProcessError",
     "RankMismatchError",
     "Report",
     "ShapeChangedError",
     "SplitError",
     "StoppedError",
     "TraceError",
+    "Workers",
     "load",
     "load_demo",
     "local_device",

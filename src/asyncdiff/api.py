@@ -17,7 +17,7 @@ from asyncdiff.denoiser.find import device_of, find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
-from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.errors import ConfigurationError, SplitError, StoppedError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
@@ -176,7 +176,7 @@ class AsyncDiff:
             logger.warning(
                 "share_decode: %s has no part that decodes, so that nothing is shared out", type(pipe).__name__
             )
-        self._begun = self._broken_off = -1  # generations
+        self._begun = self._broken_off = self._stopped = -1  # generations
         self._calls: Counter[str] = Counter()
         self._attachment: Attachment | None = None
         self._last_report: Report | None = None
@@ -285,6 +285,14 @@ class AsyncDiff:
             finally:
                 self._undo = [undo for undo in self._undo if undo != stack.close]
 
+    def stop(self) -> None:
+        """End the generation that is running, on all ranks, at this rank's next call of the denoiser.
+
+        For other threads than the one that generates: that gets a StoppedError. Where none is running, nothing happens.
+        """
+        if self._clock.is_open:
+            self._stopped = self._clock.generation
+
     def gather(self) -> None:
         """With `shard`: put the denoiser's weights together again, in the memory of every rank's host, and detach.
 
@@ -351,6 +359,8 @@ class AsyncDiff:
                 self._advice.on_call_outside(name, why_outside)
             return self._in_full(name, call)
         try:
+            if self._clock.generation == self._stopped:
+                raise StoppedError("the generation was stopped by stop()")
             result = self._attached(name, call).denoise(name, call)
         except BaseException as error:
             self._break_off(told(error))

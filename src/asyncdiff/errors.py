@@ -51,3 +51,7 @@ class BusyError(AsyncDiffError, RuntimeError):
 
 class NotANumberError(AsyncDiffError, ArithmeticError):
     """The noise prediction holds numbers that are none, and did not in the warm-up."""
+
+
+class ProcessError(AsyncDiffError, RuntimeError):
+    """A process of `Workers` has failed in a way that has no error of its own here; its traceback is the cause."""

@@ -32,6 +32,7 @@ from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load_pipeline
 from asyncdiff.plain import from_text, to_text
 from asyncdiff.report import Report
+from asyncdiff.request import Signature
 from asyncdiff.settings import Settings
 
 _Task = TypeVar("_Task")
@@ -241,24 +242,15 @@ def call_pipeline(pipe: Any, **named: Any) -> Any:
 
 def _check_call(pipe: Any, named: Mapping[str, Any]) -> None:
     """Whether the pipeline can be called with these arguments, and none beside them."""
-    taken = inspect.signature(pipe.__call__).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        return
-    unknown = [name for name in named if name not in taken]
-    if unknown:
+    signature = Signature.of(pipe)
+    unknown, missing = signature.unknown(named), signature.missing(named)
+    if unknown is not None:
         raise ConfigurationError(
-            f"{type(pipe).__name__} takes no {unknown[0]!r}, so this command cannot draw with it; "
-            "use AsyncDiff from Python"
+            f"{signature.pipeline} takes no {unknown!r}, so this command cannot draw with it; use AsyncDiff from Python"
         )
-    missing = [
-        name
-        for name, parameter in taken.items()
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-    ]
-    needed = [name for name in missing if name not in named]
-    if needed:
+    if missing is not None:
         raise ConfigurationError(
-            f"{type(pipe).__name__} needs {needed[0]!r}, which this command cannot give it; use AsyncDiff from Python"
+            f"{signature.pipeline} needs {missing!r}, which this command cannot give it; use AsyncDiff from Python"
         )
 
 

@@ -77,6 +77,8 @@ TORCHRUN = re.compile(
     r"torchrun (--nnodes=2 )?--nproc-per-node=\d+( --node-rank=[01] --master-addr=[\d.]+ --master-port=\d+)? script\.py"
 )
 
+RAY = re.compile(r"ray start (--head --port=6379|--address=[\d.]+:6379)")
+
 
 def test_there_is_something_to_run() -> None:
     assert python_blocks(attaching=True) and python_blocks(attaching=False)
@@ -192,6 +194,8 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
         assert result.exit_code == 0, result.output
     elif command.startswith("torchrun "):
         assert TORCHRUN.fullmatch(command), "only scripts made of the page's own code block can be run"
+    elif command.startswith("ray "):  # tests/workers has a Ray of two nodes
+        assert RAY.fullmatch(command)
     else:
         _check_mention(command, monkeypatch)
 

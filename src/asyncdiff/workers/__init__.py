@@ -1,0 +1,1 @@
+"""A pipeline in processes that stay: loaded, attached and warm, used from a plain script or a notebook."""
