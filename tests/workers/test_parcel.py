@@ -88,7 +88,7 @@ def test_what_a_pipeline_returns() -> None:
         ({"a": torch.eye(2).to_sparse()}, "a is a tensor without plain numbers"),
         ({"a": {1, 2}}, "a is of type set"),
     ],
-    ids=str,
+    ids=["function", "function within", "object", "objects", "without numbers", "sparse", "set"],
 )
 def test_what_is_no_data(value: Mapping[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigurationError, match=sentence) as raised:
