@@ -156,7 +156,6 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "Workers give the picture of one process, outlive Ctrl-C and errors, and end with their block": (
         "tests/workers/test_workers.py",
         "tests/workers/test_parcel.py",
-        "tests/workers/test_notebook.py",
         "tests/workers/test_opening.py",
     ),
     "Imports run one way": ("tests/test_imports.py",),

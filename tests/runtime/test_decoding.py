@@ -95,6 +95,7 @@ def test_two_processes_make_what_one_makes(
         assert rank["calls"] == calls
 
 
+@pytest.mark.whole
 def test_three_processes_with_as_many_tiles_as_they_are() -> None:
     ranks = run_ranks(3, _decoded, "tiles", {"components": 3})
     assert all(torch.equal(found, rank["plain"]) for rank in ranks for found in rank["found"])

@@ -18,6 +18,7 @@ SECONDS = 300
 SECONDS_TO_END = 10  # the kernel, which ends after its last cell
 
 
+@pytest.mark.whole
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _install_kernel(tmp_path)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
