@@ -4,14 +4,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff.plan.tokens import Extent, Parts
+from asyncdiff.plan.tokens import Extent, TokenParts
 
 SIZES = st.integers(1, 9)
 
 
 @given(tokens=st.integers(1, 40), count=SIZES)
 def test_parts_are_even_and_in_order(tokens: int, count: int) -> None:
-    parts = Parts(tokens, count)
+    parts = TokenParts(tokens, count)
     sizes = [parts.size(rank) for rank in range(count)]
     assert sum(sizes) == tokens
     assert max(sizes) - min(sizes) <= 1
@@ -29,7 +29,7 @@ def test_parts_are_even_and_in_order(tokens: int, count: int) -> None:
 def test_what_was_cut_is_joined_again(
     tokens: int, count: int, before: int, after: int, dim: int, data: st.DataObject
 ) -> None:
-    parts, extent = Parts(tokens, count), Extent(dim, before)
+    parts, extent = TokenParts(tokens, count), Extent(dim, before)
     shape = [2, 3, 2]
     shape[dim] = before + tokens + after
     whole = torch.arange(float(torch.Size(shape).numel())).view(shape)

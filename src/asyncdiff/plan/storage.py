@@ -118,12 +118,17 @@ def lay_out(graph: Graph, groups: Iterable[Collection[Edge]]) -> Storage:
     return Storage(leaves, spans)
 
 
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """That of a tensor without gaps, the last dimension densest."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 def _packed_stride(leaf: Leaf) -> tuple[int, ...]:
     """The stride of an edge in its buffer: its own, if that leaves no gaps, or else a contiguous one."""
     expected = 1
     for step, size in sorted((step, size) for step, size in zip(leaf.stride, leaf.shape, strict=True) if size > 1):
         if step != expected:
-            return tuple(math.prod(leaf.shape[axis + 1 :]) for axis in range(len(leaf.shape)))
+            return contiguous_stride(leaf.shape)
         expected *= size
     return tuple(leaf.stride)
 

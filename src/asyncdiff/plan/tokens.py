@@ -6,7 +6,6 @@ they are those of this very step, in rounds what the steps before let expect.
 """
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from asyncdiff.plan.method import Method
 from asyncdiff.plan.partition import End, Partition
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule, Step
+from asyncdiff.plan.storage import contiguous_stride
 
 
 class Extent(NamedTuple):
@@ -55,6 +55,11 @@ class Site:
     queries: int | None
     total: int
     forms: tuple[Leaf, Leaf]
+
+    @property
+    def extent(self) -> Extent:
+        """Where the tokens lie in keys and values."""
+        return Extent(len(self.forms[0].shape) - 2, self.keys)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class TokenLayout:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TokenParts:
     """Tokens dealt out to ranks in order, as evenly as can be.
 
     Attributes:
@@ -146,7 +151,12 @@ class TokenDivision(Division):
     """
 
     layout: TokenLayout
-    parts: Parts
+    parts: TokenParts
+
+    @functools.cached_property
+    def _places(self) -> Mapping[int, int]:
+        """How many sites come before each, by its number."""
+        return {number: place for place, number in enumerate(self.layout.sites)}
 
     @property
     def walked(self) -> Graph:
@@ -165,7 +175,7 @@ class TokenDivision(Division):
 
     def edges(self, number: int, rank: int) -> tuple[Edge, Edge]:
         """The live edges that are a rank's keys and values at a site."""
-        unit = list(self.layout.sites).index(number) * self.parts.count + rank
+        unit = self._places[number] * self.parts.count + rank
         return Edge(unit, 0), Edge(unit, 1)
 
 
@@ -177,7 +187,7 @@ def divide_tokens(
     Args:
         share: what a call with the tokens of the last of them takes, relative to an undivided one.
     """
-    parts = Parts(layout.tokens, schedule.components)
+    parts = TokenParts(layout.tokens, schedule.components)
     in_unit = Counter(site.unit for site in layout.sites.values())
     inside = [layout.graph.units[unit] for unit in range(layout.first, layout.last + 1)]
     cost, time = (sum(getattr(unit, name) for unit in inside) for name in ("cost", "time"))
@@ -208,7 +218,7 @@ def divide_tokens(
     return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts)
 
 
-def _virtual_unit(layout: TokenLayout, site: Site, number: int, parts: Parts, rank: int, sites: int) -> UnitCall:
+def _virtual_unit(layout: TokenLayout, site: Site, number: int, parts: TokenParts, rank: int, sites: int) -> UnitCall:
     real = layout.graph.units[site.unit]
     share = parts.size(rank) / parts.tokens / sites
     outputs = tuple(_part(form, parts.size(rank)) for form in site.forms)
@@ -232,5 +242,4 @@ def _part(form: Leaf, tokens: int) -> Leaf:
     """The form of some tokens' keys or values, packed."""
     *others, _, channels = form.shape
     shape = (*others, tokens, channels)
-    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    return replace(form, shape=shape, stride=stride)
+    return replace(form, shape=shape, stride=contiguous_stride(shape))

@@ -1,6 +1,8 @@
 """How a denoiser is divided for its calls: found in one of them for every structure and shape, and kept for a while."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from asyncdiff.call import Call
@@ -11,7 +13,7 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
 from asyncdiff.denoiser.trace import Trace, record
-from asyncdiff.errors import OtherUnitsError
+from asyncdiff.errors import OtherUnitsError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
@@ -139,6 +141,20 @@ class Divisions:
     def forget(self, stream: Stream) -> None:
         """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""
         self._made_for(stream).clear()
+
+    @contextlib.contextmanager
+    def told_apart(self, stream: Stream, *others: type[TraceError]) -> Iterator[None]:
+        """If a call is not like the recorded one, say where that was, and record anew from now on.
+
+        Args:
+            others: errors that say the same, beside OtherUnitsError.
+        """
+        kinds: tuple[type[TraceError], ...] = (OtherUnitsError, *others)
+        try:
+            yield
+        except kinds as error:
+            self.forget(stream)
+            raise type(error)(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None
 
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""

@@ -56,8 +56,9 @@ class Lane:
         self._context = context
         self._divisions = divisions
         self._number = number
-        runner = TokenStepRunner if context.schedule.by_tokens else StepRunner
-        self._runner: StepRunner | TokenStepRunner = runner(context, divisions, number)
+        self._steps = StepRunner(context, divisions, number)
+        by_tokens = context.schedule.by_tokens
+        self._runner = TokenStepRunner(context, divisions, number) if by_tokens else self._steps
 
     def count_anew(self) -> None:
         """A generation begins."""
@@ -141,7 +142,7 @@ class Lane:
         """The result of a call that belongs to no step, by ranks that have a part of the weights each."""
         stream = Stream.apart(arguments)
         stream.division = self._divisions.known(stream, self._number)
-        return self._runner.whole(stream, call)
+        return self._steps.whole(stream, call)
 
     def end_step(self, timestep: Any) -> None:
         """The pipeline's step is over; the scheduler was told that its timestep was `timestep`."""

@@ -1,13 +1,12 @@
 """A step of each kind: in full, as a round, forecast."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
-from asyncdiff.errors import OtherUnitsError, ShapeChangedError
+from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel, SharedLeaves
 from asyncdiff.plan.chain import Link
 from asyncdiff.plan.course import Course
@@ -75,8 +74,8 @@ class StepRunner:
         step = course.step(stream.index)
         if stream.division is None:
             self._divisions.divide(stream, self._lane, call)
-        division, links = stream.divided(), stream.order().links(step.keeps)
-        channel = self._channel(stream, division) if step.keeps else None
+        links = stream.order().links(step.keeps)
+        channel = self._channel(stream) if step.keeps else None
         leaves, stream.structure = self._chained(stream, links, call, channel)
         if channel is not None:
             for store in channel.stores.values():
@@ -98,24 +97,22 @@ class StepRunner:
         self, stream: Stream, links: Sequence[Link], call: Call, channel: Channel | None
     ) -> tuple[list[Any], TreeSpec]:
         """A call in full, component after component."""
-        with self._told_apart(stream):
+        with self._divisions.told_apart(stream):
             return self._chain.run(stream.divided(), links, stream.fillers(), call, channel)
 
     def _run_and_keep(
         self, stream: Stream, division: Division, versions: Sequence[int], call: Call, counts: Counts
     ) -> Any:
         """A step in full that others follow on: what they read is stored."""
-        channel = self._channel(stream, division)
+        channel = self._channel(stream)
         rule = keep_what_ranks_read(division, self._context.exchange.ranks, channel, counts)
         result = self._call(stream, division, rule, call)
         for store in channel.stores.values():
             store.arrive(versions)
         return result
 
-    def _channel(self, stream: Stream, division: Division) -> Channel:
-        if stream.channel is None:
-            stream.channel = self._context.exchange.open(division, self._context.device)
-        return stream.channel
+    def _channel(self, stream: Stream) -> Channel:
+        return stream.opened(self._context.exchange, self._context.device)
 
     def _run_round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         work = self._work(stream, counts)
@@ -177,14 +174,5 @@ class StepRunner:
 
     def _call(self, stream: Stream, division: Division, rule: UnitRule, call: Call) -> Any:
         """Call the denoiser with a rule for its units."""
-        with self._told_apart(stream):
+        with self._divisions.told_apart(stream):
             return self._context.units.walk(division.graph, rule, call)
-
-    @contextlib.contextmanager
-    def _told_apart(self, stream: Stream) -> Iterator[None]:
-        """If a call is not like the recorded one, say where that was, and record anew from now on."""
-        try:
-            yield
-        except OtherUnitsError as error:
-            self._divisions.forget(stream)
-            raise OtherUnitsError(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None

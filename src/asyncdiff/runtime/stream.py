@@ -11,7 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from asyncdiff.call import is_equal
 from asyncdiff.denoiser.form import Signature
-from asyncdiff.exchange.protocol import Channel
+from asyncdiff.exchange.protocol import Channel, Exchange
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Order
@@ -123,6 +123,12 @@ class Stream:
         if self.division is None or self.channel is None:
             raise RuntimeError("a round came before the warm-up")
         return self.division, self.channel
+
+    def opened(self, exchange: Exchange, device: torch.device) -> Channel:
+        """Its channel, opened on an exchange if it is not yet."""
+        if self.channel is None:
+            self.channel = exchange.open(self.divided(), device)
+        return self.channel
 
     def divided(self) -> Division:
         """Its division.

@@ -19,7 +19,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import SplitError
-from asyncdiff.plan.tokens import Extent, Parts, Site, TokenLayout
+from asyncdiff.plan.tokens import Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
 from asyncdiff.runtime.token_marks import Block, Marks, mark
 from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
@@ -105,7 +105,7 @@ class TokenFinder:
         reasons = []
         for layout in layouts:
             try:
-                return layout, [trial.run(layout, Parts(layout.tokens, count), rank) for rank in tried][-1]
+                return layout, [trial.run(layout, TokenParts(layout.tokens, count), rank) for rank in tried][-1]
             except SplitError as error:
                 reasons.append(error)
         raise reasons[0]
@@ -242,7 +242,7 @@ class Trial:
 
         walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look)
 
-    def run(self, layout: TokenLayout, parts: Parts, rank: int) -> Trace:
+    def run(self, layout: TokenLayout, parts: TokenParts, rank: int) -> Trace:
         """Whether a rank's tokens become what they are in the ordinary call; records how.
 
         Raises:
@@ -251,7 +251,7 @@ class Trial:
         made: list[Any] = []
 
         def keys(number: int, mine: Pair) -> list[Pair]:
-            extent = Extent(mine[0].ndim - 2, layout.sites[number].keys)
+            extent = layout.sites[number].extent
             key, value = self._keys[number]
             pairs = [(parts.of(key, extent, other), parts.of(value, extent, other)) for other in range(parts.count)]
             pairs[rank] = mine

@@ -1,7 +1,7 @@
 """Steps of a denoiser whose tokens are divided: every rank runs all of it on its own tokens."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from asyncdiff.call import Call
-from asyncdiff.errors import OtherUnitsError, ShapeChangedError
+from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.schedule import StepKind, Task
-from asyncdiff.plan.tokens import Extent, TokenDivision
+from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
@@ -34,7 +34,7 @@ class TokenStepRunner:
     def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
         """Make the prediction of a stream's step, and leave it in it on every rank."""
         step, result = course.step(stream.index), None
-        with self._told_apart(stream):
+        with self._divisions.told_apart(stream, ShapeChangedError):
             if step.kind is StepKind.ROUND:
                 result = self._round(stream, course, call, counts)
             else:
@@ -45,15 +45,10 @@ class TokenStepRunner:
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
 
-    def whole(self, stream: Stream, call: Call) -> Any:
-        """The ordinary result of a call that belongs to no step."""
-        del stream
-        return call()
-
     def _in_full(self, stream: Stream, keeps: bool, index: int, call: Call) -> Any:
         """A step with the keys that all ranks make in it."""
         division = _of_tokens(stream)
-        channel = self._channel(stream, division) if keeps else None
+        channel = self._channel(stream) if keeps else None
         if len(self._context.exchange.ranks) > 1:
             result = self._in_one_process(division, channel, call)
         else:
@@ -67,14 +62,10 @@ class TokenStepRunner:
         """The undivided call gives what all ranks would make of it."""
 
         def note(number: int, pair: Pair) -> None:
-            if channel is None:
-                return
+            extent = division.layout.sites[number].extent
             for source in range(division.parts.count):
-                for reader, store in channel.stores.items():
-                    if reader != source:
-                        for edge, tensor in zip(division.edges(number, source), pair, strict=True):
-                            extent = Extent(tensor.ndim - 2, division.layout.sites[number].keys)
-                            store.put(edge, division.parts.of(tensor, extent, source))
+                key, value = (division.parts.of(tensor, extent, source) for tensor in pair)
+                _keep(division, channel, number, source, (key, value))
 
         return walk_whole(self._context.units, division.layout, call, note, Counts())
 
@@ -88,11 +79,10 @@ class TokenStepRunner:
             pairs = {source: _like(division, mine, source) for source, _ in everyone} | {rank: mine}
             what = f"the keys of attention {number} of the denoiser {self._context.name!r}, part"
             shared = exchange.share(pairs, Moment(results=everyone), what).finish()
-            for source, tensors in shared.items():
-                if channel is not None and source != rank:
-                    for edge, tensor in zip(division.edges(number, source), tensors, strict=True):
-                        channel.stores[rank].put(edge, tensor)
-            return [(shared[source][0], shared[source][1]) for source, _ in everyone]
+            found = [(shared[source][0], shared[source][1]) for source, _ in everyone]
+            for source, pair in enumerate(found):
+                _keep(division, channel, number, source, pair)
+            return found
 
         def join(leaves: list[Any]) -> list[Any]:
             return self._joined(division, {rank: leaves}, Moment(results=everyone))()
@@ -102,7 +92,7 @@ class TokenStepRunner:
     def _round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> Any:
         """A step with keys of the others that are forecast."""
         division, step = _of_tokens(stream), course.step(stream.index)
-        channel, order = self._channel(stream, division), stream.order().of(course, step.index)
+        channel, order = self._channel(stream), stream.order().of(course, step.index)
         work = Work(division, channel, stream.fillers(), counts, stream.moment)
         channel.start_round(order)
         tasks = [task for task in step.tasks if task.rank in self._context.exchange.ranks]
@@ -197,19 +187,8 @@ class TokenStepRunner:
 
         return finish
 
-    def _channel(self, stream: Stream, division: TokenDivision) -> Channel:
-        if stream.channel is None:
-            stream.channel = self._context.exchange.open(division, self._context.device)
-        return stream.channel
-
-    @contextlib.contextmanager
-    def _told_apart(self, stream: Stream) -> Iterator[None]:
-        """If a call is not like the recorded one, say where that was, and record anew from now on."""
-        try:
-            yield
-        except (OtherUnitsError, ShapeChangedError) as error:
-            self._divisions.forget(stream)
-            raise type(error)(f"in step {stream.index} of the denoiser {self._context.name!r} {error}") from None
+    def _channel(self, stream: Stream) -> Channel:
+        return stream.opened(self._context.exchange, self._context.device)
 
 
 def _of_tokens(stream: Stream) -> TokenDivision:
@@ -217,6 +196,14 @@ def _of_tokens(stream: Stream) -> TokenDivision:
     if not isinstance(division, TokenDivision):
         raise RuntimeError("the denoiser is not divided by tokens")
     return division
+
+
+def _keep(division: TokenDivision, channel: Channel | None, number: int, source: int, pair: Pair) -> None:
+    """Leave a rank's keys and values at a site where the other ranks of this process read them later, if they do."""
+    for reader, store in () if channel is None else channel.stores.items():
+        if reader != source:
+            for edge, tensor in zip(division.edges(number, source), pair, strict=True):
+                store.put(edge, tensor)
 
 
 def _like(division: TokenDivision, pair: Pair, source: int) -> Pair:

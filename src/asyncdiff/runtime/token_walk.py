@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from asyncdiff.call import Call
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 from asyncdiff.errors import OtherUnitsError, ShapeChangedError
-from asyncdiff.plan.tokens import Extent, Parts, Site, TokenLayout
+from asyncdiff.plan.tokens import Extent, Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
 
@@ -65,7 +65,7 @@ def walk_whole(
 def walk_divided(
     units: UnitHooks,
     layout: TokenLayout,
-    parts: Parts,
+    parts: TokenParts,
     rank: int,
     call: Call,
     keys: Callable[[int, Pair], Sequence[Pair]],
@@ -100,8 +100,7 @@ def walk_divided(
         site = layout.sites.get(number)
         if site is not None:
             _check_keys(attention, site.total - parts.tokens + parts.size(rank))
-            extent = Extent(attention.key.ndim - 2, site.keys)
-            mine = tuple(parts.own(tensor, extent, rank) for tensor in (attention.key, attention.value))
+            mine = tuple(parts.own(tensor, site.extent, rank) for tensor in (attention.key, attention.value))
             attention = _with_all_keys(attention, site, parts, rank, keys(number, (mine[0], mine[1])))
         start = layout.queries.get(number) if site is None else site.queries
         return _with_own_rows(attention, start, parts, rank)()
@@ -151,7 +150,7 @@ def _check_keys(attention: AttentionCall, expected: int) -> None:
         )
 
 
-def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: Parts, rank: int) -> Call:
+def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, rank: int) -> Call:
     """A call with the rank's own tokens of what it is given whole."""
     places = itertools.count()
 
@@ -167,7 +166,7 @@ def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: Parts, rank: 
 
 
 def _with_all_keys(
-    attention: AttentionCall, site: Site, parts: Parts, rank: int, pairs: Sequence[Pair]
+    attention: AttentionCall, site: Site, parts: TokenParts, rank: int, pairs: Sequence[Pair]
 ) -> AttentionCall:
     """The call with the keys and values of all tokens, and a mask that has a column for each.
 
@@ -176,7 +175,7 @@ def _with_all_keys(
     """
     if attention.options["is_causal"]:
         raise ValueError("attention is causal")
-    extent, mask = Extent(attention.key.ndim - 2, site.keys), attention.mask
+    extent, mask = site.extent, attention.mask
     if mask is not None and mask.shape[-1] == attention.key.shape[-2] != site.total:
         # A mask for the rank's own keys: what it says of the picture's tokens, it says of all of them.
         column = Extent(mask.ndim - 1, site.keys)
@@ -189,7 +188,7 @@ def _with_all_keys(
     )
 
 
-def _with_own_rows(attention: AttentionCall, start: int | None, parts: Parts, rank: int) -> AttentionCall:
+def _with_own_rows(attention: AttentionCall, start: int | None, parts: TokenParts, rank: int) -> AttentionCall:
     """The call with the rows of its mask that belong to its queries."""
     mask = attention.mask
     if mask is None or start is None or mask.ndim < 2 or mask.shape[-2] in (1, attention.query.shape[-2]):
