@@ -3,8 +3,9 @@
 Skipped where there is no GPU. One is enough.
 """
 
-import os
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,8 +47,15 @@ def test_warm_up_throughout_is_the_ordinary_pipeline(model: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("settings", [{"components": 1, "bridge": 2}, {"components": 2}, {"components": 3}], ids=str)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        *[(model, {"components": 1, "bridge": 2}) for model in MODELS],
+        *[(model, {"components": parts}) for model in MODELS for parts in (2, 3)],
+        *[("dit", {"tokens": parts}) for parts in (2, 3)],
+    ],
+    ids=str,
+)
 def test_rounds(model: str, settings: dict[str, Any], dtype: torch.dtype) -> None:
     pipe = _pipe(model, dtype)
     plain = _draw(pipe).float()
@@ -55,6 +63,29 @@ def test_rounds(model: str, settings: dict[str, Any], dtype: torch.dtype) -> Non
         found = _draw(pipe).float()
         assert torch.isfinite(found).all()
         assert 0 < relative_error(found, plain) < 0.5
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_tokens_with_fresh_keys_are_the_ordinary_pipeline(parts: int) -> None:
+    pipe = _pipe("dit")
+    plain = _draw(pipe)
+    with AsyncDiff(pipe, tokens=parts, warmup=99, executor="local"):
+        _draw(pipe)  # where the tokens lie is found in it
+        assert relative_error(_draw(pipe), plain) < 1e-3
+
+
+def test_a_trace_has_the_device_s_times(tmp_path: Path) -> None:
+    pipe = _pipe("unet")
+    with AsyncDiff(pipe, components=2, executor="local") as attached:
+        _draw(pipe)
+        begin = time.monotonic()
+        with attached.trace(tmp_path / "trace.json"):
+            _draw(pipe)
+        seconds = time.monotonic() - begin
+    entries = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
+    steps = [each for each in entries if each.get("cat") == "step"]
+    assert len(steps) == STEPS
+    assert 0 < sum(step["dur"] for step in steps) < 1e6 * seconds
 
 
 def test_rounds_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +140,7 @@ def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor
     with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
         first, second = _draw(pipe), _draw(pipe)
     assert torch.equal(first, second)
-    local = settings | {"components": settings.get("components", 1)}
+    local = settings if "tokens" in settings else {"components": 1, **settings}
     with AsyncDiff(pipe, executor="local", **local):
         return first, _draw(pipe)
 
@@ -120,6 +151,7 @@ def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor
         ("unet", {"components": 2}),
         ("dit", {"components": 2, "bridge": 2}),
         ("unet", {"guidance": 2, "components": 1}),
+        ("dit", {"tokens": 2}),
     ],
     ids=str,
 )
@@ -129,8 +161,28 @@ def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str,
         assert relative_error(distributed, local) < 1e-5
 
 
-def _environment(world_size: int, rank: int) -> None:
-    os.environ.update(WORLD_SIZE=str(world_size), RANK=str(rank), LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+def _shared_out(rank: int, model: str) -> tuple[Tensor, Tensor, int]:
+    pipe = load_demo(model)  # type: ignore[arg-type]
+    pipe.set_progress_bar_config(disable=True)
+    given: dict[str, Any] = {"components": 2, "shard": True, "executor": "distributed", "timeout": 60}
+    attached = AsyncDiff(pipe, warmup=99, **given)
+    found = _draw(pipe)
+    held = torch.cuda.memory_allocated()
+    attached.gather()
+    return found, _draw(pipe.to("cuda:0")), held
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_share_of_the_weights_each(model: str) -> None:
+    """Two ranks on one GPU, each with its own half; steps in full go from one to the other."""
+    whole = sum(each.numel() * each.element_size() for part in _parts(_pipe(model)) for each in part.parameters())
+    for found, plain, held in run_ranks(2, _shared_out, model, limit=240):
+        assert relative_error(found, plain) < 1e-5
+        assert 0 < held < 0.8 * whole
+
+
+def _parts(pipe: Any) -> list[torch.nn.Module]:
+    return [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
 
 
 def _alone_on_nccl(rank: int, starts_lazily: bool) -> tuple[str, Tensor]:

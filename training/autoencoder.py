@@ -32,6 +32,12 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
+def _placed(autoencoder: AutoencoderKL, device: torch.device) -> AutoencoderKL:
+    """On a GPU with channels last, as its convolutions like it."""
+    autoencoder.to(device)
+    return autoencoder.to(memory_format=torch.channels_last) if device.type == "cuda" else autoencoder
+
+
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
     """Pictures as one (N, 3, H, W) tensor in [-1, 1]."""
     pixels = np.stack([np.asarray(picture) for picture in pictures])
@@ -52,7 +58,7 @@ class AutoencoderTask:
     weight_decay = 0.0
 
     def __init__(self, prompted: Tensor, others: Tensor, device: torch.device) -> None:
-        self.autoencoder = build_autoencoder().to(device)
+        self.autoencoder = _placed(build_autoencoder(), device)
         self.modules = nn.ModuleDict({"vae": self.autoencoder})
         self._prompted = prompted.to(device)
         self._others = others.to(device)
@@ -78,7 +84,7 @@ class DecoderTask:
     weight_decay = 0.0
 
     def __init__(self, autoencoder: AutoencoderKL, pixels: Tensor, device: torch.device) -> None:
-        self.autoencoder = autoencoder.to(device)
+        self.autoencoder = _placed(autoencoder, device)
         self.modules = _decoder_modules(autoencoder).requires_grad_(True)
         self._pixels = pixels.to(device)
         self._latents = encode(autoencoder, self._pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 DEFAULT_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
-PICTURE_SIZE = 64
+PICTURE_SIZE = 128
 
 _STRIKE_SIZE = 109  # the one bitmap size in the font, in PIL's units
 _GLYPH_SIZE = (136, 128)

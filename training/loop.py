@@ -17,6 +17,8 @@ _CHECKPOINT = "checkpoint.pt"
 _WARM_UP_STEPS = 100
 _EMA_DECAY = 0.995
 _LOSS_SMOOTHING = 0.98
+_STEPS_BETWEEN_LOOKS = 10  # at the loss, for which the host waits for the device
+_SAVES = 6  # of a whole training, beside the last
 
 
 class Task(Protocol):
@@ -57,7 +59,9 @@ class Trainer:
             lr=task.learning_rate,
             betas=(0.9, 0.99),
             weight_decay=task.weight_decay,
+            fused=device.type == "cuda",
         )
+        self._folder = folder
         self._checkpoint = folder / _CHECKPOINT
         self._previews = folder / "previews"
         self._previews.mkdir(parents=True, exist_ok=True)
@@ -65,30 +69,29 @@ class Trainer:
             self._restore()
         self.progression.device = str(device)
 
-    def train(self, minutes: float, batch_size: int, save_every: float = 2.0, preview_every: float = 5.0) -> None:
+    def train(self, minutes: float, batch_size: int) -> None:
         """Train until `minutes` have gone into the model, those before a resumption included."""
         budget = minutes * 60
         state = self.progression
         start = time.monotonic() - state.seconds
-        saved = previewed = state.seconds
+        kept = state.seconds
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns) as progress:
             bar = progress.add_task("starting", total=budget)
             progress.update(bar, completed=state.seconds)
             while state.seconds < budget:
-                loss = self._step(batch_size, state.seconds / budget)
-                state.steps += 1
+                for _ in range(_STEPS_BETWEEN_LOOKS):
+                    loss = self._step(batch_size, state.seconds / budget)
+                    state.steps += 1
+                seen = loss.item()
                 state.seconds = time.monotonic() - start
-                smoothing = _LOSS_SMOOTHING if state.steps > 1 else 0.0
-                state.loss = loss + (smoothing * (state.loss - loss) if smoothing else 0.0)
-                text = f"step {state.steps}  loss {state.loss:.4f}"
+                state.loss = seen + (_LOSS_SMOOTHING * (state.loss - seen) if math.isfinite(state.loss) else 0.0)
+                text = f"{self._folder.name}: step {state.steps}, loss {state.loss:.4f}"
                 progress.update(bar, completed=state.seconds, description=text)
-                if state.seconds - saved > save_every * 60:
-                    saved = state.seconds
+                if state.seconds - kept > budget / _SAVES:
+                    kept = state.seconds
+                    progress.console.print(f"{text}, {state.seconds:.0f} s")
                     self._save()
-                if state.seconds - previewed > preview_every * 60:
-                    previewed = state.seconds
-                    progress.console.print(f"{text}  {state.seconds:.0f} s")
                     self._preview()
         self._save()
         self._preview()
@@ -105,7 +108,7 @@ class Trainer:
             self._assign(trained)
             self.task.modules.train()
 
-    def _step(self, batch_size: int, elapsed_share: float) -> float:
+    def _step(self, batch_size: int, elapsed_share: float) -> Tensor:
         state = self.progression
         warm_up = min(1.0, (state.steps + 1) / _WARM_UP_STEPS)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed_share)))
@@ -121,7 +124,7 @@ class Trainer:
         torch._foreach_lerp_(
             list(self.average.values()), [value.detach() for value in self.parameters.values()], 1 - decay
         )
-        return loss.item()
+        return loss.detach()
 
     @torch.no_grad()
     def _assign(self, values: dict[str, Tensor]) -> None:

@@ -8,10 +8,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from asyncdiff.demo import demo_prompts, prompt_agreement
 
-_BATCH_SIZE = 32
+_BATCH_SIZE = 64
 _COLUMNS = 6
 _LABEL_HEIGHT = 16
-_ENLARGEMENT = 2
 _GRID_PROMPTS = (
     "red apple", "a red apple", "cat face", "a cat", "rocket", "a picture of a rocket",
     "strawberry", "pineapple", "watermelon", "pizza", "burger", "donut",
@@ -42,14 +41,14 @@ def measure_agreement(
 def sample_grid(pipeline: DiffusionPipeline, guidance: float, steps: int, seed: int) -> Image.Image:
     """Labelled samples for prompts as people type them."""
     images = _sample(pipeline, [(prompt, seed) for prompt in _GRID_PROMPTS], guidance, steps)
-    side = images[0].width * _ENLARGEMENT
+    side = images[0].width
     rows = -(-len(images) // _COLUMNS)
     sheet = Image.new("RGB", (_COLUMNS * side, rows * (side + _LABEL_HEIGHT)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=11)
     for index, (prompt, image) in enumerate(zip(_GRID_PROMPTS, images, strict=True)):
         left, top = index % _COLUMNS * side, index // _COLUMNS * (side + _LABEL_HEIGHT)
-        sheet.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left, top))
+        sheet.paste(image, (left, top))
         draw.text((left + side // 2, top + side + 2), prompt, fill="black", font=font, anchor="ma")
     return sheet
 

@@ -1,19 +1,22 @@
 """Train, export and measure the two demo pipelines of asyncdiff.
 
-In order: `vae`, then `unet` and `dit` (at the same time if there are cores for both) and `decoder`,
-then `export`, `evaluate` and `grid`. `classifier` needs none of them.
+`all` does everything: `vae`, then `unet`, `dit` and `decoder` at the same time, then `export`, `evaluate` and `grid`,
+which can be called one by one. `classifier` needs none of them.
 Every training continues where its work folder left off.
 """
 
+import subprocess
+import sys
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from asyncdiff.demo import load_demo
+from asyncdiff.demo import absent_parts, quiet_loading
 from training.autoencoder import AutoencoderTask, DecoderTask, encode, load_autoencoder, to_tensor
 from training.classifier import ClassifierTask, export_classifier
 from training.denoisers import Adapter, DenoiserTask, DiTAdapter, UNetAdapter
@@ -35,6 +38,10 @@ class Demo(str, Enum):
 
 _ADAPTERS: dict[Demo, type[UNetAdapter] | type[DiTAdapter]] = {Demo.UNET: UNetAdapter, Demo.DIT: DiTAdapter}
 
+# Of all minutes; the decoder's are within the denoisers'.
+_VAE_SHARE = 0.25
+_DECODER_SHARE = 0.25
+
 WorkFolder = Annotated[Path, typer.Option("--work", help="Folder of checkpoints and previews.")]
 Minutes = Annotated[float, typer.Option(help="Wall-clock budget; the learning rate decays to its end.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures per step.")]
@@ -51,6 +58,37 @@ Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 def main(threads: Threads = 1, seed: Seed = 0) -> None:
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
+
+
+@app.command(name="all")
+def everything(
+    work: WorkFolder,
+    minutes: Annotated[float, typer.Option(help="For all trainings together; half a day on two cores.")] = 690.0,
+    batch_size: BatchSize = 32,
+    device: Device = "cpu",
+    font: Font = DEFAULT_FONT,
+    checkpoints: Checkpoints = DEFAULT_CHECKPOINTS,
+) -> None:
+    """Train both pipelines, one after the other what needs the other, and export, measure and draw them."""
+    common = ["--work", str(work), "--device", device, "--font", str(font)]
+    first = _VAE_SHARE * minutes
+    _run(["vae", *common, "--minutes", str(first), "--batch-size", str(max(16, batch_size // 4))])
+    denoisers = ["--minutes", str(minutes - first), "--batch-size", str(batch_size)]
+    of_decoder = ["--minutes", str(_DECODER_SHARE * minutes), "--batch-size", str(max(16, batch_size // 4))]
+    _run(
+        ["unet", *common, *denoisers],
+        ["dit", *common, *denoisers],
+        ["decoder", *common, *of_decoder],
+    )
+    shipped = ["--checkpoints", str(checkpoints)]
+    for name in Demo:
+        _run(["export", name.value, "--work", str(work), "--font", str(font), *shipped])
+    measured = ["--guidance", "5", *shipped, "--device", device]
+    _run(*(["evaluate", name.value, *measured] for name in Demo))
+    pictures = {name: str(work / f"demo-{name.value}.png") for name in Demo}
+    _run(*(["grid", name.value, *measured, "--picture", pictures[name]] for name in Demo))
 
 
 @app.command()
@@ -140,7 +178,7 @@ def evaluate(
     checkpoints: Checkpoints = DEFAULT_CHECKPOINTS,
 ) -> None:
     """Measure the prompt agreement of a shipped pipeline and record it beside the weights."""
-    agreement = measure_agreement(load_demo(name.value).to(device), guidance, steps, seeds, every)
+    agreement = measure_agreement(_shipped(checkpoints, name, device), guidance, steps, seeds, every)
     typer.echo(agreement)
     record(checkpoints / name.value, agreement)
 
@@ -152,10 +190,20 @@ def grid(
     picture: Annotated[Path, typer.Option(help="Where to save the grid.")],
     steps: Steps = 50,
     seed: Seed = 0,
+    device: Device = "cpu",
+    checkpoints: Checkpoints = DEFAULT_CHECKPOINTS,
 ) -> None:
     """Draw a grid of labelled samples of a shipped pipeline."""
     picture.parent.mkdir(parents=True, exist_ok=True)
-    sample_grid(load_demo(name.value), guidance, steps, seed).save(picture, optimize=True)
+    sample_grid(_shipped(checkpoints, name, device), guidance, steps, seed).save(picture, optimize=True)
+
+
+def _run(*commands: list[str]) -> None:
+    """Commands of this program, each in a process of its own, all at the same time."""
+    begun = [subprocess.Popen([sys.executable, "-m", "training.train", *command]) for command in commands]
+    codes = [process.wait() for process in begun]
+    if any(codes):
+        raise typer.Exit(1)
 
 
 def _train_denoiser(name: Demo, work: Path, minutes: float, batch_size: int, device: torch.device, font: Path) -> None:
@@ -164,6 +212,14 @@ def _train_denoiser(name: Demo, work: Path, minutes: float, batch_size: int, dev
     latents = encode(adapter.pipeline.vae, pixels.to(device))
     captions = [picture.captions for picture in prompted_pictures()]
     Trainer(DenoiserTask(adapter, latents, captions), work / name.value, device).train(minutes, batch_size)
+
+
+def _shipped(checkpoints: Path, name: Demo, device: str) -> DiffusionPipeline:
+    with quiet_loading():
+        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
+            checkpoints / name.value, torch_dtype=torch.float32, **absent_parts(checkpoints / name.value)
+        )
+    return pipeline.to(device)
 
 
 def _build_adapter(name: Demo, work: Path, pixels: Tensor, device: torch.device) -> Adapter:
