@@ -16,6 +16,7 @@ from asyncdiff.errors import OtherUnitsError
 from asyncdiff.plan.tokens import TokenDivision, TokenLayout
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, every, run
+from tests.tiny.base import PIXELS
 
 ALL_STEPS = 1000  # more than any generation has
 pytestmark = pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
@@ -251,6 +252,15 @@ def _too_many(rank: int) -> str:
     except ConfigurationError as error:
         return str(error)
     return ""
+
+
+def test_as_many_channels_as_tokens() -> None:
+    """A text that goes from block to block is as wide as the picture is long, and no picture for that."""
+    tiny, pipe = PIPELINES["cogview4"], PIPELINES["cogview4"].build()
+    with AsyncDiff(pipe, tokens=2, executor="local") as async_diff:
+        pipe(**tiny.inputs(pipe) | {"height": PIXELS // 2})
+        assert division_of(async_diff).layout.tokens == pipe.transformer.proj_out.in_features
+        assert async_diff.report().denoisers[0].counts.divided
 
 
 def test_another_number_of_ranks() -> None:

@@ -6,7 +6,7 @@ become what they are in the ordinary call.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,14 +21,14 @@ from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import SplitError
 from asyncdiff.plan.tokens import Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
-from asyncdiff.runtime.token_marks import Block, Marks, mark
+from asyncdiff.runtime.token_marks import Block, Marked, Marks, mark
 from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
 from asyncdiff.runtime.units import UnitHooks
 
 # How far what becomes of some tokens may be off, relative to the size of all: rounding, and no more.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _TOLERANCE_OF_HALF = 0.03
-# Of so many tensors it is tried whether those that are as long as all tokens are none.
+# Of so many tensors, or streams of tensors, it is tried whether those that are as long as all tokens are none.
 _MOST_DOUBTFUL = 3
 # A call of which less than this share is spent on tokens of the picture is not worth dividing so.
 _LEAST_SHARE = 0.5
@@ -41,11 +41,28 @@ class _Choice(NamedTuple):
         last: the unit after which all ranks have all tokens again.
         left_out: values that are as long as all tokens, and none.
         cuts_arguments: whether tensors that the denoiser is given, and that its glue reads, are of tokens as well.
+        surprises: what of it is not to be expected.
     """
 
     last: int
     left_out: frozenset[int]
     cuts_arguments: bool
+    surprises: int
+
+
+class _Doubt(NamedTuple):
+    """Values that are not marked, but as long as all tokens: they are tokens all together, or none of them is.
+
+    Attributes:
+        values: one that several units read, such as rotary embeddings; or those of one shape that one unit reads each,
+            such as a text that goes from block to block.
+        is_likely: whether they lie where tokens lie usually, and not where channels do.
+        readers: how many units read them.
+    """
+
+    values: frozenset[int]
+    is_likely: bool
+    readers: int
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,14 @@ class TokenFinder:
     def _choices(self, marks: Marks, found: _Found) -> list[_Choice]:
         """All that fits the marks, the likeliest first."""
         ends = dict.fromkeys([self._last_of_tokens(marks, found), found.last_site])
-        doubtful = self._doubtful(marks, found)
-        choices = [
-            _Choice(end, left_out, cuts)
-            for end, cuts, left_out in itertools.product(ends, (False, True), _subsets(doubtful))
-        ]
-        return sorted(choices, key=lambda choice: len(choice.left_out) + choice.cuts_arguments)
+        doubts = self._doubts(marks, found)
+        choices = []
+        takings = itertools.product((True, False), repeat=len(doubts))
+        for end, cuts, taken in itertools.product(ends, (False, True), takings):
+            untaken = [doubt.values for doubt, is_taken in zip(doubts, taken, strict=True) if not is_taken]
+            surprises = sum(doubt.is_likely is not is_taken for doubt, is_taken in zip(doubts, taken, strict=True))
+            choices.append(_Choice(end, frozenset[int]().union(*untaken), cuts, surprises + cuts))
+        return sorted(choices, key=lambda choice: choice.surprises)
 
     def _last_of_tokens(self, marks: Marks, found: _Found) -> int:
         """The last unit that gives a tensor of the picture's tokens."""
@@ -157,15 +176,28 @@ class TokenFinder:
             last = unit
         return last
 
-    def _doubtful(self, marks: Marks, found: _Found) -> list[int]:
-        """Values that are not marked, but as long as all tokens together."""
+    def _doubts(self, marks: Marks, found: _Found) -> list[_Doubt]:
+        """What is not marked, but as long as all tokens together; what most units read first."""
         readers: Counter[int] = Counter()
+        doubtful: dict[int, Marked] = {}
         for unit in range(found.first, found.last_site + 1):
             values = self._trace.calls[self._graph.units[unit].call].inputs
             for value, given in zip(values, marks.inputs[unit], strict=False):
                 if given.unmarked_extent(found.starts) is not None:
                     readers[value] += 1
-        return [value for value, _ in readers.most_common(_MOST_DOUBTFUL)]
+                    doubtful[value] = given
+        together: dict[Any, list[int]] = {}
+        for value, given in doubtful.items():
+            together.setdefault(value if readers[value] > 1 else given.shape, []).append(value)
+        doubts = [
+            _Doubt(
+                frozenset(values),
+                not doubtful[values[0]].lies_along_channels(found.starts),
+                sum(readers[value] for value in values),
+            )
+            for values in together.values()
+        ]
+        return sorted(doubts, key=lambda doubt: -doubt.readers)[:_MOST_DOUBTFUL]
 
     def _layout(self, marks: Marks, found: _Found, choice: _Choice) -> TokenLayout:
         inputs = {}
@@ -278,11 +310,6 @@ class Trial:
             if not off <= _TOLERANCE.get(ordinary.dtype, _TOLERANCE_OF_HALF):
                 raise SplitError(f"tokens depend on each other in other ways than by attention (off by {off:.2g})")
         return trace
-
-
-def _subsets(values: Sequence[int]) -> Iterator[frozenset[int]]:
-    for size in range(len(values) + 1):
-        yield from map(frozenset, itertools.combinations(values, size))
 
 
 def _off(made: Tensor, ordinary: Tensor) -> float:

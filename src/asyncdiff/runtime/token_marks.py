@@ -56,6 +56,11 @@ class Marked(NamedTuple):
         found = (Extent(dim, starts[self.shape[dim]]) for dim in self._likely_dims() if self.shape[dim] in starts)
         return next(found, None)
 
+    def lies_along_channels(self, starts: dict[int, int]) -> bool:
+        """Whether the one dimension of what is not marked that is as long as all tokens is the channels' place."""
+        found = self.unmarked_extent(starts)
+        return found is not None and len(self.shape) > 2 and found.dim == len(self.shape) - 1
+
     def _likely_dims(self) -> list[int]:
         """Dimensions along which tokens may lie, the likeliest first: after the batch, before the channels."""
         if len(self.shape) < 3:
