@@ -195,18 +195,15 @@ class AsyncDiff:
         self._advice = Advice(settings)
         try:
             self._layout = Layout(settings, self._world)
-            if self._layout.told is not None:
-                self._attach(self._layout.told)
+            if (mesh := self._layout.told) is not None:
+                places = {}
+                if self._sharing is not None:  # what cannot be done is said before any rank waits for another
+                    places = self._sharing.places(_places(settings.place, self._decoders), mesh.component)
+                self._attach(mesh)
                 if self._sharing is not None:
-                    own = self._layout.told.coordinates(self.rank)[1]
-                    group = Group(
-                        self._layout.told.component,
-                        own,
-                        self._exchange_of_parts,
-                        self._compare_use,
-                        self._break_off_by,
-                    )
-                    self._sharing.place(_places(settings.place, self._decoders), group)
+                    own = mesh.coordinates(self.rank)[1]
+                    group = Group(mesh.component, own, self._exchange_of_parts, self._compare_use, self._break_off_by)
+                    self._sharing.place(places, group)
             for name, denoiser in denoisers.items():
                 self._undo.append(intercept_call(denoiser, functools.partial(self._denoise, name)))
                 self._watch_wrapper(name, denoiser)

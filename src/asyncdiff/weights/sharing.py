@@ -42,18 +42,26 @@ class Sharing:
         """Of the denoisers, and of the parts that one rank has."""
         return [*self.shares.values(), *(placed.share for placed in self._placed.values())]
 
-    def place(self, told: Places | None, group: Group) -> None:
-        """Give every part that works apart from the denoiser to one rank of the group, and the rest to all.
+    def places(self, told: Places | None, ranks: int) -> dict[str, int]:
+        """The rank of a group that has a part alone, for every part that works apart from the denoiser.
 
         Args:
             told: where the user wants parts.
-            group: that of this process.
+            ranks: of a group.
 
         Raises:
             ConfigurationError: the user wants a part that is not there, or a rank.
         """
         apart = {name: part for name, part in self._others.items() if self._is_apart(name, part)}
-        places = places_of({name: _bytes(part) for name, part in apart.items()}, group.size, told)
+        return places_of({name: _bytes(part) for name, part in apart.items()}, ranks, told)
+
+    def place(self, places: Mapping[str, int], group: Group) -> None:
+        """Give every part to its rank of the group, and the rest to all.
+
+        Args:
+            places: as `places` has found them.
+            group: that of this process.
+        """
         for name, part in self._others.items():
             if name in places and group.size > 1:
                 self._placed[name] = PlacedPart(name, part, places[name], group, self._device)
