@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import warnings
@@ -27,6 +26,7 @@ from asyncdiff.launch import RefusedError, WorkerFailedError, draw, enter_proces
 from asyncdiff.loading import load_pipeline
 from asyncdiff.report import Report
 from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
+from asyncdiff.versions import version_of
 
 _BOOLEANS = {"true": True, "false": False}
 
@@ -379,7 +379,7 @@ def _score(
 
 def _machine(device: torch.device) -> dict[str, str]:
     return {
-        "asyncdiff": importlib.metadata.version("asyncdiff"),
+        "asyncdiff": version_of("asyncdiff"),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "Python": platform.python_version(),

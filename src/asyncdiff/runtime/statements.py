@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.metadata
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from asyncdiff.exchange.agreement import Statement, hashed
 from asyncdiff.runtime.labels import Timetable
 from asyncdiff.settings import Settings
+from asyncdiff.versions import version_of
 from asyncdiff.weights.share import Share
 
 _PACKAGES = ("asyncdiff", "torch", "diffusers")
@@ -52,7 +52,7 @@ def about_arguments(arguments: Mapping[str, Any]) -> list[Statement]:
 def about_settings(settings: Settings) -> Statement:
     """What the user has set, and the versions that it is run with."""
     told = settings.arguments().items()
-    parts = [Statement(f"the version of {name}", importlib.metadata.version(name)) for name in _PACKAGES]
+    parts = [Statement(f"the version of {name}", version_of(name)) for name in _PACKAGES]
     parts += [Statement(f"the setting {name}", repr(value)) for name, value in told if name not in _OWN_SETTINGS]
     text = hashed("\n".join(f"{each.name} {each.exact}" for each in parts))
     return Statement("what the user has set", text, shown=_their_own, parts=lambda: parts)
