@@ -80,7 +80,7 @@ class Job:
     @property
     def rehearsal_steps(self) -> int:
         """Steps of a picture that is not timed, in which everything happens once that is slower the first time."""
-        return self.steps if self.is_ordinary else min(self.steps, rehearsal_steps(self.settings) or self.steps)
+        return min(self.steps, rehearsal_steps(self.settings) or self.steps)
 
     def sequential(self) -> "Job":
         """The same picture, made by the ordinary pipeline on one device."""
@@ -285,7 +285,7 @@ def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[dict[str
         yield {}
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task(job.title, total=job.steps)
 
             def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ WARM_UP = "warm-up"
 RESYNC = "resync or cool-down"
 GUARD = "forecasts too far off"
 
+_NOTHING = "NOTHING WAS ACCELERATED: no step took less than an ordinary one"
+
 
 @dataclass
 class Counts:
@@ -143,6 +145,24 @@ class DenoiserReport:
         in_parts = counts.divided or (counts.rounds and len(self.components) > 1)
         return bool(in_parts or counts.bridged or counts.stored or self.guidance.is_shared)
 
+    @property
+    def summary(self) -> str:
+        """What was done, in one line."""
+        counts = self.counts
+        done = {
+            "steps in full": counts.full.total(),
+            "rounds": counts.rounds,
+            "steps bridged": counts.bridged,
+            "from stored predictions": counts.stored,
+        }
+        steps = ", ".join(f"{count} {what}" for what, count in done.items() if count)
+        tokens = len(self.bounds) - 1
+        parts, what = (tokens, "parts of the tokens") if self.bounds else (len(self.components), "components")
+        ways = [f"{self.guidance.groups} groups of devices"] if self.guidance.is_shared else []
+        ways += [f"{parts} {what}"] if parts > 1 else []
+        way = " with ".join(ways) or "one device"
+        return f"{self.name} on {way}: {steps}; {self.modelled_speedup:.2f}x without communication (modelled)"
+
     def __str__(self) -> str:
         counts = self.counts
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts.full.items())
@@ -218,6 +238,12 @@ class Report:
         """Whether any step took less than an ordinary one, or was shared out among groups of devices."""
         return any(denoiser.accelerated for denoiser in self.denoisers)
 
+    @property
+    def summary(self) -> str:
+        """What was done, in a line for each denoiser."""
+        lines = [denoiser.summary for denoiser in self.denoisers]
+        return "\n".join(lines if self.accelerated else [*lines, _NOTHING])
+
     def __str__(self) -> str:
         who = f"rank {self.ranks[0]} of {self.world_size}" if len(self.ranks) == 1 else f"all {self.world_size} ranks"
         groups = f"G={self.guidance} " if self.guidance > 1 else ""
@@ -230,7 +256,7 @@ class Report:
         if not any(denoiser.counts.steps for denoiser in self.denoisers):
             lines.append("  no generation yet")
         elif not self.accelerated:
-            lines.append("  NOTHING WAS ACCELERATED: no step took less than an ordinary one")
+            lines.append(f"  {_NOTHING}")
         elif self.executor == "local" and self.world_size > 1:
             lines.append(f"  one process computed for all {self.world_size} devices, one after the other: a preview")
         return "\n".join(lines)

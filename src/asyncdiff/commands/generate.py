@@ -8,7 +8,6 @@ from typing import Annotated
 import torch
 import typer
 from PIL import Image
-from rich.table import Table
 
 from asyncdiff.commands.checks import check_guidance, check_out, check_seed, check_weights
 from asyncdiff.commands.options import AllowPickle, Guidance, Model, Steps, Weights, with_settings
@@ -42,8 +41,8 @@ def generate(
         bool,
         typer.Option(
             "--compare",
-            help="Also run the ordinary pipeline on one device. Writes both pictures side by side, and prints "
-            "how alike they are (PSNR, SSIM), both times and the speed-up.",
+            help="Also run the ordinary pipeline on one device. Writes both pictures side by side, and says "
+            "how alike they are (PSNR, SSIM), how long it took, and the speed-up.",
         ),
     ] = False,
     guidance: Guidance = None,
@@ -55,6 +54,9 @@ def generate(
             help="Also write what every device does, and when, to a file that ui.perfetto.dev opens.",
         ),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Print the whole report of what was done, in place of a line of it.")
+    ] = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
     """Draw a picture with the denoiser divided over several devices.
@@ -122,16 +124,15 @@ def generate(
         picture.save(out)
     except (OSError, ValueError) as error:
         fail(f"--out {out} could not be written: {error}")
-    if outcome.report is not None:
-        stdout.print(str(outcome.report), markup=False, highlight=False, soft_wrap=True)
-    if sequential is not None:
-        stdout.print(_comparison(sequential, outcome))
-    stdout.print(
+    lines = [
         f"{out}: {job.steps} step{'s' * (job.steps != 1)} on {job.devices} device{'s' * (job.devices > 1)} "
-        f"in {outcome.seconds:.2f} s",
-        markup=False,
-        soft_wrap=True,
-    )
+        f"in {outcome.seconds:.2f} s"
+    ]
+    if outcome.report is not None:
+        lines.append(str(outcome.report) if report else outcome.report.summary)
+    if sequential is not None:
+        lines.append(_comparison(sequential, outcome))
+    stdout.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _fit(devices: int | None, settings: Settings) -> int:
@@ -198,16 +199,10 @@ def _sheet(sequential: Outcome, outcome: Outcome) -> Image.Image:
     )
 
 
-def _comparison(sequential: Outcome, outcome: Outcome) -> Table:
+def _comparison(sequential: Outcome, outcome: Outcome) -> str:
     first, second = pixels(sequential.picture), pixels(outcome.picture)
     likeness = psnr(first, second)
-    table = Table("", "sequential", "asyncdiff", title="sequential and asyncdiff")
-    table.add_row("seconds of the pipeline call", f"{sequential.seconds:.2f}", f"{outcome.seconds:.2f}")
-    table.add_row("speed-up", "", f"{sequential.seconds / outcome.seconds:.2f}x")
-    if outcome.report is not None:
-        for denoiser in outcome.report.denoisers:
-            label = f"modelled speed-up of the {denoiser.name}'s steps"
-            table.add_row(label, "", f"{denoiser.modelled_speedup:.2f}x")
-    table.add_row("PSNR", "", "inf (identical)" if math.isinf(likeness) else f"{likeness:.2f} dB")
-    table.add_row("SSIM", "", f"{ssim(first, second):.4f}")
-    return table
+    is_same = math.isinf(likeness)
+    apart = "the same picture" if is_same else f"PSNR {likeness:.2f} dB, SSIM {ssim(first, second):.4f}"
+    ratio = sequential.seconds / outcome.seconds
+    return f"against the ordinary pipeline on one device, {sequential.seconds:.2f} s: {ratio:.2f}x as fast, {apart}"
