@@ -292,16 +292,8 @@ def demo_unet() -> Subject:
 def demo_dit() -> Subject:
     """The demo transformer with its prompt encoded."""
     pipe: Any = load_demo("dit")
-    embeds, negative, pooled, negative_pooled = pipe.encode_prompt(
-        PROMPT, None, None, do_classifier_free_guidance=True, max_sequence_length=1
-    )
-    arguments = {
-        "prompt_embeds": embeds,
-        "negative_prompt_embeds": negative,
-        "pooled_prompt_embeds": pooled,
-        "negative_pooled_prompt_embeds": negative_pooled,
-    }
-    return Subject(pipe, arguments)
+    embeds, negative = pipe.encode_prompt(PROMPT, device="cpu")
+    return Subject(pipe, {"prompt_embeds": embeds, "negative_prompt_embeds": negative})
 
 
 def large_unet() -> Subject:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
+from diffusers import CogView4Pipeline, StableDiffusionPipeline
 
 from asyncdiff.demo import DemoName, demo_prompts, load_demo, prompt_agreement
 
@@ -21,7 +21,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "pipeline_class", "guidance_scale"),
-    [("unet", StableDiffusionPipeline, 5.0), ("dit", StableDiffusion3Pipeline, 5.0)],
+    [("unet", StableDiffusionPipeline, 5.0), ("dit", CogView4Pipeline, 5.0)],
 )
 def test_demo_draws_its_prompts(name: DemoName, pipeline_class: type[Any], guidance_scale: float) -> None:
     pipeline = load_demo(name)
@@ -33,7 +33,7 @@ def test_demo_draws_its_prompts(name: DemoName, pipeline_class: type[Any], guida
         guidance_scale=guidance_scale,
         generator=[torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))],
     ).images
-    assert [image.size for image in images] == [(64, 64)] * len(PROMPTS)
+    assert [image.size for image in images] == [(128, 128)] * len(PROMPTS)
     assert prompt_agreement(images, PROMPTS) == 100.0
     assert prompt_agreement(images[1:], PROMPTS[:-1]) < 50.0
 

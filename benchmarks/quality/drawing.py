@@ -15,11 +15,8 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     TaylorSeerCacheConfig,
 )
-from diffusers.hooks import HookRegistry, apply_taylorseer_cache
-from diffusers.models import CacheMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,7 +25,6 @@ from asyncdiff.demo import DemoName, demo_prompts
 from asyncdiff.loading import load_pipeline
 from asyncdiff.report import DenoiserReport
 from benchmarks.quality.settings import Setting
-from demo_models.attention import FoldedZerosAttention
 
 TRACED = 16  # of so many pictures the latents of every step are kept
 
@@ -39,18 +35,10 @@ SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "euler": EulerDiscreteScheduler.from_config,
     "euler-ancestral": EulerAncestralDiscreteScheduler.from_config,
     "flow-euler": FlowMatchEulerDiscreteScheduler.from_config,
-    "flow-heun": lambda config: FlowMatchHeunDiscreteScheduler(shift=config["shift"]),
-    "flow-dpm++2m": lambda config: DPMSolverMultistepScheduler(
-        use_flow_sigmas=True, flow_shift=config["shift"], prediction_type="flow_prediction"
-    ),
     "flow-euler-stochastic": functools.partial(FlowMatchEulerDiscreteScheduler.from_config, stochastic_sampling=True),
 }
 
-# The zeros in place of a T5 encoder are folded into one, as in training: the same pictures in a fourth of the time.
-_ARGUMENTS: dict[DemoName, dict[str, Any]] = {"unet": {}, "dit": {"max_sequence_length": 1}}
-
-# Everything of a block that costs. Whole blocks cannot be cached: the last one returns None beside a tensor.
-_TAYLORSEER_MODULES = [r"transformer_blocks\.\d+\.(attn|ff|ff_context)"]
+_TAYLORSEER_MODULES = [r"^transformer_blocks\.\d+$"]
 
 
 @dataclass(frozen=True)
@@ -168,8 +156,6 @@ def _loaded(model: DemoName, device: str) -> tuple[Any, Any]:
     """A demo pipeline, and the configuration of the scheduler that it comes with."""
     pipe = load_pipeline(f"demo-{model}", "float32", torch.device(device))
     pipe.set_progress_bar_config(disable=True)
-    if model == "dit":
-        pipe.transformer.set_attn_processor(FoldedZerosAttention())
     return pipe, pipe.scheduler.config
 
 
@@ -196,7 +182,6 @@ def _generate(
                 guidance_scale=setting.guidance_scale,
                 generator=[torch.Generator().manual_seed(number) for number in part],
                 output_type="pt",
-                **_ARGUMENTS[setting.model],
                 callback_on_step_end=keep,
             )
         pictures.append(output.images.float().cpu().contiguous())
@@ -208,31 +193,24 @@ def _generate(
 
 @contextmanager
 def _taylorseer(transformer: Any, interval: int, warmup: int) -> Iterator[Callable[[], AbstractContextManager[None]]]:
-    """Diffusers' TaylorSeer cache, put on by its functions because SD3Transformer2DModel has no `enable_cache`.
-
-    Yields what has to surround a generation: both guidance branches are one batch and so one context.
-    """
+    """Diffusers' TaylorSeer cache; yields what has to surround a generation."""
     config = TaylorSeerCacheConfig(
         cache_interval=interval,
         disable_cache_before_step=warmup,
         taylor_factors_dtype=torch.float32,
         cache_identifiers=_TAYLORSEER_MODULES,
     )
-    apply_taylorseer_cache(transformer, config)
-    registry = HookRegistry.check_if_exists_or_initialize(transformer)
-    registry.invalidate_child_registries_cache()
+    transformer.enable_cache(config)
 
     @contextmanager
     def generation() -> Iterator[None]:
-        with CacheMixin.cache_context(transformer, "both branches"):
-            yield
-        registry.reset_stateful_hooks(recurse=True)
+        yield
+        transformer._reset_stateful_cache()
 
     try:
         yield generation
     finally:
-        registry.remove_hook("taylorseer_cache", recurse=True)
-        registry.invalidate_child_registries_cache()
+        transformer.disable_cache()
 
 
 def _taylorseer_share(interval: int, warmup: int, steps: int) -> float:

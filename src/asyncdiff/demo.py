@@ -27,10 +27,10 @@ _THUMBNAIL_SIZE = 16
 def load_demo(name: DemoName, torch_dtype: torch.dtype = torch.float32, **parts: Any) -> DiffusionPipeline:
     """Load a demo pipeline from the checkpoints inside this package; nothing is downloaded.
 
-    Both draw emoji of 64x64 pixels from prompts such as "a red apple":
+    Both draw emoji of 128x128 pixels from prompts such as "a red apple":
 
     - "unet" is a `StableDiffusionPipeline` with a UNet structured like that of Stable Diffusion 2.1,
-    - "dit" is a `StableDiffusion3Pipeline` with a transformer of 12 blocks.
+    - "dit" is a `CogView4Pipeline` with a transformer of 12 blocks.
 
     `demo_prompts()` lists what they know how to draw. Parts of the pipeline that are given are not loaded.
     """

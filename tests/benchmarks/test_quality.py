@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from asyncdiff import load_demo
-from asyncdiff.demo import demo_prompts
 from asyncdiff.plan.method import PAPER
 from benchmarks.quality import __main__ as study
 from benchmarks.quality import claims, measuring, table
@@ -126,19 +124,6 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     together, alone = draw_sequentially(SMALL), draw_sequentially(replace(SMALL, batch=1))
     torch.testing.assert_close(together.pictures, alone.pictures, rtol=0, atol=1e-4)
     torch.testing.assert_close(together.traced[-1], together.latents, rtol=0, atol=0)
-
-
-def test_folding_the_zeros_changes_no_picture() -> None:
-    small = base("dit", steps=2, prompts=2)
-    pipe = load_demo("dit")
-    drawn = pipe(
-        [demo_prompts()[number] for number in prompt_numbers(2)],
-        num_inference_steps=small.steps,
-        guidance_scale=small.guidance_scale,
-        generator=[torch.Generator().manual_seed(number) for number in prompt_numbers(2)],
-        output_type="pt",
-    )
-    torch.testing.assert_close(draw_sequentially(small).pictures, drawn.images, rtol=0, atol=1e-4)
 
 
 def test_a_point_is_measured_kept_and_not_measured_again(

@@ -159,7 +159,7 @@ def test_a_report_is_written_in_one_process(tmp_path: Path) -> None:
     found = [pixels(picture) for picture in pictures_in(page)]
     assert len(found) == 2 * (1 + 2 * 2)  # of each prompt: the sequential one; two settings, each with a difference
     sequential, other, changes, same, nothing = found[:5]
-    assert sequential.shape == (64, 64, 3)
+    assert sequential.shape == (128, 128, 3)
     assert (sequential == same).all() and not nothing.any()
     assert math.isfinite(psnr(sequential, other)) and changes.any()
     for words in (

@@ -45,7 +45,8 @@ def test_what_one_device_holds(model: str) -> None:
 def test_what_is_sent(model: str, way: dict[str, int]) -> None:
     """Live edges as in the run's report, and a prediction to every other device in every step."""
     candidate, report = planned(model, **way), ran(model, **way)
-    assert candidate.bytes_per_round == report.denoisers[0].bytes_per_round
-    prediction = 2 * 12 * 8 * 8 * 4  # two branches, twelve channels
+    calls = report.denoisers[0].counts.steps // STEPS  # of a step: the DiT's guidance branches are calls of their own
+    assert candidate.bytes_per_round == calls * report.denoisers[0].bytes_per_round
+    prediction = 2 * 12 * 16 * 16 * 4  # two branches, twelve channels
     others = way["components"] - 1
     assert candidate.bytes_per_picture == report.bytes_sent + STEPS * others * prediction

@@ -88,9 +88,9 @@ def _broken(rank: int) -> list[str]:
 
 def test_a_part_that_fails_ends_the_generation_on_all_ranks() -> None:
     first, second = run_ranks(2, _broken, limit=60)
-    assert first == ["division by zero", "(64, 64, 3)"]
+    assert first == ["division by zero", "(128, 128, 3)"]
     assert "rank 0: ZeroDivisionError" in second[0]
-    assert second[1] == "(64, 64, 3)"
+    assert second[1] == "(128, 128, 3)"
 
 
 def _different(rank: int) -> tuple[str, Any]:

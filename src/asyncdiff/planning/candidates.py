@@ -66,7 +66,7 @@ class Candidate:
         devices: how many it takes.
         seconds: of the denoising loop, for each picture.
         speedup: over the plain pipeline on one of these devices.
-        bytes_per_round: live edges that all devices send in a round.
+        bytes_per_round: live edges that all devices send in a step that is a round, in all of its calls.
         bytes_per_picture: all that they send, for each picture.
         memory: of the device that needs most.
         missing: bytes that this device lacks; 0 where all fits.
