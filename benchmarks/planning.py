@@ -151,13 +151,11 @@ def _there_and_back(size: int) -> float:
 
 
 def first_step_of(subject: Subject) -> FirstStep:
-    """The denoiser's first call, recorded."""
+    """The denoiser's first call, recorded, and how many a step makes."""
     ((name, denoiser),) = find_denoisers(subject.pipe).items()
     traces: list[Trace] = []
 
     def look(call: Call) -> object:
-        if traces:
-            return call()
         result, trace = record(denoiser, call, CallForm(denoiser).batch(call))
         traces.append(trace)
         return result
@@ -165,7 +163,7 @@ def first_step_of(subject: Subject) -> FirstStep:
     undo = intercept_call(denoiser, look)
     generate(subject, 1)
     undo()
-    return FirstStep(name, traces[0], 1)
+    return FirstStep(name, traces[0], len(traces))
 
 
 def hold(

@@ -61,6 +61,7 @@ class Trainer:
             weight_decay=task.weight_decay,
             fused=device.type == "cuda",
         )
+        self._warmed_up = 0  # steps that the optimizer has taken
         self._folder = folder
         self._checkpoint = folder / _CHECKPOINT
         self._previews = folder / "previews"
@@ -110,7 +111,8 @@ class Trainer:
 
     def _step(self, batch_size: int, elapsed_share: float) -> Tensor:
         state = self.progression
-        warm_up = min(1.0, (state.steps + 1) / _WARM_UP_STEPS)
+        self._warmed_up += 1
+        warm_up = min(1.0, self._warmed_up / _WARM_UP_STEPS)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, elapsed_share)))
         for group in self.optimizer.param_groups:
             group["lr"] = self.task.learning_rate * warm_up * max(cosine, 0.01)
@@ -136,22 +138,37 @@ class Trainer:
             self.task.preview().save(self._previews / f"{self.progression.steps:06d}.png")
 
     def _save(self) -> None:
-        state = {
-            "weights": {name: value.detach() for name, value in self.parameters.items()},
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
-            "progression": vars(self.progression),
-        }
-        unfinished = self._checkpoint.with_suffix(".part")
-        torch.save(state, unfinished)
-        unfinished.replace(self._checkpoint)
+        weights = {name: value.detach() for name, value in self.parameters.items()}
+        _write(self._folder, weights, self.average, self.progression, self.optimizer.state_dict())
 
     def _restore(self) -> None:
         state = torch.load(self._checkpoint, map_location=self.device, weights_only=True)
         self._assign(state["weights"])
         self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
         self.progression = Progression(**state["progression"])
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self._warmed_up = self.progression.steps
+
+
+def reopen(modules: nn.ModuleDict, folder: Path, before: Progression) -> None:
+    """Make a work folder in which a training goes on from these weights, with an optimizer that knows nothing yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach() for name, value in modules.named_parameters()}
+    _write(folder, weights, weights, before, None)
+
+
+def _write(
+    folder: Path,
+    weights: dict[str, Tensor],
+    average: dict[str, Tensor],
+    progression: Progression,
+    optimizer: dict[str, Any] | None,
+) -> None:
+    state = {"weights": weights, "average": average, "optimizer": optimizer, "progression": vars(progression)}
+    unfinished = (folder / _CHECKPOINT).with_suffix(".part")
+    torch.save(state, unfinished)
+    unfinished.replace(folder / _CHECKPOINT)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ which can be called one by one. `classifier` needs none of them.
 Every training continues where its work folder left off.
 """
 
+import json
 import subprocess
 import sys
 from enum import Enum
@@ -14,7 +15,7 @@ from typing import Annotated
 import torch
 import typer
 from diffusers import DiffusionPipeline
-from torch import Tensor
+from torch import Tensor, nn
 
 from asyncdiff.demo import absent_parts, quiet_loading
 from training.autoencoder import AutoencoderTask, DecoderTask, encode, load_autoencoder, to_tensor
@@ -22,7 +23,7 @@ from training.classifier import ClassifierTask, export_classifier
 from training.denoisers import Adapter, DenoiserTask, DiTAdapter, UNetAdapter
 from training.emoji import DEFAULT_FONT, all_glyphs, load_font, prompted_pictures, render
 from training.export import export_pipeline, export_reference, record
-from training.loop import Trainer
+from training.loop import Progression, Trainer, reopen
 from training.measure import measure_agreement, sample_grid
 from training.tokenizer import build_tokenizer
 
@@ -143,6 +144,20 @@ def dit(
 ) -> None:
     """Train the transformer of the second pipeline and its text encoders."""
     _train_denoiser(Demo.DIT, work, minutes, batch_size, torch.device(device), font)
+
+
+@app.command(name="reopen")
+def reopen_shipped(name: Demo, work: WorkFolder, checkpoints: Checkpoints = DEFAULT_CHECKPOINTS) -> None:
+    """Make a work folder from a shipped pipeline, so that its training can go on: `unet` or `dit`, with more minutes.
+
+    The learning rate goes on where it was at the minutes that the training has had: of twice as many, in the middle.
+    """
+    pipeline = _shipped(checkpoints, name, "cpu")
+    told = json.loads((checkpoints / name.value / "training.json").read_text(encoding="utf-8"))
+    before = Progression(told["steps"], told["seconds"], told["loss"], told["device"])
+    reopen(nn.ModuleDict({"vae": pipeline.vae}), work / "vae", Progression())
+    parts = {"unet", "transformer", "text_encoder"} & pipeline.components.keys()
+    reopen(nn.ModuleDict({part: pipeline.components[part] for part in sorted(parts)}), work / name.value, before)
 
 
 @app.command()
