@@ -236,6 +236,16 @@ class Settings:
         """The ranks that so many components, and the groups that are told, take."""
         return Mesh(self.guidance or 1, self.tokens or components + self.stride - 1)
 
+    def demand(self, mesh: Mesh) -> str:
+        """What takes as many ranks as a mesh of these settings has, in words: numbers, and what they come to."""
+        if self.tokens is not None:
+            return f"guidance={mesh.guidance} and tokens={self.tokens} need guidance × tokens = {mesh.world_size}"
+        components = mesh.component - self.stride + 1
+        numbers, formula = f"components={components} and stride={self.stride}", "components + stride - 1"
+        if mesh.guidance > 1:
+            numbers, formula = f"guidance={mesh.guidance}, {numbers}", f"guidance × ({formula})"
+        return f"{numbers} need {formula} = {mesh.world_size}"
+
     def arguments(self) -> dict[str, Any]:
         """Every setting by name, as `AsyncDiff` takes them."""
         return {own.name: getattr(self, own.name) for own in dataclasses.fields(self)}

@@ -69,7 +69,6 @@ class Layout:
 def _check_world_size(mesh: Mesh, settings: Settings, world: World) -> None:
     """Whether there are as many ranks as the mesh has places."""
     stride, guidance = settings.stride, mesh.guidance
-    components = mesh.component - stride + 1
     needed, in_group = mesh.world_size, mesh.component
     if world.size == needed:
         return
@@ -77,15 +76,11 @@ def _check_world_size(mesh: Mesh, settings: Settings, world: World) -> None:
     if world.size > needed:
         ways.append(f"name {needed} of them with process_group=")
     if settings.tokens is not None:
-        numbers, formula = f"guidance={guidance} and tokens={settings.tokens}", "guidance × tokens"
         if world.size % guidance == 0:
             ways.append(f"use tokens={world.size // guidance}")
     elif guidance == 1:
-        numbers, formula = f"components={components} and stride={stride}", "components + stride - 1"
         ways.append(f"use components={max(world.size - stride + 1, 1)}")
     else:
-        numbers = f"guidance={guidance}, components={components} and stride={stride}"
-        formula = "guidance × (components + stride - 1)"
         fitting = world.size // guidance - stride + 1
         if fitting >= 1 and world.size % guidance == 0:
             ways.append(f"use components={fitting}")
@@ -93,6 +88,6 @@ def _check_world_size(mesh: Mesh, settings: Settings, world: World) -> None:
             ways.append(f"use guidance={world.size // in_group}")
     ways.append("compute in this process alone with executor='local'")
     raise ConfigurationError(
-        f"rank {world.global_rank}: {numbers} need {formula} = {needed} rank{'s' * (needed != 1)}, but there "
+        f"rank {world.global_rank}: {settings.demand(mesh)} rank{'s' * (needed != 1)}, but there "
         f"{'is' if world.size == 1 else 'are'} {world.size}; {', or '.join(ways)}"
     )

@@ -335,11 +335,10 @@ def _settings_for(devices: int, given: Mapping[str, Any]) -> Settings:
         components = settings.told_components
     else:
         settings = dataclasses.replace(settings, executor="distributed")
-    if components is not None and settings.mesh(components).world_size != devices:
-        needed = settings.mesh(components).world_size
+    mesh = None if components is None else settings.mesh(components)
+    if mesh is not None and mesh.world_size != devices:
         raise ConfigurationError(
-            f"components={components}, stride={stride} and guidance={groups} need guidance × (components + stride - 1) "
-            f"= {needed} devices, not devices={devices}; use devices={needed}"
+            f"{settings.demand(mesh)} devices, not devices={devices}; use devices={mesh.world_size}"
         )
     if devices % groups or devices // groups < stride:
         raise ConfigurationError(
