@@ -15,13 +15,16 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 # What was forked from a process that has looked at a GPU cannot use it.
-_CONTEXT = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+_CONTEXT: SpawnContext | ForkServerContext = (
+    multiprocessing.get_context("spawn") if torch.cuda.is_available() else multiprocessing.get_context("forkserver")
+)
 
 
 def preload_forkserver() -> None:
@@ -55,7 +58,7 @@ def run_ranks(
             return ranks.call(function, args, limit)
         finally:
             ranks.end()
-    ranks = _standing.pop(world_size, None) or _Ranks(world_size, joined=True)
+    ranks = _standing.pop(world_size) if world_size in _standing else _Ranks(world_size, joined=True)
     try:
         results = ranks.call(function, args, limit)
         failures = [result for result in results if isinstance(result, RankError)]

@@ -26,7 +26,7 @@ MODELS = ("unet", "dit")
 
 
 def _pipe(model: str, dtype: torch.dtype = torch.float32) -> Any:
-    pipe = load_demo(model, torch_dtype=dtype).to("cuda:0")
+    pipe = load_demo(model, torch_dtype=dtype).to("cuda:0")  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -110,7 +110,8 @@ def test_no_round_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPat
     plain = UnitHooks.walk
 
     def walk(self: UnitHooks, *given: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error" if walks.append(1) is None and len(walks) > 12 else "default")
+        walks.append(1)
+        torch.cuda.set_sync_debug_mode("error" if len(walks) > 12 else "default")
         try:
             return plain(self, *given)
         finally:
@@ -204,6 +205,8 @@ def test_one_rank_on_nccl(starts_lazily: bool) -> None:
 
 def _with_itself(rank: int) -> list[float]:
     """A rank on NCCL that sends to itself, through all that the library does to a batch."""
+    from torch.distributed import HashStore  # type: ignore[attr-defined]
+
     from asyncdiff.exchange.fault import Fault
     from asyncdiff.exchange.groups import Groups
     from asyncdiff.exchange.line import Line, Transfer
@@ -211,7 +214,7 @@ def _with_itself(rank: int) -> list[float]:
 
     device = torch.device("cuda:0")
     dist.init_process_group("nccl", device_id=device)
-    fault, traffic = Fault(dist.HashStore(), "a fault", 0), Traffic()
+    fault, traffic = Fault(HashStore(), "a fault", 0, [0]), Traffic()
     line = Line(Groups(None, 30.0), device, "nccl", 30.0, fault, Events(device))
     received = torch.zeros(5, device=device)
     for number in range(20):
