@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _CHECKPOINT = "checkpoint.pt"
 _WARM_UP_STEPS = 100
 _EMA_DECAY = 0.995
-_LOSS_SMOOTHING = 0.98
+_LOSS_SMOOTHING = 0.98  # for each step
 _STEPS_BETWEEN_LOOKS = 10  # at the loss, for which the host waits for the device
 _SAVES = 6  # of a whole training, beside the last
 
@@ -86,7 +86,8 @@ class Trainer:
                     state.steps += 1
                 seen = loss.item()
                 state.seconds = time.monotonic() - start
-                state.loss = seen + (_LOSS_SMOOTHING * (state.loss - seen) if math.isfinite(state.loss) else 0.0)
+                smoothing = _LOSS_SMOOTHING**_STEPS_BETWEEN_LOOKS
+                state.loss = seen + smoothing * (state.loss - seen) if math.isfinite(state.loss) else seen
                 text = f"{self._folder.name}: step {state.steps}, loss {state.loss:.4f}"
                 progress.update(bar, completed=state.seconds, description=text)
                 if state.seconds - kept > budget / _SAVES:

@@ -17,7 +17,7 @@ import typer
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from asyncdiff.demo import absent_parts, quiet_loading
+from asyncdiff.loading import load_pipeline
 from training.autoencoder import AutoencoderTask, DecoderTask, encode, load_autoencoder, to_tensor
 from training.classifier import ClassifierTask, export_classifier
 from training.denoisers import Adapter, DenoiserTask, DiTAdapter, UNetAdapter
@@ -230,11 +230,7 @@ def _train_denoiser(name: Demo, work: Path, minutes: float, batch_size: int, dev
 
 
 def _shipped(checkpoints: Path, name: Demo, device: str) -> DiffusionPipeline:
-    with quiet_loading():
-        pipeline: DiffusionPipeline = DiffusionPipeline.from_pretrained(
-            checkpoints / name.value, torch_dtype=torch.float32, **absent_parts(checkpoints / name.value)
-        )
-    return pipeline.to(device)
+    return load_pipeline(str(checkpoints / name.value), "float32", torch.device(device))
 
 
 def _build_adapter(name: Demo, work: Path, pixels: Tensor, device: torch.device) -> Adapter:
