@@ -1,11 +1,13 @@
 """Some of the processes: pairs with a prompt each, and one that validates while the others do something else."""
 
+import time
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import init_device_mesh
 
 from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError
@@ -82,6 +84,36 @@ def test_on_the_group_that_is_given() -> None:
         expected = _draw_all(pair, executor="local")[0]
         for one in found[2 * pair : 2 * pair + 2]:
             torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
+
+
+def _made_late(rank: int) -> list[bool]:
+    """Rank 0 is slow to have a group: has it when the other goes on, each time?"""
+    store, real, found = distributed_c10d._get_default_store(), groups._among_members, []
+    made = groups.Groups(dist.new_group([0, 1]), 20) if rank < 2 else None
+    dist.new_group([2])  # of all, the first two are a part
+    if made is None:
+        return []
+    for each in ("first", "second"):
+
+        def make(*given: Any, each: str = each) -> dist.ProcessGroup:
+            group = real(*given)
+            if rank == 0:
+                time.sleep(0.3)
+                store.set(f"test: {each} made", "")
+            return group
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(groups, "_among_members", make)
+            group = made.make([[0, 1]], "gloo", 20)
+        found.append(store.check([f"test: {each} made"]))
+        made.end(group)
+        del group
+    return found
+
+
+def test_a_group_is_there_when_all_have_it() -> None:
+    """A member that ended it at once would close connections that another is still making."""
+    assert run_ranks(3, _made_late) == [[True, True], [True, True], []]
 
 
 def _stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -61,12 +61,18 @@ class Groups:
         if self._given is not None:
             if own == self.members and not can_be_made_by_members(backend):
                 return self._given
-            return _among_members(own, self.rank, backend, limit, self._meet(own), description)
+            made = _among_members(own, self.rank, backend, limit, self._meet(own), description)
+            try:
+                self._meet(own)  # a member that left at once would end connections that another is still making
+            except BaseException:
+                self.end(made)
+                raise
+            return made
         mine: dist.ProcessGroup | None = None
         try:
             for team in teams:
-                made = dist.new_group(list(team), backend=backend, timeout=limit, group_desc=kind)
-                mine = cast(dist.ProcessGroup, made) if self.rank in team else mine
+                each = dist.new_group(list(team), backend=backend, timeout=limit, group_desc=kind)
+                mine = cast(dist.ProcessGroup, each) if self.rank in team else mine
         except BaseException:
             if mine is not None:
                 self.end(mine)
