@@ -3,6 +3,7 @@
 The call itself is not changed: its result is the ordinary one, so that a trace costs no extra call.
 """
 
+import functools
 import gc
 import itertools
 import threading
@@ -152,30 +153,31 @@ class _Values:
         self._storages: dict[int, tuple[Callable[[], bool], dict[tuple[Any, ...], ValueId]]] = {}
         self._count = 0
 
-    def of(self, tensor: Tensor) -> ValueId:
-        regions = self._regions(tensor)
+    def of(self, tensor: Tensor, storage: int) -> ValueId:
+        """That of a tensor in the storage of this key."""
+        regions = self._regions(tensor, storage)
         region = _region(tensor)
-        if region not in regions:
-            regions[region] = self._new()
-        return regions[region]
+        value = regions.get(region)
+        if value is None:
+            value = regions[region] = self._new()
+        return value
 
-    def made(self, tensor: Tensor, is_alias: bool) -> ValueId:
-        if not is_alias:
-            self._storages.pop(_storage_key(tensor), None)
-        return self.of(tensor)
+    def forget(self, storage: int) -> None:
+        """What lies in it from now on has nothing to do with what was there."""
+        self._storages.pop(storage, None)
 
     def written(self, tensor: Tensor) -> tuple[tuple[ValueId, ValueId], ...]:
         """Every value that lives in the tensor's storage is another one from now on."""
-        self.of(tensor)
-        regions = self._regions(tensor)
+        storage = _storage_key(tensor)
+        self.of(tensor, storage)
+        regions = self._regions(tensor, storage)
         pairs = []
         for region, old in regions.items():
             regions[region] = self._new()
             pairs.append((old, regions[region]))
         return tuple(pairs)
 
-    def _regions(self, tensor: Tensor) -> dict[tuple[Any, ...], ValueId]:
-        key = _storage_key(tensor)
+    def _regions(self, tensor: Tensor, key: int) -> dict[tuple[Any, ...], ValueId]:
         entry = self._storages.get(key)
         if entry is None or entry[0]():
             expired = StorageWeakRef(tensor.untyped_storage()).expired  # type: ignore[no-untyped-call]
@@ -204,6 +206,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         weights = itertools.chain(denoiser.parameters(), denoiser.buffers())
         plain = (Tensor, nn.Parameter, FakeTensor)
         self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in plain}
+        self._weight_bytes = _weight_bytes(denoiser)
         self.values = _Values()
         self.calls: list[ModuleCall] = []
         self.operators: list[Operator] = []
@@ -211,53 +214,50 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        is_operator = isinstance(func, torch._ops.OpOverload)
-        kind = func._overloadpacket if is_operator else func
-        if kind in _OF_THE_SAME_FORM:
+        kind = _kind_of(func)
+        if kind.reads_form_alone:
             inputs = []
-        elif is_operator:
+        elif kind.is_operator:
             inputs = _tensors_in(args) + _tensors_in(kwargs.values())
         else:
             inputs = tensors_of((args, kwargs))
-        storages = {_storage_key(tensor) for tensor in inputs}
-        reads = tuple(self.values.of(tensor) for tensor in inputs)
+        storages = [_storage_key(tensor) for tensor in inputs]
+        reads = tuple(map(self.values.of, inputs, storages))
         result = func(*args, **kwargs)
         overwrites: list[tuple[ValueId, ValueId]] = []
-        is_mutable = is_operator and func._schema.is_mutable
-        if is_mutable:
+        if kind.is_mutable:
             for tensor in _mutated(func, args, kwargs):
                 overwrites += self.values.written(tensor)
         outputs = _tensors_in(result if isinstance(result, (list, tuple)) else (result,))
         makes = []
         is_view = not overwrites
-        allocated = 0
+        allocated = made = 0
         for tensor in outputs:
-            is_alias = _storage_key(tensor) in storages
+            storage, size = _storage_key(tensor), tensor.nbytes
+            made += size
+            is_alias = storage in storages
             is_view &= is_alias
-            allocated += 0 if is_alias else tensor.nbytes
-            if is_alias and is_mutable:
-                makes.append(self.values.of(tensor))
-            else:
-                makes.append(self.values.made(tensor, is_alias))
-        made = sum(tensor.nbytes for tensor in outputs)
-        read = made if kind in _LOOKUPS else sum(tensor.nbytes for tensor in inputs)
-        moved = 0 if is_view else read + made
-        weights = 0
-        if moved and kind not in _LOOKUPS:
-            weights = sum(tensor.nbytes for tensor in inputs if _storage_key(tensor) in self._weights)
-        flops = _flops(kind, args, kwargs, result)
-        carries = reads[: _carried(kind, is_view, args, len(reads))]
+            allocated += 0 if is_alias else size
+            if not is_alias:
+                self.values.forget(storage)
+            makes.append(self.values.of(tensor, storage))
+        moved = weights = 0
+        if not is_view:
+            sizes = [tensor.nbytes for tensor in inputs]
+            moved = (made if kind.is_lookup else sum(sizes)) + made
+            if not kind.is_lookup:
+                weights = sum(size for size, key in zip(sizes, storages, strict=True) if key in self._weights)
         self.operators.append(
             Operator(
                 call=self.stack[-1] if self.stack else 0,
                 reads=reads,
-                carries=carries,
+                carries=reads[: _carried(kind, is_view, args, len(reads))],
                 makes=tuple(makes),
                 overwrites=tuple(overwrites),
-                flops=flops,
+                flops=_flops(kind, args, kwargs, result),
                 bytes=moved,
                 weight_bytes=weights,
-                exponentials=_exponentials(kind, args, result),
+                exponentials=_exponentials(kind.name, args, result),
                 allocated=allocated,
             )
         )
@@ -270,10 +270,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = ModuleCall(
             name=name,
             parent=parent,
-            weight_bytes=sum(weight.nbytes for weight in module.parameters()),
+            weight_bytes=self._weight_bytes.get(name, 0),
             is_compiled=is_compiled(module),
             first_operator=len(self.operators),
-            inputs=tuple(self.values.of(tensor) for tensor in given),
+            inputs=tuple(self.values.of(tensor, _storage_key(tensor)) for tensor in given),
             input_forms=tuple((tuple(tensor.shape), tensor.dtype) for tensor in given),
         )
         self.calls.append(call)
@@ -290,40 +290,80 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _leaf(self, leaf: Any, call: ModuleCall) -> Leaf:
         if not isinstance(leaf, Tensor):
             return Leaf(None, constant=leaf)
-        value = self.values.of(leaf)
+        value = self.values.of(leaf, _storage_key(leaf))
         index = call.inputs.index(value) if value in call.inputs else None
         return Leaf(value, tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, input_index=index)
 
 
-def _carried(kind: Any, is_view: bool, args: tuple[Any, ...], inputs: int) -> int:
+def _weight_bytes(denoiser: nn.Module) -> dict[str, int]:
+    """How large the parameters of every module are, by name, each counted once in whatever it is inside of."""
+    found: dict[str, dict[int, int]] = {}
+    for name, weight in denoiser.named_parameters(remove_duplicate=False):
+        for path in paths_to(name.rpartition(".")[0]):
+            found.setdefault(path, {})[id(weight)] = weight.nbytes
+    return {path: sum(sizes.values()) for path, sizes in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is known of an operator whatever it is given."""
+
+    name: Any
+    is_operator: bool
+    is_mutable: bool
+    reads_form_alone: bool
+    is_lookup: bool
+    is_adding: bool
+    is_keeping: bool
+    is_scaling: bool
+    flops: Callable[..., Any] | None
+
+
+@functools.cache
+def _kind_of(func: Any) -> _Kind:
+    is_operator = isinstance(func, torch._ops.OpOverload)
+    name = func._overloadpacket if is_operator else func
+    return _Kind(
+        name=name,
+        is_operator=is_operator,
+        is_mutable=is_operator and func._schema.is_mutable,
+        reads_form_alone=name in _OF_THE_SAME_FORM,
+        is_lookup=name in _LOOKUPS,
+        is_adding=name in _ADDING,
+        is_keeping=name in _KEEPING,
+        is_scaling=name in _SCALING,
+        flops=flop_registry.get(name),
+    )
+
+
+def _carried(kind: _Kind, is_view: bool, args: tuple[Any, ...], inputs: int) -> int:
     """How many of an operator's inputs, from the first, its result contains."""
-    if kind in _ADDING:
+    if kind.is_adding:
         return inputs
-    if is_view or kind in _KEEPING:
+    if is_view or kind.is_keeping:
         return 1
-    return 1 if kind in _SCALING and not isinstance(args[1], Tensor) and args[1] == 1 else 0
+    return 1 if kind.is_scaling and not isinstance(args[1], Tensor) and args[1] == 1 else 0
 
 
-def _flops(kind: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+def _flops(kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
     """Floating-point operations of matrix products, convolutions and attention."""
-    formula = flop_registry.get(kind)
-    if formula is not None:
-        return int(formula(*args, **kwargs, out_val=result))
-    if kind in _ATTENTION:
+    if kind.flops is not None:
+        return int(kind.flops(*args, **kwargs, out_val=result))
+    if kind.name in _ATTENTION:
         query, key = args[0], args[1]
         return int(4 * query.numel() * key.shape[-2])
-    if kind is _GROUPED_PRODUCT:
+    if kind.name is _GROUPED_PRODUCT:
         first, second = args[0], args[1]
         is_grouped_inside = first.ndim == second.ndim == 2  # the groups divide the axis that is summed over
         return int(2 * first.numel() * second.shape[1] if is_grouped_inside else 2 * result.numel() * first.shape[-1])
     return 0
 
 
-def _exponentials(kind: Any, args: tuple[Any, ...], result: Any) -> int:
+def _exponentials(name: Any, args: tuple[Any, ...], result: Any) -> int:
     """One for every query and key of an attention, or for every number of a softmax on its own."""
-    if kind in _SOFTMAX:
+    if name in _SOFTMAX:
         return int(result.numel())
-    if kind in _FUSED_ATTENTION:
+    if name in _FUSED_ATTENTION:
         query, key = args[0], args[1]
         return int(query.numel() // max(query.shape[-1], 1) * key.shape[-2])
     return 0
