@@ -1,8 +1,8 @@
 """Runs code blocks of the docs on this rank as they stand there, with stand-ins for what a test machine has not.
 
-Started by torchrun: `stand_in.py DEMO FOLDER...`; each folder has a block, `script.py`. Hub names give the demo
-pipeline DEMO, and devices are the CPU. A block's pipeline is then called once more, as in a session that goes on, and
-detached from before the next block. Both pictures are left in the block's folder.
+Started by torchrun: `stand_in.py MODEL FOLDER...`; each folder has a block, `script.py`. Hub names give the pipeline in
+the folder MODEL, and devices are the CPU. A block's pipeline is then called once more, as in a session that goes on,
+and detached from before the next block. Both pictures are left in the block's folder.
 """
 
 import contextlib
@@ -15,14 +15,13 @@ from unittest import mock
 import torch
 from diffusers import DiffusionPipeline
 
-from asyncdiff import load_demo, loading
-from asyncdiff.demo import demo_folder
+from asyncdiff import loading
 
 STEPS = 12  # of the second call
 
 
-def main(demo: Any, folder: Path) -> None:
-    stand_in, block = load_demo(demo), folder / "script.py"
+def main(model: Path, folder: Path) -> None:
+    stand_in, block = loading.load_pipeline(str(model), None, torch.device("cpu")), folder / "script.py"
 
     def from_pretrained(kind: type, name: str, **given: Any) -> DiffusionPipeline:
         assert "/" in name, f"{name!r} is no hub name"
@@ -38,7 +37,7 @@ def main(demo: Any, folder: Path) -> None:
         if "from_pretrained" in block.read_text(encoding="utf-8"):
             stack.enter_context(mock.patch.object(DiffusionPipeline, "from_pretrained", classmethod(from_pretrained)))
             stack.enter_context(mock.patch.object(DiffusionPipeline, "to", to))
-        stack.enter_context(mock.patch.object(loading, "_fetched", return_value=demo_folder(demo)))
+        stack.enter_context(mock.patch.object(loading, "_fetched", return_value=model))
         exec(compile(block.read_text(encoding="utf-8"), str(block), "exec"), names)
     again = names["pipe"]("a red apple", num_inference_steps=STEPS).images[0]
     for number, picture in enumerate((names["image"], again)):
@@ -51,4 +50,4 @@ def main(demo: Any, folder: Path) -> None:
 
 if __name__ == "__main__":
     for place in sys.argv[2:]:
-        main(sys.argv[1], Path(place))
+        main(Path(sys.argv[1]), Path(place))

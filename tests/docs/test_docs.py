@@ -9,7 +9,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from typer.testing import CliRunner
 
 from asyncdiff import load_demo
 from asyncdiff.commands.app import app
-from asyncdiff.demo import prompt_agreement
+from asyncdiff.demo import demo_folder, prompt_agreement
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
+from tests.tiny.narrow import save_narrow_demo
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -89,12 +90,12 @@ def test_there_is_something_to_run() -> None:
         assert {*fences} <= LANGUAGES, f"{page.name} has blocks that nobody runs"
 
 
-def run_blocks(texts: Sequence[str], demo: str, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_blocks(texts: Sequence[str], model: Path, ranks: int, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run blocks under torchrun, as a script each."""
     folders = _write_scripts(texts, folder)
     options = [f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     options += ["--local-addr=localhost"]  # several tests may run at the same time
-    command = [str(SCRIPTS / "torchrun"), *options, str(STAND_IN), demo, *map(str, folders)]
+    command = [str(SCRIPTS / "torchrun"), *options, str(STAND_IN), str(model), *map(str, folders)]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=SECONDS)
 
 
@@ -115,30 +116,31 @@ def environment() -> dict[str, str]:
 WORLDS = [(2, "unet"), (4, "dit"), (4, "unet"), (2, "dit"), (3, "unet")]
 
 
-def _runs() -> Iterator[Any]:
-    """In `make test` all on two ranks, in one session; in `make test-all` each alone."""
-    blocks = python_blocks(attaching=True)
-    yield pytest.param(2, "unet", [block.values[0] for block in blocks], id="all-2-unet")
-    for block in blocks:
-        for ranks, demo in WORLDS:
-            name = f"{block.id}-{ranks}-{demo}"
-            yield pytest.param(ranks, demo, [*block.values], id=name, marks=pytest.mark.whole)
-
-
-@pytest.mark.parametrize(("ranks", "demo", "texts"), _runs())
-def test_python_under_torchrun(ranks: int, demo: str, texts: list[str], tmp_path: Path) -> None:
-    """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
-    done = run_blocks(texts, demo, ranks, tmp_path)
+def test_all_python_under_torchrun(tmp_path: Path) -> None:
+    """On two ranks in one session, with a UNet that is quickly called."""
+    texts = [block.values[0] for block in python_blocks(attaching=True)]
+    done = run_blocks(texts, save_narrow_demo(tmp_path / "model"), 2, tmp_path)
     assert done.returncode == 0, done.stderr
-    _check_pictures(tmp_path, ranks, len(texts))
-    _check_noise(done.stdout, done.stderr, ranks, len(texts))
+    _check_pictures(tmp_path, 2, len(texts))
+    _check_noise(done.stdout, done.stderr, 2, len(texts))
 
 
-def _on_a_rank(rank: int, demo: str, folder: Path) -> None:
+@pytest.mark.whole
+@pytest.mark.parametrize(("ranks", "demo"), WORLDS)
+@pytest.mark.parametrize("text", python_blocks(attaching=True))
+def test_python_under_torchrun(ranks: int, demo: str, text: str, tmp_path: Path) -> None:
+    """Without a generator, two calls in a row: all ranks give the same picture, and another one in every call."""
+    done = run_blocks([text], demo_folder(demo), ranks, tmp_path)
+    assert done.returncode == 0, done.stderr
+    _check_pictures(tmp_path, ranks, 1, "a red apple")
+    _check_noise(done.stdout, done.stderr, ranks, 1)
+
+
+def _on_a_rank(rank: int, model: Path, folder: Path) -> None:
     """What torchrun would start; what is said goes to files."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    stand_in.main(demo, folder / "0")
+    stand_in.main(model, folder / "0")
     sys.stdout.flush()
 
 
@@ -146,13 +148,13 @@ def test_the_readmes_python_on_four_ranks(tmp_path: Path) -> None:
     """Of torchrun there is its environment alone, in processes that need not import everything anew."""
     (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
     _write_scripts([text], tmp_path)
-    for done in run_ranks(4, _on_a_rank, "unet", tmp_path, joined=False):
+    for done in run_ranks(4, _on_a_rank, demo_folder("unet"), tmp_path, joined=False):
         assert not isinstance(done, RankError), done
-    _check_pictures(tmp_path, 4, 1)
+    _check_pictures(tmp_path, 4, 1, "a red apple")
     _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), 4, 1)
 
 
-def _check_pictures(tmp_path: Path, ranks: int, blocks: int) -> None:
+def _check_pictures(tmp_path: Path, ranks: int, blocks: int, shown: str | None = None) -> None:
     for number in range(blocks):
         own = tmp_path / str(number)
         calls = [[(own / f"rank{rank}-{call}.png").read_bytes() for rank in range(ranks)] for call in (0, 1)]
@@ -160,7 +162,7 @@ def _check_pictures(tmp_path: Path, ranks: int, blocks: int) -> None:
             assert len({*pictures}) == 1, "the ranks' pictures differ"
         assert calls[0] != calls[1]
         images = [Image.open(own / f"rank0-{call}.png") for call in (0, 1)]
-        assert prompt_agreement(images, ["a red apple"] * 2) == 100
+        assert shown is None or prompt_agreement(images, [shown] * 2) == 100
 
 
 @pytest.mark.parametrize("text", python_blocks(attaching=False))

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff import AsyncDiff, ConfigurationError, StoppedError, load_demo
+from asyncdiff import AsyncDiff, ConfigurationError, StoppedError
 from tests.processes import run_ranks
+from tests.tiny.narrow import load_narrow_demo
 
 STEPS = 8
 SETTINGS: dict[str, Any] = dict(components=2, warmup=2, cooldown=1, guidance=1)
@@ -34,7 +35,7 @@ def within(inner: dict[str, Any], outer: dict[str, Any]) -> bool:
 
 
 def _traced(rank: int, path: Path) -> dict[str, Any]:
-    pipe: Any = load_demo("unet")
+    pipe: Any = load_narrow_demo()
     with AsyncDiff(pipe, **SETTINGS, executor="distributed", timeout=60) as attached:
         before = draw(pipe)
         with attached.trace(path):
@@ -75,7 +76,7 @@ def test_two_ranks_in_one_file(tmp_path: Path) -> None:
 
 def test_spans_of_a_row_lie_inside_of_each_other(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    pipe: Any = load_demo("unet")
+    pipe: Any = load_narrow_demo()
     with AsyncDiff(pipe, **SETTINGS, executor="local") as attached, attached.trace(path):
         draw(pipe)
     found = sorted((each for each in entries(path) if each["ph"] == "X"), key=lambda each: (each["ts"], -each["dur"]))
@@ -88,7 +89,7 @@ def test_spans_of_a_row_lie_inside_of_each_other(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    pipe: Any = load_demo("unet")
+    pipe: Any = load_narrow_demo()
     scheduler, vae = dict(vars(pipe.scheduler)), dict(vars(pipe.vae))
     with AsyncDiff(pipe, **SETTINGS, executor="local") as attached:
         plain = draw(pipe)
@@ -110,7 +111,7 @@ def _failing(rank: int, path: Path) -> str:
             raise ValueError("enough")
         return tensors
 
-    pipe: Any = load_demo("unet")
+    pipe: Any = load_narrow_demo()
     with AsyncDiff(pipe, **SETTINGS, executor="distributed", timeout=20) as attached:
         try:
             with attached.trace(path):
@@ -130,7 +131,7 @@ def test_each_rank_keeps_its_own_where_a_generation_fails(tmp_path: Path) -> Non
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
-    pipe: Any = load_demo("unet")
+    pipe: Any = load_narrow_demo()
     with AsyncDiff(pipe, **SETTINGS, executor="local") as attached:
         with pytest.raises(ConfigurationError, match="no such folder"), attached.trace(tmp_path / "no" / "trace.json"):
             pass

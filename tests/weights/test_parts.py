@@ -14,6 +14,7 @@ from asyncdiff.denoiser.elsewhere import Elsewhere
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.places import check_places, places_of
 from tests.processes import run_ranks
+from tests.tiny.narrow import load_narrow_demo
 
 
 def _drawn(pipe: Any, prompt: str = "a red apple") -> Any:
@@ -57,7 +58,7 @@ def test_a_loaded_share_draws_the_plain_picture(model: str) -> None:
 
 
 def _misplaced(rank: int) -> str:
-    pipe = asyncdiff.load_demo("unet")
+    pipe = load_narrow_demo()
     with pytest.raises(ConfigurationError) as caught:
         asyncdiff.AsyncDiff(pipe, components=2, shard=True, place={"vea": 0})
     assert _drawn(pipe).any(), "and the pipeline is what it was"
@@ -72,7 +73,7 @@ def test_a_part_that_is_not_there() -> None:
 
 def _broken(rank: int) -> list[str]:
     """The VAE fails on its rank once the loop is over; the next picture is drawn all the same."""
-    pipe = asyncdiff.load_demo("unet")
+    pipe = load_narrow_demo()
     pipe.set_progress_bar_config(disable=True)
     place = {"vae": 0, "text_encoder": 1}
     with asyncdiff.AsyncDiff(pipe, components=2, shard=True, place=place, timeout=20):
@@ -95,7 +96,7 @@ def test_a_part_that_fails_ends_the_generation_on_all_ranks() -> None:
 
 def _different(rank: int) -> tuple[str, Any]:
     """Prompts that differ, a part that the pipeline converts, and a pipeline that is left before its first use."""
-    pipe = asyncdiff.load_demo("unet")
+    pipe = load_narrow_demo()
     pipe.set_progress_bar_config(disable=True)
     plain = _drawn(pipe)
     with asyncdiff.AsyncDiff(pipe, components=2, shard=True):

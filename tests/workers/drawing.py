@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 
-from asyncdiff import load_demo
+from tests.tiny.narrow import load_narrow_demo
 
 STEPS = 8
 
@@ -17,7 +17,7 @@ def draw(pipe: Any, seed: int = 0, **more: Any) -> Any:
 
 
 def save_adapter(folder: Path) -> None:
-    """A low-rank adapter for the demo UNet, of random numbers."""
-    pipe = load_demo("unet")
+    """A low-rank adapter for the narrow demo's UNet, of random numbers."""
+    pipe = load_narrow_demo()
     pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
     pipe.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(pipe.unet))

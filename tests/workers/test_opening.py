@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import asyncdiff
-from asyncdiff import AsyncDiff, ConfigurationError, Workers, load_demo
+from asyncdiff import AsyncDiff, ConfigurationError, Workers
+from tests.tiny.narrow import load_narrow_demo, save_narrow_demo
 from tests.workers.drawing import draw, save_adapter
 
 
@@ -74,16 +75,17 @@ def test_asyncdiff_is_imported_without_ray() -> None:
 def test_adapters_on_divided_weights(tmp_path: Path) -> None:
     """On a Ray of this machine's own: put on before the weights are divided, refused afterwards."""
     pictures = []
-    save_adapter(tmp_path)
+    adapter, model = tmp_path / "adapter", save_narrow_demo(tmp_path / "model")
+    save_adapter(adapter)
     arguments: dict[str, Any] = {"components": 2, "shard": True}
-    with Workers("demo-unet", 2, **arguments) as pipe:
-        pipe.load_lora_weights(tmp_path, adapter_name="one")
+    with Workers(str(model), 2, **arguments) as pipe:
+        pipe.load_lora_weights(adapter, adapter_name="one")
         pictures.append(draw(pipe))
         with pytest.raises(ConfigurationError, match="this weight is on another rank"):
-            pipe.load_lora_weights(tmp_path, adapter_name="two")
+            pipe.load_lora_weights(adapter, adapter_name="two")
         pictures.append(draw(pipe))
-    plain = load_demo("unet")
-    plain.load_lora_weights(tmp_path, adapter_name="one")
+    plain = load_narrow_demo()
+    plain.load_lora_weights(adapter, adapter_name="one")
     with AsyncDiff(plain, **arguments):
         pictures.append(draw(plain))
     assert pictures[0].tobytes() == pictures[1].tobytes() == pictures[2].tobytes()

@@ -12,7 +12,8 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, StoppedError, Workers, load_demo
+from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, StoppedError, Workers
+from tests.tiny.narrow import load_narrow_demo, save_narrow_demo
 from tests.workers.drawing import STEPS, draw, save_adapter
 
 SETTINGS: dict[str, Any] = {"components": 2, "timeout": 30}
@@ -32,8 +33,9 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def opened(address: str) -> Iterator[Workers]:
-    with Workers("demo-unet", devices=2, address=address, **SETTINGS) as pipe:
+def opened(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    model = save_narrow_demo(tmp_path_factory.mktemp("model"))
+    with Workers(str(model), devices=2, address=address, **SETTINGS) as pipe:
         yield pipe
 
 
@@ -46,7 +48,7 @@ def pipe(opened: Workers) -> Workers:
 @pytest.fixture(scope="module")
 def plain() -> Any:
     """The same settings in this process."""
-    pipe = load_demo("unet")
+    pipe = load_narrow_demo()
     pipe.set_progress_bar_config(disable=True)
     with AsyncDiff(pipe, components=2, executor="local"):
         yield pipe
