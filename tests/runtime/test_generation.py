@@ -284,6 +284,16 @@ def test_image_to_image_of_low_strength_counts_its_real_steps() -> None:
     assert few >= 1.5
 
 
+def test_image_to_image_that_begins_with_a_timestep_that_is_there_twice() -> None:
+    """PNDM's second timestep is: at a strength that begins with it, the last step is found all the same."""
+    plain = SD15.build()
+    pipe = image_to_image(plain)
+    pipe.scheduler = plain.scheduler
+    with attach(pipe, warmup=3, stride=2, method="paper") as async_diff:
+        redraw(pipe, strength=0.8, steps=8)
+        assert (counts(async_diff).steps, counts(async_diff).full.total()) == (7, 3)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_few_steps_where_warnings_are_errors(steps: int) -> None:
     pipe = SD15.build()

@@ -96,7 +96,7 @@ def build_sdxl_controlnet(
 
 def build_sdxl_controlnet_xs() -> DiffusionPipeline:
     """The pipeline joins the UNet and the small control network to one denoiser."""
-    unet = tiny_sdxl_unet()
+    unet = tiny_sdxl_unet(layers_per_block=2)  # what its adapter is made for
     controlnet = ControlNetXSAdapter.from_unet(
         unet, block_out_channels=(8, 8, 8), num_attention_heads=(2, 2, 2), conditioning_embedding_out_channels=(8, 16)
     )

@@ -54,10 +54,11 @@ TEXT_FREE_SD: dict[str, Any] = dict(
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """As in SD 1.5: four levels, attention on all but the lowest; `config` makes another one of it."""
+    """As SD 1.5 with half of its layers: four levels, attention on all but the lowest; `config` makes another one."""
     return UNet2DConditionModel(
         **dict(
             sample_size=SIZE,
+            layers_per_block=1,
             block_out_channels=(16, 32, 32, 32),
             norm_num_groups=8,
             attention_head_dim=2,  # the number of heads, by its historical name
@@ -109,7 +110,7 @@ def build_sd15_controlnet(
 
 def build_sd15_controlnet_xs() -> DiffusionPipeline:
     """The pipeline joins the UNet and the small control network to one denoiser."""
-    unet = tiny_unet()
+    unet = tiny_unet(layers_per_block=2)  # what its adapter is made for
     controlnet = ControlNetXSAdapter.from_unet(
         unet, block_out_channels=(8, 8, 8, 8), num_attention_heads=2, conditioning_embedding_out_channels=(8, 16)
     )

@@ -46,6 +46,7 @@ def tiny_motion_adapter(**config: Any) -> MotionAdapter:
     return MotionAdapter(
         **dict(
             block_out_channels=(16, 32, 32, 32),
+            motion_layers_per_block=1,
             motion_num_attention_heads=2,
             motion_norm_num_groups=8,
             motion_max_seq_length=8,
@@ -112,9 +113,7 @@ def build_animatediff_controlnet() -> DiffusionPipeline:
 
 def build_animatediff_sdxl() -> DiffusionPipeline:
     """The adapter has no motion in the middle."""
-    adapter = tiny_motion_adapter(
-        block_out_channels=(16, 32, 32), use_motion_mid_block=False, motion_layers_per_block=2
-    )
+    adapter = tiny_motion_adapter(block_out_channels=(16, 32, 32), use_motion_mid_block=False)
     return build_animatediff(
         AnimateDiffSDXLPipeline,
         unet=tiny_sdxl_unet(sample_size=SIZE // 2),

@@ -202,10 +202,13 @@ class Clock:
         """
         whole = self._whole
         first = getattr(self._set_up, "begin_index", None)
+        told = getattr(self._pipeline, "num_timesteps", None)
+        count = told if isinstance(told, int) else 0
         if first is None:
-            first = _place_of(next(iter(times.values()), None), whole.timesteps)
-        count = getattr(self._pipeline, "num_timesteps", None)
-        if not isinstance(count, int) or not 0 < count <= len(whole.timesteps) - first:
+            # A timestep may be there twice. Of those that begin later than the first, most go on to the last.
+            places = _places_of(next(iter(times.values()), None), whole.timesteps)
+            first = next((place for place in places if place + count == len(whole.timesteps)), places[0])
+        if not 0 < count <= len(whole.timesteps) - first:
             count = len(whole.timesteps) - first
         return Timetable(whole.timesteps[first : first + count], whole.sigmas[first : first + count])
 
@@ -243,8 +246,8 @@ def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
     return times.keys() == others.keys() and all(is_equal(times[name], others[name]) for name in times)
 
 
-def _place_of(time: Any, timesteps: tuple[float, ...]) -> int:
+def _places_of(time: Any, timesteps: tuple[float, ...]) -> list[int]:
     """Where in a timetable a call's time stands; at its beginning, where that cannot be told."""
     numbers = set(_numbers(time))
     number = numbers.pop() if len(numbers) == 1 else None
-    return timesteps.index(number) if number in timesteps else 0
+    return [place for place, timestep in enumerate(timesteps) if timestep == number] or [0]
