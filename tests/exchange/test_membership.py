@@ -17,7 +17,7 @@ from tests.tiny import PIPELINES, run
 
 NAMES = ("sd3", "sd15")
 SETTINGS: dict[str, dict[str, Any]] = {"sd3": {"components": 2}, "sd15": {"components": 1, "guidance": 2}}
-STEPS = 8
+STEPS = 7
 
 
 def _draw(pipes: dict[str, Any], name: str) -> Tensor:

@@ -62,7 +62,7 @@ QUICK: dict[int, list[Layout]] = {
         ("sd3", {"components": 2, "bridge": 2, "max_error": 0.1}, "in two sizes"),
         ("wan22", {"components": 2}, "once"),
         ("sd3", {"guidance": 2, "components": 1}, "once"),
-        ("sd15", {"components": 2, "shard": True}, "in two sizes"),
+        ("sd3", {"components": 2, "shard": True}, "in two sizes"),
         ("wan22", {"components": 2, "shard": True}, "once"),
         ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),
         ("sd3", {"tokens": 2}, "interrupted"),
@@ -70,9 +70,9 @@ QUICK: dict[int, list[Layout]] = {
     4: [
         ("sd15", {"components": 2, "guidance": 2, "bridge": 2}, "once"),
         ("sd3", {"components": 3, "stride": 2, "warmup": 3}, "once"),
-        ("sd15", {"components": 4}, "once"),
+        ("sd3", {"components": 4}, "once"),
         ("wan22", {"tokens": 2, "guidance": 2}, "once"),
-        ("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
+        ("sd3", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
         ("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"),
     ],
 }
