@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Collection
@@ -35,7 +36,7 @@ from asyncdiff.serving.wire import (
 
 logger = logging.getLogger(__name__)
 
-_OPEN = ("/health", "/v1/images/")  # the second: a picture's name is as good as a key
+_OPEN = re.compile(r"/health|/v1/images/[^/]+\.png")  # the second: a picture's name is as good as a key
 _SECONDS_OF_SILENCE = 10.0  # after which an event stream says that it is still there
 _SECONDS_TO_READ = 30.0  # a request that is this slow to arrive is given up
 _MOST_SEED = 2**32 - 1  # of those that are chosen here
@@ -186,7 +187,7 @@ class _Routes:
         are_there = ["starting" not in state for state in states]
         status = "ok" if all(are_there) else "degraded" if any(are_there) else "unavailable"
         replicas = [
-            {"state": state, "processes": processes, **({"error": failure} if failure else {})}
+            {"state": state, "processes": processes, **({} if failure is None else {"error": failure.text})}
             for state, processes, failure in zip(states, self._front.processes, self._front.failures, strict=True)
         ]
         body = {"status": status, "waiting": self._front.waiting, "replicas": replicas}
@@ -211,8 +212,7 @@ class _Door:
         await _response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        path: str = scope["path"]
-        return scope["method"] == "GET" and (path == _OPEN[0] or path.startswith(_OPEN[1]))
+        return scope["method"] == "GET" and _OPEN.fullmatch(scope["path"]) is not None
 
     def _has_key(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
@@ -254,9 +254,8 @@ def _length(request: Request) -> int:
 
 def _drawn(outcome: Outcome) -> Drawn:
     if isinstance(outcome, Failed):
-        param = "asyncdiff" if outcome.why == "refused" else None
         after = 1 if outcome.why in ("gone", "stopped") else None
-        raise RequestError(outcome.text, _STATUS[outcome.why], param, _CODES.get(outcome.why, ""), after)
+        raise RequestError(outcome.text, _STATUS[outcome.why], None, _CODES.get(outcome.why, ""), after)
     return outcome
 
 

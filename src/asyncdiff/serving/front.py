@@ -59,7 +59,7 @@ class Front:
         self.metrics = metrics
         self.signature: Signature | None = None
         self.states: list[State] = ["starting"] * len(replicas)
-        self.failures: list[str] = [""] * len(replicas)
+        self.failures: list[Failed | None] = [None] * len(replicas)
         self.processes: list[tuple[int, ...]] = [()] * len(replicas)
         self._replicas = replicas
         self._waiting = Waiting(waiting, metrics.waiting)
@@ -132,11 +132,11 @@ class Front:
         except (LostError, asyncio.TimeoutError) as error:
             told = Failed("gone", str(error) or "it has not answered in time")
         if isinstance(told, Failed):
-            self.failures[place] = told.text
+            self.failures[place] = told
             self.processes[place] = ()
             self._set(place, "starting")
             return False
-        self.failures[place] = ""
+        self.failures[place] = None
         self.signature, self.processes[place] = told.signature, told.processes
         self._set(place, "ready")
         return True

@@ -6,8 +6,7 @@ import io
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ _ENDED = Failed("stopped", "the generation was ended")
 
 
 class Drawer:
-    """What runs in a replica's process. Everything that uses the processes does so in one thread, one after the other.
+    """What runs in a replica's process. What uses the ranks' processes does so in turns, in threads beside the loop.
 
     Args:
         pipeline: a packed `Pipeline`.
@@ -44,24 +43,23 @@ class Drawer:
     def __init__(self, pipeline: bytes) -> None:
         self._pipeline: Pipeline = unpack(pipeline)
         self._workers: Workers | None = None
-        self._hand = ThreadPoolExecutor(1)
-        self._ear = ThreadPoolExecutor(1)
+        self._turn = asyncio.Lock()
         self._events = Events()
         self._number = -1
         self._stopped = False
 
     async def ready(self) -> bytes:
         """Start the processes that are not there; packed `Ready`, or `Failed`."""
-        return pack(await asyncio.get_running_loop().run_in_executor(self._hand, self._ready))
+        return pack(await self._in_turn(self._ready))
 
     async def draw(self, parcel: bytes) -> AsyncIterator[bytes]:
         """Draw a packed `Order`: packed `Progress`, and at last `Drawn` or `Failed`."""
-        order, loop = unpack(parcel), asyncio.get_running_loop()
+        order: Order = unpack(parcel)
         self._number, self._stopped = order.number, False
         self._events.begin()
-        work = loop.run_in_executor(self._hand, self._draw, order)
+        work = asyncio.create_task(self._in_turn(self._draw, order))
         while not work.done():
-            news = await loop.run_in_executor(self._ear, self._events.wait, _SECONDS_OF_LISTENING)
+            news = await asyncio.to_thread(self._events.wait, _SECONDS_OF_LISTENING)
             for bar in news.bars:
                 yield pack(Progress(bar.number, bar.done, bar.total))
         yield pack(await work)
@@ -73,12 +71,19 @@ class Drawer:
             if self._workers is not None:
                 self._workers.stop()
 
+    async def _in_turn(self, work: Callable[..., Any], *given: Any) -> Any:
+        async with self._turn:
+            return await asyncio.to_thread(work, *given)
+
     def _ready(self) -> Ready | Failed:
         try:
             workers = self._opened()
             workers.revive()
         except AsyncDiffError as error:
             return Failed("refused" if isinstance(error, ValueError) else "gone", str(error))
+        except Exception as error:  # (whatever it is, whoever asks for the replica's health should know)
+            logger.exception("the replica cannot be started")
+            return Failed("error", f"the replica cannot be started ({type(error).__name__}); its log says why")
         return Ready(workers.signature, workers.processes)
 
     def _opened(self) -> Workers:

@@ -13,8 +13,6 @@ from types import TracebackType
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from asyncdiff.errors import ConfigurationError, ExchangeError
@@ -86,12 +84,7 @@ class Running:
 
     def close(self) -> None:
         """End all processes."""
-        try:
-            with contextlib.suppress(RayError, RayServeException, TimeoutError):
-                shutdown: Any = serve.shutdown  # has no types
-                shutdown()
-        finally:
-            self._cluster.close()
+        self._cluster.close()  # with its Ray ends all that Ray Serve has started
 
     def __enter__(self) -> "Running":
         return self
@@ -108,8 +101,8 @@ class Running:
             states, failures = self._front.states.remote().result(timeout_s=_SECONDS_TO_ANSWER)
             if "starting" not in states:
                 return
-            if any(failures):
-                raise ExchangeError(next(filter(None, failures)))
+            for why, text in failures:
+                raise ConfigurationError(text) if why == "refused" else ExchangeError(text)
             if time.monotonic() > end:
                 raise ExchangeError(f"the {replicas} replicas have not come up within {_SECONDS_TO_START:g} s")
             time.sleep(_SECONDS_BETWEEN_LOOKS)
@@ -130,9 +123,10 @@ class _Entrance:
     def __serve_build_asgi_app__(self) -> Any:  # Ray Serve's name
         return build(self._front, self._plan.service, self._plan.keys)
 
-    async def states(self) -> tuple[list[str], list[str]]:
-        """Of each replica its state, and why it could not be started."""
-        return list(self._front.states), list(self._front.failures)
+    async def states(self) -> tuple[list[str], list[tuple[str, str]]]:
+        """Each replica's state, and why some could not be started."""
+        failures = [failure for failure in self._front.failures if failure is not None]
+        return list(self._front.states), [(failure.why, failure.text) for failure in failures]
 
 
 def _start(plan: Plan) -> "DeploymentHandle[Any]":
