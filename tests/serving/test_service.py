@@ -29,12 +29,14 @@ from tests.docs.test_docs import blocks, commands
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
 STEPS = 4
 SECONDS = 60.0
+LIMITS = ("--max-seconds", "60", "--timeout", "20")
+ROOM = 256 * 2**20  # bytes: enough for all that is small
 OPTIONS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Served]:
-    with served("--devices", "2", "--steps", str(STEPS), "--queue", "2", *OPTIONS) as own:
+    with served("--devices", "2", "--steps", str(STEPS), "--queue", "2", *LIMITS, *OPTIONS) as own:
         yield own
 
 
@@ -145,7 +147,7 @@ def test_too_little_memory_fails_alone(service: Served, right: dict[tuple[str, i
     before = service.processes()
     limited = [psutil.Process(pid) for pid in before]
     for process in limited:
-        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms, -1))
+        process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + ROOM, -1))
     try:
         with pytest.raises(openai.BadRequestError, match="not enough memory") as raised:
             service.client().images.generate(prompt="rocket", size="1024x1024", extra_body={"asyncdiff": {"steps": 1}})
