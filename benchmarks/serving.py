@@ -65,7 +65,7 @@ class Served:
             with urllib.request.urlopen(self.address + path, timeout=seconds) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
-            return error.read()
+            return bytes(error.read())
 
     def health(self) -> Any:
         return json.loads(self.get("/health"))
@@ -170,8 +170,8 @@ def under_load(service: Served, requests: int, clients: int, steps: int, right: 
         try:
             own = {"seed": seed, "asyncdiff": {"steps": steps}}
             answer = service.client().images.generate(prompt=prompt, response_format="b64_json", extra_body=own)
-            (image,) = answer.data or ()
-            kind = "right" if pixels(image.b64_json or "") == right[prompt, seed] else "wrong picture"
+            images = [pixels(image.b64_json or "") for image in answer.data or ()]
+            kind = "right" if images == [right[prompt, seed]] else "wrong picture"
         except openai.APIError as error:
             kind = str(error)
         answered.release()

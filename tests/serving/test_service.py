@@ -142,6 +142,7 @@ def test_who_goes_away_frees_the_place(service: Served) -> None:
     until(lambda: figure(service, 'asyncdiff_requests_total{status="499"}') == 3)
 
 
+@pytest.mark.whole
 def test_too_little_memory_fails_alone(service: Served, right: dict[tuple[str, int], bytes]) -> None:
     """A process may take no more than it has; torch then says that it cannot allocate."""
     before = service.processes()

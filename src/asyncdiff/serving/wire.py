@@ -101,9 +101,9 @@ def read_request(body: bytes, service: Service, signature: Signature | None) -> 
     Raises:
         RequestError: it is none, or cannot be met.
     """
-    given = _object(_parsed(body))
+    given = _mapping(_parsed(body))
     _check_names("the request", given, FIELDS)
-    own = _object(given.get("asyncdiff") or {}, "asyncdiff")
+    own = _mapping(given.get("asyncdiff") or {}, "asyncdiff")
     _check_names("asyncdiff", own, (*_OF_CALL, *SETTINGS))
     if given.get("model") not in (None, service.model):
         _refuse(
@@ -177,7 +177,7 @@ def _parsed(body: bytes) -> Any:
         raise RequestError(f"the request is no JSON: {error}", code="invalid_json") from error
 
 
-def _object(value: Any, param: str | None = None) -> dict[str, Any]:
+def _mapping(value: Any, param: str | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         _refuse(f"{param or 'the request'} must be an object, not {shown(value)}", param)
     return value
