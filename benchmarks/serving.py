@@ -65,7 +65,8 @@ class Served:
             with urllib.request.urlopen(self.address + path, timeout=seconds) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
-            return bytes(error.read())
+            told: bytes = error.read()
+            return told
 
     def health(self) -> Any:
         return json.loads(self.get("/health"))

@@ -125,12 +125,12 @@ def test_progress(client: openai.OpenAI, right: dict[tuple[str, int], bytes]) ->
 
 
 def test_who_goes_away_frees_the_place(service: Served) -> None:
-    """One that is drawn, and one that waits; health answers meanwhile, and a third and a fourth are too many."""
-    connections = [
-        send(service, prompt="rocket", asyncdiff={"steps": Limits().steps}, stream=number == 0) for number in range(3)
-    ]
+    """One that is drawn, and two that wait; health answers meanwhile, and one more is too many."""
+    long = {"prompt": "rocket", "asyncdiff": {"steps": Limits().steps}}
+    connections = [send(service, **long, stream=True)]
+    until(lambda: service.health()["replicas"][0]["state"] == "drawing")
+    connections += [send(service, **long) for _ in range(2)]
     until(lambda: service.health()["waiting"] == 2)
-    assert service.health()["replicas"][0]["state"] == "drawing"
     with pytest.raises(openai.RateLimitError) as raised:
         service.client().images.generate(prompt="rocket")
     assert int(raised.value.response.headers["retry-after"]) >= 1
