@@ -65,8 +65,7 @@ class Served:
             with urllib.request.urlopen(self.address + path, timeout=seconds) as answer:
                 return bytes(answer.read())
         except urllib.error.HTTPError as error:
-            told: bytes = error.read()
-            return told
+            return error.read()
 
     def health(self) -> Any:
         return json.loads(self.get("/health"))
@@ -124,7 +123,7 @@ def expected(model: str, steps: int) -> dict[tuple[str, int], bytes]:
 
 def pixels(picture: str) -> bytes:
     """Those of a PNG file in base64."""
-    return Image.open(io.BytesIO(base64.b64decode(picture))).tobytes()
+    return bytes(Image.open(io.BytesIO(base64.b64decode(picture))).tobytes())
 
 
 class Watch:
