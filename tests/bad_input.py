@@ -455,6 +455,25 @@ COMMANDS: list[Typed] = [
     Typed("paint", "No such command 'paint'", by_typer=True),
     Typed("generate", "Missing argument", by_typer=True),
     Typed("generate a rocket", "unexpected extra argument", by_typer=True),
+    Typed("serve rocket", "unexpected extra argument", by_typer=True),
+    Typed("serve --port 70000", "Invalid value for '--port'", by_typer=True),
+    Typed("serve --replicas 0", "Invalid value for '--replicas'", by_typer=True),
+    *(
+        Typed(f"serve {option}", sentence)
+        for option, sentence in (
+            ("--host 0.0.0.0", "--host: who can reach the service could use it; give --api-key-file"),
+            ("--host 127.0.0.1", "--host: who can reach the service could use it; give --api-key-file"),
+            ("--api-key-file nowhere.txt", "the file with the keys cannot be read"),
+            ("--api-key-file good.json", "has a key of less than 16 characters"),
+            ("--max-size large", "--max-size must be a width and a height in pixels, '128x128', not 'large'"),
+            ("--max-seconds 0", "seconds must be a number above 0, not 0"),
+            ("--steps 101", "steps must be a whole number of at most 100, not 101"),
+            ("--components 3", "= 3 devices, not devices=2; use devices=3"),
+            ("--devices 3 --guidance-devices 2", "devices=3 cannot be shared out among"),
+            ("--tokens 2 --bridge 2", "does not go together with --bridge"),
+            ("--backend magic", "--backend='magic': torch.distributed knows no 'magic' here"),
+        )
+    ),
     *(Typed(f"{command} --colour red", "No such option: --colour", by_typer=True) for command in (*_ALL, "models")),
     *(
         Typed(f"{command} {option}", f"Invalid value for '{re.split('[ =]', option)[0]}'", by_typer=True)

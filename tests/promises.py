@@ -158,6 +158,30 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/workers/test_parcel.py",
         "tests/workers/test_opening.py",
     ),
+    "A request to the service is within its limits, or refused by a sentence; nothing of it is run or opened": (
+        "tests/serving/test_wire.py",
+        "tests/serving/test_app.py::test_no_path_reaches_the_file_system",
+        "tests/serving/test_app.py::test_bodies_that_are_too_long_or_of_another_kind",
+        "tests/serving/test_app.py::test_pictures_at_an_address_that_cannot_be_guessed_and_nothing_on_the_disk",
+    ),
+    "No more requests wait than may; who goes away frees the place": (
+        "tests/serving/test_front.py::test_first_come_first_drawn_and_no_more_wait_than_may",
+        "tests/serving/test_front.py::test_who_goes_away_frees_the_place_and_ends_the_generation",
+        "tests/serving/test_service.py::test_who_goes_away_frees_the_place",
+    ),
+    "Every request to the service is answered once, rightly or with an error, whatever dies": (
+        "tests/serving/test_front.py",
+        "tests/serving/test_app.py::test_what_fails_fails_alone",
+        "tests/serving/test_app.py::test_a_lost_replica_is_an_answer_all_the_same",
+    ),
+    "The service draws the picture of one process, for OpenAI's client, and ends with all of its processes": (
+        "tests/serving/test_service.py",
+    ),
+    "Who has no key is not answered, and without keys a service is for its own machine": (
+        "tests/serving/test_app.py::test_keys",
+        "tests/serving/test_service.py::test_it_listens_on_the_loopback_alone",
+        "tests/commands/test_bad_input.py::test_commands",
+    ),
     "Imports run one way": ("tests/test_imports.py",),
 }
 

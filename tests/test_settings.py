@@ -13,6 +13,7 @@ import pytest
 from asyncdiff import AsyncDiff, Method, SplitError
 from asyncdiff.commands.evaluate import evaluate
 from asyncdiff.commands.generate import generate
+from asyncdiff.commands.serve import serve
 from asyncdiff.settings import Knob, Settings, in_options, knobs
 
 README = Path(__file__).parents[1] / "README.md"
@@ -52,7 +53,7 @@ def test_the_readme_has_a_table_of_them() -> None:
     assert found[1] == table(), f"between the two comments in README.md must stand:\n{table()}"
 
 
-@pytest.mark.parametrize("command", [generate, evaluate])
+@pytest.mark.parametrize("command", [generate, evaluate, serve])
 def test_the_commands_have_an_option_for_each(command: Any) -> None:
     taken = inspect.signature(command).parameters
     without = [knob for knob in KNOBS.values() if not knob.is_option]

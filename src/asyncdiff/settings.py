@@ -36,15 +36,20 @@ def _setting(
     most: float | None = None,
     option: str = "",
     is_option: bool = True,
+    is_fixed: bool = False,
 ) -> Any:
     """A setting with its help text and bounds.
 
     Args:
         option: its name on the command line, where that is another.
         is_option: whether it can be given on a command line at all.
+        is_fixed: whether processes that stay have it for good.
     """
     bounds = {"least": least, "above": above, "most": most}
-    return field(default=default, metadata={"help": text, "option": option, "is_option": is_option, **bounds})
+    return field(
+        default=default,
+        metadata={"help": text, "option": option, "is_option": is_option, "is_fixed": is_fixed, **bounds},
+    )
 
 
 @dataclass(frozen=True)
@@ -121,12 +126,14 @@ class Settings:
         False,
         "Each device gets its own part of the denoiser's weights alone; steps in full are then computed by one device "
         "after the other. For a pipeline on the CPU; guidance is 1 unless it is given.",
+        is_fixed=True,
     )
     place: Places | None = _setting(
         None,
         "With shard, the rank of a group that alone has a part of the pipeline beside the denoiser (text encoders, "
         "VAE): it computes, the others receive. By name; None for all ranks. By default dealt out to even memory out.",
         is_option=False,
+        is_fixed=True,
     )
     share_decode: bool = _setting(
         False,
@@ -143,21 +150,24 @@ class Settings:
         "distributed: a process for each device; local: all in this process, the same numbers; auto: distributed "
         "under torchrun, or where a process group is.",
         is_option=False,
+        is_fixed=True,
     )
     process_group: Processes | None = _setting(
         None,
         "The processes that take part, where not all do: a torch.distributed.ProcessGroup, or a DeviceMesh with one "
         "axis (of several: mesh['name']). Ranks are counted from 0 among them. By default all processes.",
         is_option=False,
+        is_fixed=True,
     )
     backend: str | None = _setting(
         None,
         "What moves tensors between devices, where the process group is started here: nccl, gloo (by way of the host's "
         "memory), or another of torch.distributed. By default nccl for GPUs, gloo for the rest; in a process group "
         "that exists, its own.",
+        is_fixed=True,
     )
     timeout: float = _setting(
-        300.0, "Seconds after which waiting for another rank is an error.", above=0, most=_MOST_SECONDS
+        300.0, "Seconds after which waiting for another rank is an error.", above=0, most=_MOST_SECONDS, is_fixed=True
     )
 
     def __post_init__(self) -> None:
@@ -264,6 +274,7 @@ class Knob:
         least: the smallest whole number that it can be, if it is one.
         is_option: whether it can be given on a command line: an object cannot, and where ranks run is each command's
             own matter.
+        is_fixed: whether processes that stay have it for good; the others can be chosen for each generation.
     """
 
     name: str
@@ -273,6 +284,7 @@ class Knob:
     kinds: tuple[Any, ...]
     least: int | None
     is_option: bool
+    is_fixed: bool
 
 
 def knobs() -> Iterator[Knob]:
@@ -289,6 +301,7 @@ def knobs() -> Iterator[Knob]:
             kinds=kinds,
             least=own.metadata["least"],
             is_option=own.metadata["is_option"],
+            is_fixed=own.metadata["is_fixed"],
         )
 
 

@@ -29,8 +29,8 @@ from tests.bad_input import (
 )
 
 IS_ROOT = os.geteuid() == 0
-WITH_SPLIT = ("generate rocket", "evaluate", "inspect")
-WITH_MODEL = ("generate rocket", "evaluate --prompts one.txt", "inspect")
+WITH_SPLIT = ("generate rocket", "evaluate", "inspect", "serve")
+WITH_MODEL = ("serve", "generate rocket", "evaluate --prompts one.txt", "inspect")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +66,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluation.metrics._load",
         "commands.models.matrix.examine",
         "commands.plan.plan_for",
+        "commands.serve._run",
     ):
         monkeypatch.setattr(f"asyncdiff.{name}", fail)
 
@@ -140,7 +141,7 @@ def test_folders(command: str, row: Folder, place: Path, good: Path) -> None:
     check_refused(f"{command} --model spoilt", row.sentence, place)
 
 
-@pytest.mark.parametrize("command", WITH_MODEL[1:])
+@pytest.mark.parametrize("command", WITH_MODEL[2:])
 @pytest.mark.parametrize("row", [row for row in FOLDERS if not row.shows_early], ids=str)
 def test_folders_that_must_be_loaded_to_see(command: str, row: Folder, place: Path, good: Path) -> None:
     row.spoil(Path(shutil.copytree(good, place / "spoilt")))

@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -50,12 +51,15 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def python_blocks(attaching: bool) -> list[Any]:
-    """Those that attach AsyncDiff to a pipeline, for several ranks, or the others."""
+    """Those that attach AsyncDiff to a pipeline, for several ranks, or the others.
+
+    What asks a service is run by tests/serving, which has one.
+    """
     return [
         pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
         for page in PAGES
         for number, text in enumerate(blocks(page, "python"))
-        if ("AsyncDiff(" in text or "asyncdiff.load(" in text) == attaching
+        if ("AsyncDiff(" in text or "asyncdiff.load(" in text) == attaching and "import OpenAI" not in text
     ]
 
 
@@ -78,6 +82,9 @@ TORCHRUN = re.compile(
     r"torchrun (--nnodes=2 )?--nproc-per-node=\d+( --node-rank=[01] --master-addr=[\d.]+ --master-port=\d+)? script\.py"
 )
 
+CURL = re.compile(
+    r"curl -s (-N )?http://127\.0\.0\.1:8000/(v1/images/generations -H .+ -d .+|v1/models|health|metrics)"
+)
 RAY = re.compile(r"ray start (--head --port=6379|--address=[\d.]+:6379)")
 
 
@@ -198,6 +205,8 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
         assert TORCHRUN.fullmatch(command), "only scripts made of the page's own code block can be run"
     elif command.startswith("ray "):  # tests/workers has a Ray of two nodes
         assert RAY.fullmatch(command)
+    elif command.startswith("curl "):  # tests/serving has a service that is asked so
+        assert CURL.fullmatch(command)
     else:
         _check_mention(command, monkeypatch)
 
@@ -228,6 +237,7 @@ def _check_mention(mention: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _prepare(folder: Path) -> None:
     """What the commands of the docs take for granted."""
+    (folder / "keys.txt").write_text("a key that nobody guesses\n", encoding="utf-8")
     (folder / "prompts.txt").write_text("rocket\nred apple\n", encoding="utf-8")
     pipeline = folder / "my-pipeline"
     pipeline.mkdir()
@@ -246,6 +256,7 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         "evaluate.draw_on_processes",
         "models.matrix.examine",
         "plan.plan_for",
+        "serve._run",
     ):
         monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
     monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
@@ -265,8 +276,32 @@ def _check_module(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None
     assert [option for option in options if option not in written.getvalue()] == []
 
 
+LASTING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff serve")]
+ENDING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff ") and command not in LASTING]
+
+
 @pytest.mark.whole
-@pytest.mark.parametrize("command", [command for command in EVERY_COMMAND if command.startswith("asyncdiff ")])
+@pytest.mark.parametrize("command", LASTING)
+def test_a_service_comes_up_and_ends(command: str, tmp_path: Path) -> None:
+    _prepare(tmp_path)
+    load_demo("unet").save_pretrained(tmp_path / "my-pipeline")
+    with subprocess.Popen(
+        shlex.split(command),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as service:
+        assert service.stdout is not None
+        told = service.stdout.readline()  # an error, if it does not come up
+        service.send_signal(signal.SIGINT)
+        assert service.wait(SECONDS) == 130, told + service.stdout.read()
+        assert "is served at http://" in told
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("command", ENDING)
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
     _prepare(tmp_path)
     load_demo("unet").save_pretrained(tmp_path / "my-pipeline")

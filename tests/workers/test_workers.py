@@ -12,7 +12,7 @@ import pytest
 import torch
 from ray.cluster_utils import Cluster
 
-from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, StoppedError, Workers
+from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, SplitError, StoppedError, Workers
 from tests.tiny.narrow import load_narrow_demo, save_narrow_demo
 from tests.workers.drawing import STEPS, draw, save_adapter
 
@@ -152,6 +152,42 @@ def test_a_callback_cannot_change_but_end_a_generation(pipe: Workers, plain: Any
     assert draw(pipe).tobytes() == draw(plain).tobytes()
 
 
+def test_other_settings_in_the_same_processes(pipe: Workers, plain: Any) -> None:
+    """What cannot work leaves those before."""
+    before, expected = pipe.processes, draw(plain).tobytes()
+    assert draw(pipe).tobytes() == expected
+    other = load_narrow_demo()
+    other.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {"warmup": 1, "cooldown": 1, "method": "paper"}
+    try:
+        pipe.attach(**SETTINGS, **settings)
+        with AsyncDiff(other, components=2, executor="local", **settings):
+            assert draw(pipe).tobytes() == draw(other).tobytes() != expected
+        for bad, error in (
+            ({"components": 3}, ConfigurationError),
+            ({"warm": 3}, ConfigurationError),
+            ({"shard": True}, ConfigurationError),
+            ({"split": [["nothing"], ["mid_block"]]}, SplitError),
+        ):
+            with pytest.raises(error):
+                pipe.attach(**bad)
+        assert pipe.report().warmup == 1
+    finally:
+        pipe.attach(**SETTINGS)
+    assert draw(pipe).tobytes() == expected and pipe.processes == before
+
+
+def test_an_end_from_another_thread(pipe: Workers, plain: Any) -> None:
+    before = pipe.processes
+    timer = threading.Timer(1.0, pipe.stop)
+    timer.start()
+    with pytest.raises(StoppedError, match="was stopped by stop"):
+        pipe("rocket", num_inference_steps=1000)
+    pipe.stop()  # of nothing
+    assert draw(pipe).tobytes() == draw(plain).tobytes() and pipe.processes == before
+    assert not pipe.revive()
+
+
 def test_ctrl_c_ends_a_generation_and_nothing_else(pipe: Workers, plain: Any) -> None:
     begun = time.monotonic()
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
@@ -191,6 +227,7 @@ def test_methods_run_on_all_ranks_and_again_after_one_has_died(
     with pytest.raises(ExchangeError, match=r"rank 1 \(process \d+ on 127.0.0.3\) has died.*starts the processes anew"):
         pipe("rocket", num_inference_steps=1000, callback_on_step_end=kill)
     assert not any(map(is_running, before))
+    assert pipe.revive() and not pipe.revive()
     assert draw(pipe).tobytes() == expected
     for each in (pipe, plain):
         each.unload_lora_weights()

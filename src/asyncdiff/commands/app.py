@@ -10,6 +10,7 @@ from asyncdiff.commands.generate import generate
 from asyncdiff.commands.inspect import inspect
 from asyncdiff.commands.models import models
 from asyncdiff.commands.plan import plan
+from asyncdiff.commands.serve import serve
 from asyncdiff.commands.terminal import EXIT_CODES, SIGNALLED
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
 )
-for _command in (generate, inspect, plan, models, evaluate):
+for _command in (generate, inspect, plan, models, evaluate, serve):
     app.command()(_command)
 
 

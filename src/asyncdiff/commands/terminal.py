@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -37,6 +37,20 @@ def exit_codes() -> Iterator[None]:
         if error.was_interrupted:
             _interrupted(signal.SIGINT)
         fail(str(error))
+
+
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end what runs as Ctrl-C does, by an error that is raised in it."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str) -> NoReturn:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -42,6 +42,7 @@ _SECONDS_BETWEEN_NEWS = 0.1  # every message takes a little of rank 0's time
 _SECONDS_OF_LISTENING = 1.0
 _SECONDS_BETWEEN_STOPS = 0.5
 _SECONDS_TO_END = 10.0
+_SECONDS_TO_ANSWER = 10.0
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,20 @@ class _RankActor(Rank):
         address: Any = ray.util.get_node_ip_address  # has no types
         return ray.get_runtime_context().get_node_id(), address(), port, os.getpid()
 
+    def is_here(self) -> bool:
+        return True
+
 
 class GoneError(ExchangeError):
-    """A process has died, or gives no sign of life."""
+    """A process has died, or gives no sign of life.
+
+    Attributes:
+        lacked_memory: whether Ray has ended it, before its machine ran out of memory.
+    """
+
+    def __init__(self, text: str, lacked_memory: bool = False) -> None:
+        super().__init__(text)
+        self.lacked_memory = lacked_memory
 
 
 class Cluster:
@@ -159,6 +171,14 @@ class Team:
     def stop(self) -> list[Any]:
         """Tell all processes to end the generation that is running; what will be their answers."""
         return [actor.stop.options(concurrency_group=_CONTROL).remote() for actor in self._actors]
+
+    def is_alive(self) -> bool:
+        """Whether all processes answer; between two tasks."""
+        calls = [actor.is_here.options(concurrency_group=_CONTROL).remote() for actor in self._actors]
+        try:
+            return all(ray.get(calls, timeout=_SECONDS_TO_ANSWER))
+        except RayError:
+            return False
 
     def name(self, rank: int) -> str:
         """A process, as an error calls it."""
@@ -280,7 +300,8 @@ class Task:
         try:
             return ray.get(call, timeout=_SECONDS_TO_END)
         except RayError as error:
-            raise GoneError(f"{self._team.name(rank)} has died or cannot be reached: {_reason(error)}") from error
+            text = f"{self._team.name(rank)} has died or cannot be reached: {_reason(error)}"
+            raise GoneError(text, isinstance(error, OutOfMemoryError)) from error
 
 
 def _connect(devices: int, address: str | None) -> None:

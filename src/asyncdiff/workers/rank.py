@@ -3,6 +3,7 @@
 Nothing here knows who started the process, or how the bytes travel.
 """
 
+import dataclasses
 import inspect
 import logging
 import os
@@ -132,6 +133,10 @@ class Rank:
         """Carry a packed `Use` out; the result is the method's, on rank 0."""
         return self._answer(lambda: self._use(unpack(use, self._device)))
 
+    def attach(self, settings: bytes) -> bytes:
+        """Attach AsyncDiff with other packed settings, by name; where that fails, those before stay."""
+        return self._answer(lambda: self._attach_anew(unpack(settings)))
+
     def report(self) -> bytes:
         """What the last generation did, as text."""
         return self._answer(lambda: to_text(self._attached.report()))
@@ -173,6 +178,17 @@ class Rank:
 
     def _attach(self) -> None:
         self._attached = AsyncDiff(self._pipe, **self._order.settings)
+
+    def _attach_anew(self, settings: Mapping[str, Any]) -> None:
+        before = self._order
+        self._attached.disable()
+        self._order = dataclasses.replace(before, settings=settings)
+        try:
+            self._attach()
+        except BaseException:
+            self._order = before
+            self._attach()
+            raise
 
     def _detach(self) -> None:
         """Detach from a pipeline whose weights are all there."""

@@ -19,6 +19,7 @@ from asyncdiff.loading import check_model
 from asyncdiff.plain import from_text
 from asyncdiff.plan.numbers import check_whole_number, shown
 from asyncdiff.report import Report
+from asyncdiff.request import Signature
 from asyncdiff.settings import Settings
 from asyncdiff.workers.answer import Answer, first_failure, raise_failure, repeat
 from asyncdiff.workers.parcel import generators_in, pack
@@ -72,7 +73,7 @@ class Workers:
         self._team: Team | None = None
         self._cluster: Cluster | None = None
         self._devices = check_whole_number("devices", devices, 1, _MOST_DEVICES)
-        self._settings = _settings_for(self._devices, settings)
+        self._settings = settings_for(self._devices, settings)
         self._model = _checked_model(model, allow_pickle)
         self._dtype = _checked_dtype(dtype)
         self._allow_pickle = allow_pickle
@@ -82,6 +83,7 @@ class Workers:
         self._turn = threading.Lock()
         self._owner: int | None = None
         self._interrupt = False
+        self._stop = threading.Event()
         self._is_closed = self._has_drawn = False
         self._cluster = _ray().Cluster(self._devices, address)
         try:
@@ -96,6 +98,8 @@ class Workers:
         Raises:
             ConfigurationError: the pipeline does not take these arguments, or one of them is no data.
             ExchangeError: a process has died; the next call starts all anew.
+            MemoryError: a process was ended before its machine ran out of memory; the next call starts all anew.
+            StoppedError: `stop()` was called.
             BusyError: another thread is generating.
         """
         with self._in_turn():
@@ -114,6 +118,47 @@ class Workers:
             f"neither Workers nor {description.signature.pipeline} has a method or a part {name!r} that can be used "
             "from another process"
         )
+
+    def attach(self, **settings: Any) -> None:
+        """Attach AsyncDiff with other settings in all processes, which stay; where that fails, those before stay.
+
+        Raises:
+            ConfigurationError: settings that cannot work, or weights that are divided (`shard`).
+            SplitError: a split that does not fit the denoiser.
+            ExchangeError: a process has died; the next call starts all anew.
+        """
+        with self._in_turn():
+            wanted = settings_for(self._devices, settings)
+            if wanted == self._settings:
+                return
+            if wanted.shard or self._settings.shard:
+                raise ConfigurationError("with shard each process has a part of the weights: open other workers")
+            self._run("attach", (pack(wanted.arguments()),))
+            self._settings = wanted
+
+    def stop(self) -> None:
+        """End the call of the pipeline that is under way, from another thread; it ends in a StoppedError."""
+        self._stop.set()
+
+    def revive(self) -> bool:
+        """Start the processes anew if one of them is gone; whether one was. A call would do so too.
+
+        Raises:
+            ExchangeError: the processes did not come up, or together.
+        """
+        with self._in_turn():
+            if self._team is not None and not self._team.is_alive():
+                self._end_team()
+            was_gone = self._team is None
+            if was_gone:
+                self._check_open()
+                self._open()
+            return was_gone
+
+    @property
+    def signature(self) -> Signature:
+        """What the pipeline can be called with."""
+        return self._description.signature
 
     def report(self) -> Report:
         """What the last generation really did, on rank 0; after `close()` still."""
@@ -164,8 +209,15 @@ class Workers:
         parcel = pack(Drawing(arguments, random_state, callback is not None, sends_tensors))
         self._interrupt, self._report, self._has_drawn = False, None, True
         on_step = None if callback is None else functools.partial(self._call_back, callback)
+        self._stop.clear()
         with Shown(self._bars, on_step) as bars:
-            drawn: Drawn = self._run("draw", (parcel,), bars.show)
+
+            def show(news: News) -> None:
+                bars.show(news)
+                if self._stop.is_set():
+                    raise StoppedError("the generation was stopped by stop()")
+
+            drawn: Drawn = self._run("draw", (parcel,), show)
             bars.show(drawn.news)
         for generator, state in zip(generators_in(arguments), drawn.generators, strict=True):
             generator.set_state(_state(state))
@@ -194,8 +246,7 @@ class Workers:
 
     def _run(self, name: str, given: tuple[bytes, ...], on_news: Callable[[News], None] | None = None) -> Any:
         """Have all processes do one thing; what rank 0 comes to. Processes that are gone are started anew."""
-        if self._is_closed:
-            raise ConfigurationError("the workers were closed; open others")
+        self._check_open()
         if self._team is None:
             self._open()
         team = self._present()
@@ -212,7 +263,8 @@ class Workers:
             answers = task.wait(self._settings.timeout + _SECONDS_OF_GRACE, patience + _SECONDS_OF_GRACE, on_news)
         except _ray().GoneError as error:
             self._end_team()
-            raise ExchangeError(f"{error}; the next call starts the processes anew") from error
+            kind = MemoryError if error.lacked_memory else ExchangeError
+            raise kind(f"{error}; the next call starts the processes anew") from error
         except BaseException:  # Ctrl-C, or an error of a callback
             self._break_off(task)
             raise
@@ -233,6 +285,10 @@ class Workers:
         finally:  # somebody may not want to wait for that either
             if not has_ended:
                 self._end_team()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ConfigurationError("the workers were closed; open others")
 
     def _open(self) -> None:
         """Start the processes, and let them do again what was done in those before."""
@@ -316,8 +372,13 @@ def _ray() -> Any:
     return cluster
 
 
-def _settings_for(devices: int, given: Mapping[str, Any]) -> Settings:
-    """The settings of so many processes, if they fit."""
+def settings_for(devices: int, given: Mapping[str, Any]) -> Settings:
+    """The settings of so many processes, if they fit.
+
+    Raises:
+        ConfigurationError: they do not, or there is no such setting.
+        SplitError: a split that is none.
+    """
     known = [own.name for own in dataclasses.fields(Settings)]
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:

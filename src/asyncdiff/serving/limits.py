@@ -1,0 +1,101 @@
+"""What a request may ask for at most. Checked when it arrives, before anything is drawn. Pure."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.numbers import check_number, check_whole_number, shown
+
+BODY_BYTES = 64 * 1024
+"""How long a request may be. A prompt and all settings take a small part of that."""
+
+_SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+_MOST_SECONDS = 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a picture, in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one request may ask for, and that the service holds.
+
+    Attributes:
+        steps: denoising steps.
+        size: of a picture.
+        pictures: in one request.
+        prompt: characters of a prompt, and of a negative one.
+        waiting: requests that wait while others are drawn.
+        seconds: from a request's arrival to its answer.
+
+    Raises:
+        ConfigurationError: a limit that is none.
+    """
+
+    steps: int = 100
+    size: Size = Size(1024, 1024)
+    pictures: int = 4
+    prompt: int = 1000
+    waiting: int = 16
+    seconds: float = 600.0
+
+    def __post_init__(self) -> None:
+        for own in dataclasses.fields(self):
+            if own.type is int:
+                check_whole_number(own.name, getattr(self, own.name), 1)
+        check_number("seconds", self.seconds, 0, _MOST_SECONDS)
+
+    def check_steps(self, value: Any) -> int:
+        """
+        Raises:
+            ConfigurationError: it is not a number of steps within the limit. So in those below.
+        """
+        return check_whole_number("steps", value, 1, self.steps)
+
+    def check_pictures(self, value: Any) -> int:
+        return check_whole_number("n", value, 1, self.pictures)
+
+    def check_prompt(self, name: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise ConfigurationError(f"{name} must be text, not {shown(value)}")
+        if len(value) > self.prompt:
+            raise ConfigurationError(f"{name} must have at most {self.prompt} characters, not {len(value)}")
+        if not _is_unicode(value):
+            raise ConfigurationError(f"{name} must be text; it holds half of a character")
+        return value
+
+    def check_size(self, value: Any) -> Size:
+        size = read_size("size", value)
+        check_whole_number("the width in size", size.width, 1, self.size.width)
+        check_whole_number("the height in size", size.height, 1, self.size.height)
+        return size
+
+
+def read_size(name: str, value: Any) -> Size:
+    """A size that is written as "128x128".
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ConfigurationError(f"{name} must be a width and a height in pixels, '128x128', not {shown(value)}")
+    return Size(int(found[1]), int(found[2]))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

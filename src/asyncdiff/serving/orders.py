@@ -1,0 +1,92 @@
+"""What the service tells a replica, and what it hears from it: records that travel as parcels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from asyncdiff.request import Signature
+
+Why = Literal["refused", "memory", "gone", "stopped", "error"]
+"""Why nothing was drawn: the request cannot be met; it needs too much memory; processes have died; it was ended; or an
+error that nobody has foreseen."""
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What every replica runs: the arguments of `Workers`."""
+
+    model: str
+    devices: int
+    dtype: str | None
+    allow_pickle: bool
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn.
+
+    Attributes:
+        number: its own.
+        arguments: of the pipeline's call, but for the generator.
+        seed: of the generator.
+        settings: of AsyncDiff, all that are not the default ones.
+    """
+
+    number: int
+    arguments: Mapping[str, Any]
+    seed: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far it is: steps that are done, of so many, if that is known, of one of the pipeline's bars."""
+
+    bar: int
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Attributes:
+        pictures: PNG files.
+        width, height: of each, in pixels.
+        seconds: that it took.
+        steps: how many there were of each kind, over all denoisers.
+        bytes_sent: between the ranks, by rank 0.
+    """
+
+    pictures: tuple[bytes, ...]
+    width: int
+    height: int
+    seconds: float
+    steps: Mapping[str, int]
+    bytes_sent: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why nothing was drawn, and a sentence for whoever has asked."""
+
+    why: Why
+    text: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A replica that can draw.
+
+    Attributes:
+        signature: of the pipeline's call.
+        processes: their numbers on their machines, rank by rank.
+    """
+
+    signature: Signature
+    processes: tuple[int, ...]
+
+
+Outcome = Drawn | Failed

@@ -1,0 +1,189 @@
+"""A replica: the Workers of one pipeline, which draw one order at a time; and how the front reaches it by Ray Serve."""
+
+import asyncio
+import contextlib
+import io
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import torch
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from asyncdiff.errors import AsyncDiffError, ConfigurationError, ExchangeError
+from asyncdiff.report import Report
+from asyncdiff.serving.front import LostError
+from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Pipeline, Progress, Ready
+from asyncdiff.workers.parcel import pack, unpack
+from asyncdiff.workers.progress import Events, Telling
+from asyncdiff.workers.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_OF_LISTENING = 0.2
+# What torch says on a CPU, for which it has no class.
+_NO_MEMORY = "can't allocate memory"
+_TOO_LARGE = Failed(
+    "memory", "there is not enough memory for this request; ask for a smaller size, or for fewer at once"
+)
+_ENDED = Failed("stopped", "the generation was ended")
+
+
+class Drawer:
+    """What runs in a replica's process. What uses the ranks' processes does so in turns, in threads beside the loop.
+
+    Args:
+        pipeline: a packed `Pipeline`.
+    """
+
+    def __init__(self, pipeline: bytes) -> None:
+        self._pipeline: Pipeline = unpack(pipeline)
+        self._workers: Workers | None = None
+        self._turn = asyncio.Lock()
+        self._events = Events()
+        self._number = -1
+        self._stopped = False
+
+    async def ready(self) -> bytes:
+        """Start the processes that are not there; packed `Ready`, or `Failed`."""
+        return pack(await self._in_turn(self._ready))
+
+    async def draw(self, parcel: bytes) -> AsyncIterator[bytes]:
+        """Draw a packed `Order`: packed `Progress`, and at last `Drawn` or `Failed`."""
+        order: Order = unpack(parcel)
+        self._number, self._stopped = order.number, False
+        self._events.begin()
+        work = asyncio.create_task(self._in_turn(self._draw, order))
+        while not work.done():
+            news = await asyncio.to_thread(self._events.wait, _SECONDS_OF_LISTENING)
+            for bar in news.bars:
+                yield pack(Progress(bar.number, bar.done, bar.total))
+        yield pack(await work)
+
+    async def stop(self, number: int) -> None:
+        """End the generation of this order."""
+        if number == self._number:
+            self._stopped = True
+            if self._workers is not None:
+                self._workers.stop()
+
+    async def _in_turn(self, work: Callable[..., Any], *given: Any) -> Any:
+        async with self._turn:
+            return await asyncio.to_thread(work, *given)
+
+    def _ready(self) -> Ready | Failed:
+        try:
+            workers = self._opened()
+            workers.revive()
+        except AsyncDiffError as error:
+            return Failed("refused" if isinstance(error, ValueError) else "gone", str(error))
+        except Exception as error:  # (whatever it is, whoever asks for the replica's health should know)
+            logger.exception("the replica cannot be started")
+            return Failed("error", f"the replica cannot be started ({type(error).__name__}); its log says why")
+        return Ready(workers.signature, workers.processes)
+
+    def _opened(self) -> Workers:
+        if self._workers is None:
+            own = self._pipeline
+            self._workers = Workers(
+                own.model, own.devices, dtype=own.dtype, allow_pickle=own.allow_pickle, **own.settings
+            )
+        return self._workers
+
+    def _draw(self, order: Order) -> Outcome:
+        try:
+            return self._drawn(order)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            logger.warning("order %d: %s", order.number, error)
+            return _TOO_LARGE
+        except ExchangeError as error:
+            logger.warning("order %d: %s", order.number, error)
+            if self._stopped:
+                return _ENDED
+            return Failed("gone", "a process that was drawing has died")
+        except ValueError as error:
+            return Failed("refused", str(error))
+        except Exception as error:  # (one request fails, whatever it is; the service lives)
+            if _NO_MEMORY in str(error):
+                return _TOO_LARGE
+            logger.exception("order %d", order.number)
+            return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
+        finally:
+            self._events.end()
+
+    def _drawn(self, order: Order) -> Outcome:
+        begin = time.perf_counter()
+        workers = self._opened()
+        if self._stopped:
+            return _ENDED
+        workers.attach(**order.settings)
+        workers.set_progress_bar_config(**Telling(self._events).config())
+        generator = torch.Generator().manual_seed(order.seed)
+        output = workers(**order.arguments, generator=generator)
+        pictures = getattr(output, "images", None)
+        if not isinstance(pictures, list):
+            raise ConfigurationError(f"{workers.signature.pipeline} makes no pictures")
+        report = workers.report()
+        first = pictures[0]
+        return Drawn(
+            tuple(map(_png, pictures)),
+            first.width,
+            first.height,
+            time.perf_counter() - begin,
+            _steps(report),
+            report.bytes_sent,
+        )
+
+
+class Link:
+    """The front's way to a replica.
+
+    Args:
+        handle: of a deployment of `Drawer`, of which there is one.
+    """
+
+    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
+        self._handle = handle
+
+    async def ready(self) -> Ready | Failed:
+        with _lost():
+            told: Ready | Failed = unpack(await self._handle.ready.remote())
+            return told
+
+    async def draw(self, order: Order) -> AsyncIterator[Progress | Outcome]:
+        with _lost():
+            draw: Any = self._handle.draw.options(stream=True)  # its types leave streams out
+            async for told in draw.remote(pack(order)):
+                yield unpack(told)
+
+    async def stop(self, number: int) -> None:
+        with _lost():
+            await self._handle.stop.remote(number)
+
+
+@contextlib.contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except (RayError, RayServeException) as error:
+        logger.warning("a replica cannot be reached: %s", error)
+        raise LostError("the process that was drawing has died") from error
+
+
+def _png(picture: Any) -> bytes:
+    written = io.BytesIO()
+    picture.save(written, "png")
+    return written.getvalue()
+
+
+def _steps(report: Report) -> dict[str, int]:
+    """Denoiser calls of each kind."""
+    counts: Counter[str] = Counter()
+    for denoiser in report.denoisers:
+        own = denoiser.counts
+        counts.update(full=own.full.total(), round=own.rounds, bridged=own.bridged, stored=own.stored)
+    return dict(counts)
