@@ -53,10 +53,15 @@ def blocks(page: Path, language: str) -> list[str]:
 def python_blocks(attaching: bool) -> list[Any]:
     """Those that attach AsyncDiff to a pipeline, for several ranks, or the others.
 
-    What asks a service is run by tests/serving, which has one.
+    What asks a service is run by tests/serving, which has one. What starts a Ray of its own is left to the long run:
+    tests/workers has one for all of its tests.
     """
     return [
-        pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
+        pytest.param(
+            text,
+            id=f"{page.relative_to(ROOT)}-{number}",
+            marks=[pytest.mark.whole] if "Workers(" in text else [],
+        )
         for page in PAGES
         for number, text in enumerate(blocks(page, "python"))
         if ("AsyncDiff(" in text or "asyncdiff.load(" in text) == attaching and "import OpenAI" not in text

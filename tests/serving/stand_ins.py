@@ -54,6 +54,8 @@ class StandIn:
         if prompt == "lose" and self.losses:
             self.losses -= 1
             raise LostError("the process that was drawing has died")
+        if prompt == "unforeseen":
+            raise KeyError("nobody has thought of this")
         for word in ("refused", "memory", "gone", "error"):
             if prompt == word:
                 yield Failed(word, f"because of {word}")  # type: ignore[arg-type]

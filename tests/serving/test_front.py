@@ -167,3 +167,15 @@ def test_nothing_is_answered_twice() -> None:
         assert await outcome(job) == Failed("gone", "first")
 
     run(test)
+
+
+def test_what_nobody_has_foreseen_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with begun(front_of(StandIn())) as front:
+            bad, good = submit(front, "unforeseen"), submit(front, "one")
+            failed = await outcome(bad)
+            assert isinstance(failed, Failed) and failed.why == "error" and "KeyError" in failed.text
+            assert isinstance(await outcome(good), Drawn)
+
+    run(test)
+    assert "nobody has thought of this" in caplog.text

@@ -1,6 +1,7 @@
 """Who draws what, and when: requests wait in one line, each replica takes the next. Nothing here knows Ray."""
 
 import asyncio
+import logging
 import math
 import time
 from collections import Counter, deque
@@ -11,6 +12,8 @@ from asyncdiff.request import Signature
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Progress, Ready
 from asyncdiff.serving.waiting import FullError, Job, Waiting
+
+logger = logging.getLogger(__name__)
 
 State = Literal["starting", "ready", "drawing"]
 STATES: tuple[State, ...] = ("starting", "ready", "drawing")
@@ -131,6 +134,9 @@ class Front:
             told = await asked
         except (LostError, asyncio.TimeoutError) as error:
             told = Failed("gone", str(error) or "it has not answered in time")
+        except Exception as error:  # (whatever it is, whoever asks for the replica's health should know)
+            logger.exception("replica %d", place)
+            told = Failed("error", f"the replica cannot be asked ({type(error).__name__}); the service's log says why")
         if isinstance(told, Failed):
             self.failures[place] = told
             self.processes[place] = ()
@@ -152,6 +158,9 @@ class Front:
             return Failed("error", "the replica has said nothing")
         except LostError as error:
             return Failed("gone", str(error))
+        except Exception as error:  # (one request fails, whatever it is; the line goes on)
+            logger.exception("order %d", job.order.number)
+            return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
         finally:
             stopping.cancel()
 
