@@ -92,10 +92,12 @@ def served(*options: str) -> Iterator[Served]:
     timer = threading.Timer(SECONDS_TO_START, process.kill)
     timer.start()
     try:
-        told = process.stdout.readline() if process.stdout else ""
+        told: list[str] = []  # libraries may say something first
+        while not (told and ("is served at" in told[-1] or not told[-1])):
+            told.append(process.stdout.readline() if process.stdout else "")
         timer.cancel()
-        if "is served at" not in told:
-            raise RuntimeError(f"the service has not come up: {told}")
+        if not told[-1]:
+            raise RuntimeError(f"the service has not come up: {''.join(told)}")
         yield Served(f"http://127.0.0.1:{port}", process, time.perf_counter() - begin)
     finally:
         timer.cancel()
