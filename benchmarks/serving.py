@@ -39,6 +39,7 @@ from benchmarks.machine import machine
 PROMPTS = ("a red apple", "rocket")
 SEEDS = 4
 SETTINGS: Mapping[str, Any] = {"components": 2, "warmup": 2, "cooldown": 0}
+OPTIONS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 SECONDS_TO_START = 300
 SECONDS_TO_END = 60
 SECONDS = 1800  # of one request, and of the whole
@@ -69,6 +70,11 @@ class Served:
 
     def health(self) -> Any:
         return json.loads(self.get("/health"))
+
+    def figures(self) -> dict[str, str]:
+        """What it tells Prometheus, by name."""
+        lines = (line.rpartition(" ") for line in self.get("/metrics").decode().splitlines())
+        return {name: value for name, _, value in lines}
 
     def client(self, key: str = "none") -> openai.OpenAI:
         """One that does not try again by itself."""
@@ -211,7 +217,7 @@ def under_load(service: Served, requests: int, clients: int, steps: int, right: 
         },
         "counted": {
             name: value
-            for name, _, value in (line.rpartition(" ") for line in service.get("/metrics").decode().splitlines())
+            for name, value in service.figures().items()
             if name.startswith(
                 ("asyncdiff_requests_total", "asyncdiff_pictures_total", "asyncdiff_replica_losses_total")
             )
@@ -228,8 +234,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/serving.json"))
     arguments = parser.parse_args()
     right = expected(arguments.model, arguments.steps)
-    options = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    with served("--model", arguments.model, "--devices", "2", *options) as service:
+    with served("--model", arguments.model, "--devices", "2", *OPTIONS) as service:
         found = under_load(service, arguments.requests, arguments.clients, arguments.steps, right)
         found = {"model": arguments.model, "seconds_to_start": service.seconds, **found}
     arguments.output.write_text(json.dumps({"machine": machine(), "result": found}, indent=1) + "\n", encoding="utf-8")

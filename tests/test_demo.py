@@ -8,7 +8,7 @@ from diffusers import CogView4Pipeline, StableDiffusionPipeline
 
 from asyncdiff.demo import DemoName, demo_prompts, load_demo, prompt_agreement
 
-PROMPTS = ["red apple", "rocket", "a red apple"]
+PROMPTS = ["red apple", "cat face", "rocket", "a red apple"]
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,12 @@ from asyncdiff.errors import ConfigurationError
 _BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def near(unknown: str, known: Collection[str]) -> str | None:
+    """A question whether the name that is most like one that is not known is meant, if there is one that is like it."""
+    found = difflib.get_close_matches(unknown, known, 1)
+    return f"is {found[0]!r} meant?" if found else None
+
+
 @dataclass(frozen=True)
 class Request:
     """One call of a pipeline.
@@ -79,9 +85,8 @@ class Signature:
             given[name] = value
         unknown, missing = self.unknown(given), self.missing(given)
         if unknown is not None:
-            near = difflib.get_close_matches(unknown, self.names, 1)
-            advice = f"; is {near[0]!r} meant?" if near else f"; it takes {', '.join(self.names)}"
-            raise ConfigurationError(f"{self.pipeline} takes no {unknown!r}{advice}")
+            advice = near(unknown, self.names) or f"it takes {', '.join(self.names)}"
+            raise ConfigurationError(f"{self.pipeline} takes no {unknown!r}; {advice}")
         if missing is not None:
             raise ConfigurationError(f"{self.pipeline} needs {missing!r}")
         return Request({name: given[name] for name in (*self.names, *given) if name in given})

@@ -99,6 +99,8 @@ def _all_layouts() -> dict[int, list[Layout]]:
             if name != "wan22":
                 settings = {"components": components, "stride": stride, "guidance": guidance}
                 found[world_size].append((name, settings, use))
+    found[2].append(("sd15", {"components": 2, "shard": True}, "in two sizes"))
+    found[4].append(("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"))
     return found
 
 

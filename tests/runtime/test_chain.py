@@ -16,6 +16,8 @@ from tests.tiny import PIPELINES, every, run
 STEPS = 1000  # more than any generation has
 # What no split by hand can say: that two components call a module; blocks that some of the calls leave out.
 NOT_BY_HAND = ("cascade_decoder", "sd35_skip_layer_guidance")
+# Their rounds differ by rounding: what was sent has another layout in memory than what was made here.
+ROUNDED = ("ddpm", "consistency")
 
 
 def split_of(async_diff: AsyncDiff) -> Split:
@@ -33,10 +35,7 @@ def split_of(async_diff: AsyncDiff) -> Split:
 
 @pytest.mark.parametrize("name", every("sd3", "flux"))
 def test_chained_steps_are_the_plain_pipeline_and_rounds_those_of_the_same_division(name: str) -> None:
-    """In one process the ranks take turns, and read NaN wherever nothing was sent to them.
-
-    Rounds are equal but for rounding: what was sent has another layout in memory than what was made here.
-    """
+    """In one process the ranks take turns, and read NaN wherever nothing was sent to them."""
     tiny, pipe = PIPELINES[name], PIPELINES[name].build()
     plain = run(pipe, tiny)
     with AsyncDiff(pipe, components=2, warmup=STEPS, shard=True, executor="local") as async_diff:
@@ -48,7 +47,8 @@ def test_chained_steps_are_the_plain_pipeline_and_rounds_those_of_the_same_divis
         chained = run(pipe, tiny)
         split = split_of(async_diff)
     with AsyncDiff(pipe, split=split, **settings):
-        torch.testing.assert_close(run(pipe, tiny), chained, rtol=1e-5, atol=1e-5)
+        tolerance = 1e-5 if name in ROUNDED else 0.0
+        torch.testing.assert_close(run(pipe, tiny), chained, rtol=tolerance, atol=tolerance)
     assert torch.equal(run(pipe, tiny), plain)
 
 

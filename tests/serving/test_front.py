@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from asyncdiff.serving.front import Front, FullError
+from asyncdiff.serving.front import Front
 from asyncdiff.serving.orders import Drawn, Failed, Outcome
-from asyncdiff.serving.waiting import Job
+from asyncdiff.serving.waiting import FullError, Job
 from tests.serving.stand_ins import SECONDS, StandIn, front_of
 
 

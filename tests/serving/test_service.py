@@ -23,7 +23,7 @@ from PIL import Image
 from asyncdiff import AsyncDiff, load_demo
 from asyncdiff.demo import prompt_agreement
 from asyncdiff.serving.limits import Limits
-from benchmarks.serving import PROMPTS, SETTINGS, Served, expected, served, under_load
+from benchmarks.serving import OPTIONS, PROMPTS, Served, expected, served, under_load
 from tests.docs.test_docs import blocks, commands
 
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
@@ -31,7 +31,6 @@ STEPS = 4
 SECONDS = 60.0
 LIMITS = ("--max-seconds", "60", "--timeout", "20")
 ROOM = 256 * 2**20  # bytes: enough for all that is small
-OPTIONS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +61,7 @@ def until(condition: Callable[[], object], seconds: float = SECONDS) -> None:
 
 
 def figure(service: Served, name: str) -> float:
-    lines = (line.rpartition(" ") for line in service.get("/metrics").decode().splitlines())
-    return next((float(value) for found, _, value in lines if found == name), 0.0)
+    return float(service.figures().get(name, 0.0))
 
 
 def send(service: Served, **body: Any) -> socket.socket:
@@ -134,12 +132,13 @@ def test_who_goes_away_frees_the_place(service: Served) -> None:
     with pytest.raises(openai.RateLimitError) as raised:
         service.client().images.generate(prompt="rocket")
     assert int(raised.value.response.headers["retry-after"]) >= 1
-    begin = time.monotonic()
+    begin, pictures = time.monotonic(), figure(service, "asyncdiff_pictures_total")
     for connection in reversed(connections):
         connection.close()
     until(lambda: service.health()["waiting"] == 0 and service.health()["replicas"][0]["state"] == "ready")
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 15
     until(lambda: figure(service, 'asyncdiff_requests_total{status="499"}') == 3)
+    assert figure(service, "asyncdiff_pictures_total") == pictures, "it was ended, not drawn to its end"
 
 
 @pytest.mark.whole

@@ -1,7 +1,6 @@
 """The demo pipeline with a UNet of its structure and a fraction of its width: for what is not about pictures."""
 
 from pathlib import Path
-from typing import Any
 
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
@@ -12,14 +11,14 @@ from asyncdiff.zoo.specimen import randomise
 WIDTH = 32
 
 
-def load_narrow_demo(**parts: Any) -> DiffusionPipeline:
-    """Always the same; its pictures show nothing. Parts that are given are not loaded."""
+def load_narrow_demo() -> DiffusionPipeline:
+    """Always the same; its pictures show nothing."""
     config = UNet2DConditionModel.load_config(demo_folder("unet") / "unet")
     levels = len(config["block_out_channels"])
     narrow = {**config, "block_out_channels": [WIDTH] * levels, "attention_head_dim": [1] * levels}
     unet = UNet2DConditionModel.from_config(narrow)
     randomise(unet.eval())
-    return load_demo("unet", unet=unet, **parts)
+    return load_demo("unet", unet=unet)
 
 
 def save_narrow_demo(folder: Path) -> Path:

@@ -257,7 +257,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 flops=_flops(kind, args, kwargs, result),
                 bytes=moved,
                 weight_bytes=weights,
-                exponentials=_exponentials(kind.name, args, result),
+                exponentials=_exponentials(kind, args, result),
                 allocated=allocated,
             )
         )
@@ -359,11 +359,11 @@ def _flops(kind: _Kind, args: tuple[Any, ...], kwargs: dict[str, Any], result: A
     return 0
 
 
-def _exponentials(name: Any, args: tuple[Any, ...], result: Any) -> int:
+def _exponentials(kind: _Kind, args: tuple[Any, ...], result: Any) -> int:
     """One for every query and key of an attention, or for every number of a softmax on its own."""
-    if name in _SOFTMAX:
+    if kind.name in _SOFTMAX:
         return int(result.numel())
-    if name in _FUSED_ATTENTION:
+    if kind.name in _FUSED_ATTENTION:
         query, key = args[0], args[1]
         return int(query.numel() // max(query.shape[-1], 1) * key.shape[-2])
     return 0

@@ -5,13 +5,13 @@ import logging
 import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, Protocol
 
 from asyncdiff.request import Signature
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Progress, Ready
-from asyncdiff.serving.waiting import FullError, Job, Waiting
+from asyncdiff.serving.waiting import Job, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class Front:
 
     async def _is_well(self, place: int) -> bool:
         """Whether a replica can draw; until it says so, and it was lost, it is starting."""
-        asked = asyncio.create_task(_limited(self._replicas[place].ready(), _SECONDS_TO_START))
+        asked = asyncio.create_task(asyncio.wait_for(self._replicas[place].ready(), _SECONDS_TO_START))
         done, _ = await asyncio.wait([asked], timeout=_SECONDS_BETWEEN_CHECKS)
         if not done:
             self._set(place, "starting")
@@ -186,10 +186,6 @@ class Front:
             self.metrics.replicas.labels(state).set(found[state])
 
 
-async def _limited(work: Coroutine[Any, Any, Any], seconds: float) -> Any:
-    return await asyncio.wait_for(work, seconds)
-
-
 async def _stop_when_left(replica: Replica, job: Job) -> None:
     """End a generation that nobody waits for; again and again, since it may not have begun yet."""
     await job.left.wait()
@@ -199,6 +195,3 @@ async def _stop_when_left(replica: Replica, job: Job) -> None:
         except (LostError, asyncio.TimeoutError):
             return  # then it has ended, or will
         await asyncio.sleep(_SECONDS_BETWEEN_STOPS)
-
-
-__all__ = ["STATES", "Front", "FullError", "LostError", "Replica", "State"]

@@ -1,13 +1,8 @@
 """The service as a whole: started on a Ray of this machine's own, and ended with all of its processes."""
 
-import contextlib
 import logging
-import os
-import signal
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -22,7 +17,7 @@ from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Pipeline
 from asyncdiff.serving.replica import Drawer, Link
 from asyncdiff.serving.wire import Service
-from asyncdiff.workers.cluster import Cluster
+from asyncdiff.workers.cluster import Cluster, environment
 from asyncdiff.workers.parcel import pack, unpack
 
 _NAME = "asyncdiff"
@@ -67,20 +62,14 @@ class Running:
 
     def __init__(self, plan: Plan) -> None:
         _check_address(plan.host, plan.port)
-        own = {name: os.environ.get(name) for name in _ENVIRONMENT}
-        os.environ.update(_ENVIRONMENT)
-        with _own_signals():
+        with environment(_ENVIRONMENT):
             self._cluster = Cluster(plan.pipeline.devices * plan.replicas, None)
-        try:
-            self._front = _start(plan)
-            self._wait(plan.replicas)
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            for name, value in own.items():
-                if value is None:
-                    os.environ.pop(name, None)
+            try:
+                self._front = _start(plan)
+                self._wait(plan.replicas)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """End all processes."""
@@ -149,17 +138,6 @@ def _start(plan: Plan) -> "DeploymentHandle[Any]":
         name="entrance", **{**own, "max_ongoing_requests": _MOST_AT_ONCE, "max_queued_requests": _MOST_AT_ONCE}
     )
     return serve.run(entrance.bind(pack(plan), *drawers), name=_NAME, route_prefix="/")
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Let SIGTERM mean what it meant before, in spite of Ray."""
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
 
 
 def _check_address(host: str, port: int) -> None:

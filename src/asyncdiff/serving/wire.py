@@ -1,7 +1,6 @@
 """Requests and answers in the shape of OpenAI's images, as plain data that is checked. Pure."""
 
 import base64
-import difflib
 import json
 import math
 from collections.abc import Collection, Mapping
@@ -10,7 +9,7 @@ from typing import Any, NoReturn
 
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.numbers import check_whole_number, shown
-from asyncdiff.request import Signature
+from asyncdiff.request import Signature, near
 from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Drawn, Progress
 from asyncdiff.settings import knobs
@@ -114,7 +113,7 @@ def read_request(body: bytes, service: Service, signature: Signature | None) -> 
     form, streams = given.get("response_format") or "b64_json", given.get("stream")
     if form not in FORMATS:
         _refuse(f"response_format must be 'b64_json' or 'url', not {shown(form)}", "response_format")
-    if streams not in (None, True, False) or not isinstance(streams, (bool, type(None))):
+    if not isinstance(streams, (bool, type(None))):
         _refuse(f"stream must be true or false, not {shown(streams)}", "stream")
     if "prompt" not in given:
         _refuse("the request needs a prompt", "prompt")
@@ -186,8 +185,7 @@ def _mapping(value: Any, param: str | None = None) -> dict[str, Any]:
 def _check_names(what: str, given: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, 1)
-        advice = f"is {near[0]!r} meant?" if near else f"it may have {', '.join(known)}"
+        advice = near(unknown, known) or f"it may have {', '.join(known)}"
         _refuse(f"{what} has a field {shown(unknown)}, which is not known here; {advice}", unknown, "unknown_field")
 
 

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -311,10 +311,8 @@ def _connect(devices: int, address: str | None) -> None:
         _check_address(address)
     else:
         own = {"num_cpus": max(devices, os.cpu_count() or 1), "include_dashboard": False, "_node_ip_address": _LOOPBACK}
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update({name: os.environ.get(name, value) for name, value in _ENVIRONMENT.items()})
     try:
-        with _undisturbed():
+        with environment(_ENVIRONMENT), _undisturbed():
             ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **own)
     except KeyboardInterrupt:
         ray.shutdown()
@@ -324,19 +322,31 @@ def _connect(devices: int, address: str | None) -> None:
         raise ConfigurationError(
             f"no Ray {where}: {_reason(error)}; several machines: ray start --head on the first"
         ) from error
+
+
+@contextlib.contextmanager
+def environment(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile; one that has a value keeps it."""
+    missing = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
+        for name in missing:
+            del os.environ[name]
 
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Put Ctrl-C off to the end: a Ray that has half begun can neither be used nor ended. Not the second one."""
+    """Put Ctrl-C off to the end: a Ray that has half begun can neither be used nor ended. Not the second one.
+
+    What somebody has set for SIGTERM stays: Ray sets its own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # no signals come here
         return
     before, came = signal.getsignal(signal.SIGINT), False
+    term = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: Any) -> None:
         nonlocal came
@@ -348,6 +358,8 @@ def _undisturbed() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if term not in (signal.SIG_DFL, None):
+            signal.signal(signal.SIGTERM, term)
     if came:
         raise KeyboardInterrupt
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import threading
@@ -19,7 +18,7 @@ from asyncdiff.loading import check_model
 from asyncdiff.plain import from_text
 from asyncdiff.plan.numbers import check_whole_number, shown
 from asyncdiff.report import Report
-from asyncdiff.request import Signature
+from asyncdiff.request import Signature, near
 from asyncdiff.settings import Settings
 from asyncdiff.workers.answer import Answer, first_failure, raise_failure, repeat
 from asyncdiff.workers.parcel import generators_in, pack
@@ -382,10 +381,8 @@ def settings_for(devices: int, given: Mapping[str, Any]) -> Settings:
     known = [own.name for own in dataclasses.fields(Settings)]
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, known, 1)
-        raise ConfigurationError(
-            f"there is no setting {unknown!r}" + (f"; is {near[0]!r} meant?" if near else f"; {', '.join(known)} are")
-        )
+        advice = near(unknown, known) or f"{', '.join(known)} are"
+        raise ConfigurationError(f"there is no setting {unknown!r}; {advice}")
     settings = Settings(**given)
     check_backend(settings.backend)
     if settings.process_group is not None or settings.executor == "local":
