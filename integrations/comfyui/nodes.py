@@ -51,7 +51,7 @@ class AsyncDiffService:
     FUNCTION = "find"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 (ComfyUI's name)
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         address = {"default": usual_address(), "tooltip": "Where the service is, as it says itself when it is started."}
         timeout = {
             "default": 600,
@@ -62,12 +62,12 @@ class AsyncDiffService:
         return {"required": {"address": ("STRING", address)}, "optional": {"timeout": ("INT", timeout)}}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, address: str | None) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(cls, address: str | None) -> bool | str:
         # None: what is linked is not known yet.
         return True if address is None else _sentence(Address.of, address)
 
     @classmethod
-    def IS_CHANGED(cls, address: str | None, timeout: int | None = None) -> str:  # noqa: N802
+    def IS_CHANGED(cls, address: str | None, timeout: int | None = None) -> str:
         """Another model, or a service that was started anew and may have other settings: then all is drawn again.
 
         What this raises counts as a change, so that the service is looked for once more.
@@ -102,11 +102,11 @@ class AsyncDiffSettings:
     FUNCTION = "choose"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         return {"required": {}, "optional": widgets()}
 
     @classmethod
-    def VALIDATE_INPUTS(cls, split: str | None = None, left_out: str | None = None) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(cls, split: str | None = None, left_out: str | None = None) -> bool | str:
         told = _sentence(read_split, split) if split else True
         return _sentence(read_names, left_out) if told is True and left_out else told
 
@@ -129,7 +129,7 @@ class AsyncDiffSampler:
     FUNCTION = "draw"
 
     @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:
         text = {"multiline": True, "dynamicPrompts": True}
         pixels = {"default": 0, "min": 0, "max": _MOST_PIXELS, "step": 8}
         own = "0: as the pipeline has it."
@@ -181,7 +181,7 @@ class AsyncDiffSampler:
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width: int | None = None, height: int | None = None) -> bool | str:  # noqa: N802
+    def VALIDATE_INPUTS(cls, width: int | None = None, height: int | None = None) -> bool | str:
         return True if width is None or height is None else _sentence(_size, width, height)
 
     def draw(

@@ -126,7 +126,7 @@ SETTINGS = (
         "choice",
         "What stands in for what other devices are still computing: forecast, what the steps before let expect; or "
         "paper, what they made last, much farther from the ordinary picture.",
-        ("forecast", "paper"),
+        ("paper", "forecast"),
     ),
 )
 _BY_NAME = {setting.name: setting for setting in SETTINGS}
