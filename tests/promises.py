@@ -182,6 +182,15 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/serving/test_service.py::test_it_listens_on_the_loopback_alone",
         "tests/commands/test_bad_input.py::test_commands",
     ),
+    "ComfyUI's nodes give the service's picture, and cancelling there ends it here": (
+        "tests/integrations/test_comfyui_service.py",
+        "tests/integrations/test_comfyui_asking.py::test_cancel_ends_the_drawing",
+        "tests/integrations/test_comfyui_asking.py::test_cancel_frees_the_place_in_the_line",
+    ),
+    "A workflow of somebody else sends no key to an address that it is not for": (
+        "tests/integrations/test_comfyui_asking.py::test_no_key_goes_to_an_address_of_somebody_else",
+        "tests/integrations/test_comfyui_nodes.py::test_a_key_belongs_to_an_address",
+    ),
     "Imports run one way": ("tests/test_imports.py",),
 }
 

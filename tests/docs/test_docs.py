@@ -33,6 +33,7 @@ PAGES = sorted(
     [
         *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
         ROOT / "src/asyncdiff/checkpoints/README.md",
+        ROOT / "integrations/comfyui/README.md",
         *ROOT.glob("docs/*.md"),
     ]
 )
@@ -211,6 +212,8 @@ def test_a_command_is_understood(command: str, tmp_path: Path, monkeypatch: pyte
         assert TORCHRUN.fullmatch(command), "only scripts made of the page's own code block can be run"
     elif command.startswith("ray "):  # tests/workers has a Ray of two nodes
         assert RAY.fullmatch(command)
+    elif command.startswith("ln "):  # tests/integrations links it
+        assert "integrations/" in command
     elif command.startswith("curl "):  # tests/serving has a service that is asked so
         assert CURL.fullmatch(command)
     else:

@@ -199,7 +199,7 @@ def test_nobody_listens(comfyui: ComfyUI) -> None:
 def test_a_service_that_ends_between_two_workflows(comfyui: ComfyUI) -> None:
     with hosted() as own:
         comfyui.run(workflow(own.address))
-    with pytest.raises(RuntimeError, match="^nobody answers at "):
+    with pytest.raises(RuntimeError, match=r"^nobody answers at "):
         comfyui.run(workflow(own.address, seed=1))
 
 
