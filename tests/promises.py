@@ -183,7 +183,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/commands/test_bad_input.py::test_commands",
     ),
     "ComfyUI's nodes give the service's picture, and cancelling there ends it here": (
-        "tests/integrations/test_comfyui_service.py",
+        "tests/integrations/test_comfyui_asking.py::test_a_picture",
         "tests/integrations/test_comfyui_asking.py::test_cancel_ends_the_drawing",
         "tests/integrations/test_comfyui_asking.py::test_cancel_frees_the_place_in_the_line",
     ),
