@@ -172,7 +172,12 @@ class AsyncDiffSampler:
                 "height": ("INT", {**pixels, "tooltip": f"Pixels. {own}"}),
                 "batch_size": (
                     "INT",
-                    {"default": 1, "min": 1, "max": _MOST_PICTURES, "tooltip": "How many pictures, at once."},
+                    {
+                        "default": 1,
+                        "min": 1,
+                        "max": _MOST_PICTURES,
+                        "tooltip": "How many pictures, at once: the service's n.",
+                    },
                 ),
             },
             "optional": {

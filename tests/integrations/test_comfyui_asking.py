@@ -98,10 +98,10 @@ def test_what_the_service_refuses(comfyui: ComfyUI, service: Hosted) -> None:
 
 
 def ended(comfyui: ComfyUI, run: Any) -> None:
-    """Somebody presses "cancel", and it does not take long."""
+    """Somebody presses "cancel", and the workflow ends by that."""
     comfyui.interrupt()
     with pytest.raises(InterruptionError):
-        run.result(2)
+        run.result(SECONDS)
 
 
 def test_cancel_ends_the_drawing(comfyui: ComfyUI, service: Hosted, pool: ThreadPoolExecutor) -> None:

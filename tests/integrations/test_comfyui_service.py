@@ -1,7 +1,6 @@
 """Workflows that ask a service as a user starts it."""
 
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,11 +87,9 @@ def test_cancel_frees_the_place(asking: ComfyUI, service: Served) -> None:
         drawn = pool.submit(asking.run, workflow(service.address, prompt="rocket", steps=100))
         until(lambda: asking.bars, SECONDS)
         assert is_as(0, "drawing")
-        begin = time.monotonic()
         asking.interrupt()
         with pytest.raises(InterruptionError):
             drawn.result(SECONDS)
-        assert time.monotonic() - begin < 5
     until(lambda: is_as(0, "ready"), SECONDS)
 
 
