@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import threading
 import time
@@ -12,7 +13,11 @@ import uvicorn
 
 from asyncdiff.serving.app import build
 from asyncdiff.serving.orders import Order, Outcome, Progress
-from tests.serving.stand_ins import SECONDS, SERVICE, StandIn, front_of
+from tests.serving.stand_ins import LIMITS, SECONDS, StandIn, front_of
+from tests.serving.stand_ins import SERVICE as SHORT
+
+# It gives up nothing by itself while a test waits.
+SERVICE = dataclasses.replace(SHORT, limits=dataclasses.replace(LIMITS, seconds=6 * SECONDS))
 
 
 class Recording(StandIn):

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from tests.integrations.comfyui import ComfyUI, InterruptionError, Saved, workflow
-from tests.integrations.hosted import Hosted, hosted, until
+from tests.integrations.comfyui import ComfyUI, InterruptionError, Saved, SaveImage, workflow
+from tests.integrations.hosted import SERVICE, Hosted, hosted, until
 from tests.integrations.odd import answer, broken_stream, odd
-from tests.serving.stand_ins import LIMITS, SECONDS, SERVICE, picture
+from tests.serving.stand_ins import LIMITS, SECONDS, picture
 
 KEY = "a-key-that-nobody-guesses"
 SENT = Saved([Image.open(io.BytesIO(picture())).tobytes()], 8, 4)
@@ -272,6 +273,16 @@ def test_what_comes_of_a_picture(
     monkeypatch.setattr(client, "_SECONDS_OF_SILENCE", 0.3)
     with odd(said) as own, pytest.raises(RuntimeError, match=sentence):
         client.Client(address.Address.of(own.address)).draw({"prompt": "x"}, SECONDS, lambda done, total: None)
+
+
+def test_every_colour_comes_through(comfyui: ComfyUI) -> None:
+    """To a file that ComfyUI saves; grey and transparent pictures too."""
+    pixels = np.arange(3 * 256, dtype=np.uint8).reshape(16, 16, 3)
+    for mode in ("RGB", "L", "RGBA"):
+        image, file = Image.fromarray(pixels).convert(mode), io.BytesIO()
+        image.save(file, "png")
+        images = comfyui.package.pictures.images_of([file.getvalue()])
+        assert SaveImage().save(images, "x").pixels == [image.convert("RGB").tobytes()]
 
 
 def test_what_is_no_picture(comfyui: ComfyUI) -> None:
