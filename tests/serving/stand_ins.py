@@ -7,15 +7,16 @@ from typing import Any
 
 from PIL import Image
 
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
+from asyncdiff.request.words import Size
 from asyncdiff.serving.front import Front, LostError
-from asyncdiff.serving.limits import Limits, Size
+from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Progress, Ready
 from asyncdiff.serving.wire import Service
 
 NAMES = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "negative_prompt")
-SIGNATURE = Signature("StandIn", (*NAMES, "num_images_per_prompt", "generator"), 0, ("prompt",), False)
+SIGNATURE = Signature("StandIn", (*NAMES, "num_images_per_prompt", "generator"), 0, ("prompt",), False, {}, ())
 LIMITS = Limits(steps=20, size=Size(256, 128), pictures=2, prompt=40, waiting=2, seconds=5)
 SERVICE = Service("stand-in", 2, {"components": 2}, 4, LIMITS)
 SECONDS = 10.0

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.serving.limits import Limits, Size, read_size
+from asyncdiff.request.words import Size, read_size
+from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.wire import FIELDS, SETTINGS, ImageRequest, RequestError, read_request
 from asyncdiff.settings import Settings
 from tests.serving.stand_ins import SERVICE, SIGNATURE

@@ -10,8 +10,9 @@ from asyncdiff.commands.checks import check_weights
 from asyncdiff.commands.options import AllowPickle, Model, Steps, Weights, with_settings
 from asyncdiff.commands.terminal import ended_by_sigterm, exit_codes, fail, refuse, stdout
 from asyncdiff.errors import AsyncDiffError, ExchangeError
+from asyncdiff.request.words import read_size
 from asyncdiff.serving.keys import read_keys
-from asyncdiff.serving.limits import Limits, read_size
+from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Pipeline
 from asyncdiff.serving.wire import Service
 from asyncdiff.settings import Settings, in_options

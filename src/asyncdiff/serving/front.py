@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, Protocol
 
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Progress, Ready
 from asyncdiff.serving.waiting import Job, Waiting

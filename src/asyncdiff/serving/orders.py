@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
 
 Why = Literal["refused", "memory", "gone", "stopped", "error"]
 """Why nothing was drawn: the request cannot be met; it needs too much memory; processes have died; it was ended; or an

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.numbers import check_whole_number, shown
-from asyncdiff.request import Signature, near
+from asyncdiff.request.signature import Signature, near
 from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Drawn, Progress
 from asyncdiff.settings import knobs
@@ -209,7 +209,7 @@ def _checked_arguments(
     if signature is not None:
         if arguments["num_images_per_prompt"] == 1 and signature.unknown(("num_images_per_prompt",)):
             del arguments["num_images_per_prompt"]
-        _checked(signature.request, None, (), arguments)
+        _checked(signature.call, None, (), arguments)
     return arguments
 
 

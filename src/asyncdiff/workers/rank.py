@@ -22,7 +22,7 @@ from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load_pipeline
 from asyncdiff.plain import to_text
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
 from asyncdiff.workers.answer import Answer, failure_of, remarks
 from asyncdiff.workers.parcel import generators_in, pack, unpack
 from asyncdiff.workers.progress import Events, News, Step, Telling

@@ -18,7 +18,7 @@ from asyncdiff.loading import check_model
 from asyncdiff.plain import from_text
 from asyncdiff.plan.numbers import check_whole_number, shown
 from asyncdiff.report import Report
-from asyncdiff.request import Signature, near
+from asyncdiff.request.signature import Signature, near
 from asyncdiff.settings import Settings
 from asyncdiff.workers.answer import Answer, first_failure, raise_failure, repeat
 from asyncdiff.workers.parcel import generators_in, pack
@@ -102,7 +102,7 @@ class Workers:
             BusyError: another thread is generating.
         """
         with self._in_turn():
-            return self._draw(dict(self._description.signature.request(args, kwargs).arguments))
+            return self._draw(self._description.signature.call(args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         """A method of the pipeline, to be run in all processes, or a part of it that has such methods."""
