@@ -134,7 +134,7 @@ def test_a_video_is_evaluated_frame_by_frame(place: Path) -> None:
     done = CliRunner().invoke(app, ["evaluate", "--model", "svd", *words, *settings], env={"COLUMNS": "200"})
     assert done.exit_code == 0, done.stderr
     page = (place / "report.html").read_text()
-    assert "no prompt" in page and "worst frame" in page and "Videos" in page
+    assert "no prompt" in page and "worst frame" in page and "1 video of 5 steps" in page
     assert page.count('class="film"') == 3 and 'max="2"' in page
 
 

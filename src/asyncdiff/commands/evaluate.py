@@ -132,7 +132,8 @@ def evaluate(
         evaluation = judge(study, local, device, drawn, loaded)
         write_file("--out", out, render(evaluation))
     stdout.print(_table(evaluation))
-    stdout.print(f"{out}: {len(study.pairs)} pictures at every setting", markup=False, soft_wrap=True)
+    count, kind = len(study.pairs), evaluation.sequential.pictures[0].made.kind
+    stdout.print(f"{out}: {count} {kind}{'s' * (count > 1)} at every setting", markup=False, soft_wrap=True)
     failed = [series for series in evaluation.series if series.failure is not None]
     for series in failed:
         stderr.print(

@@ -88,6 +88,7 @@ def render(evaluation: Evaluation) -> str:
     study, first = evaluation.study, evaluation.sequential.pictures[0].made
     return environment.get_template("evaluation.html").render(
         study=study,
+        kind=first.kind,
         title=title_of(study.settings[0]),
         described=describe(study.settings[0]),
         local=evaluation.local,
