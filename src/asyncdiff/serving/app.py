@@ -100,7 +100,7 @@ class _Routes:
         wanted = read_request(await _body_of(request), self._service, self._front.signature)
         seed = secrets.randbelow(_MOST_SEED + 1) if wanted.seed is None else wanted.seed
         try:
-            job = self._front.submit(dict(wanted.arguments), seed, dict(wanted.settings))
+            job = self._front.submit(dict(wanted.arguments), seed, dict(wanted.settings), wanted.is_timed)
         except FullError as error:
             raise RequestError(
                 f"{self._front.waiting} requests are waiting already; try again later",
