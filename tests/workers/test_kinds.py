@@ -49,7 +49,7 @@ def test_the_steps_of_a_pipeline() -> None:
     with AsyncDiff(pipe, components=2, warmup=3, cooldown=1, guidance=1, bridge=2, executor="local") as attached:
         telling = Telling(Kept(), Kinds(attached.counts))
         pipe.set_progress_bar_config(**telling.config())
-        for steps in (8, 6):
+        for steps in (12, 10):
             telling.begin()
             told.clear()
             pipe("rocket", num_inference_steps=steps, output_type="latent")
