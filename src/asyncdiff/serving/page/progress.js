@@ -1,0 +1,35 @@
+// The bar: a segment for each step, in the colour of its kind.
+
+import { byId, element } from "./dom.js";
+import { classOf, legend } from "./kinds.js";
+
+const MANY = 120; // steps, of which the segments are drawn without gaps
+
+export function begin(status) {
+  byId("progress").hidden = false;
+  byId("bar").replaceChildren();
+  byId("bar-legend").replaceChildren();
+  byId("bar").removeAttribute("aria-valuenow");
+  say(status);
+}
+
+export function say(status) {
+  byId("status").textContent = status;
+}
+
+export function show({ step, steps, kinds }) {
+  const bar = byId("bar");
+  const total = steps ?? step;
+  if (bar.childElementCount !== total) {
+    bar.replaceChildren(...Array.from({ length: total }, () => element("span")));
+    bar.classList.toggle("dense", total > MANY);
+    bar.setAttribute("aria-valuemax", total);
+  }
+  for (const [place, segment] of [...bar.children].entries()) {
+    segment.className = place < step ? classOf(kinds[place]) : "";
+    segment.title = place < step ? `step ${place + 1}: ${kinds[place] ?? "no denoiser"}` : "";
+  }
+  bar.setAttribute("aria-valuenow", step);
+  bar.setAttribute("aria-valuetext", `step ${step} of ${total}`);
+  byId("bar-legend").replaceChildren(...legend(new Set(kinds)));
+}
