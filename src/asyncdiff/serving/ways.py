@@ -64,7 +64,7 @@ def _divisions(devices: int) -> Iterator[tuple[str, str, str, Mapping[str, Any]]
     if devices % _BRANCHES == 0:
         parts = devices // _BRANCHES
         title = "guidance" if parts == 1 else f"guidance and {parts} components"
-        meaning = "each device computes a guidance branch, which is exact"
+        meaning = "each device computes a guidance branch, which changes nothing but rounding"
         if parts > 1:
             meaning = f"{parts} devices compute each guidance branch, a part of the denoiser each"
         yield "guidance", title, meaning, {"guidance": _BRANCHES, "components": parts}

@@ -19,17 +19,22 @@ function model() {
 function tell(problem) {
   byId("problem").textContent = problem;
   byId("problem").hidden = !problem;
+  if (problem) {
+    byId("problem").scrollIntoView({ block: "nearest" });
+  }
 }
 
 function tellError(error) {
   if (!(error instanceof ServiceError)) {
     console.error(error);
   }
-  tell(error instanceof ServiceError ? error.message : `Something went wrong in this page: ${error.message}`);
   if (error.status === 401) {
     byId("key-field").hidden = false;
     byId("key").focus();
+    tell(byId("key").value ? "The service does not know this key." : "The service asks for a key.");
+    return;
   }
+  tell(error instanceof ServiceError ? error.message : `Something went wrong in this page: ${error.message}`);
 }
 
 function setBusy(controller) {
@@ -83,7 +88,7 @@ async function drawOwn() {
   const drawn = await drawAs(asked, seed === "" ? null : Number(seed), "");
   if (drawn) {
     [own, sequential] = [{ ...drawn, asked, way: way.title, model: model() }, null];
-    showPictures();
+    await showPictures();
   }
 }
 
@@ -92,7 +97,8 @@ async function drawSequential() {
   const drawn = await drawAs({ ...own.asked, settings }, own.about.seed, "Sequential: ");
   if (drawn) {
     sequential = drawn;
-    showPictures();
+    await showPictures();
+    byId("pictures").scrollIntoView({ block: "nearest" });
   }
 }
 

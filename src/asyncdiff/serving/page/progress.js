@@ -7,6 +7,7 @@ const MANY = 120; // steps, of which the segments are drawn without gaps
 
 export function begin(status) {
   byId("progress").hidden = false;
+  byId("progress").scrollIntoView({ block: "nearest" });
   byId("bar").replaceChildren();
   byId("bar-legend").replaceChildren();
   byId("bar").removeAttribute("aria-valuenow");

@@ -85,7 +85,7 @@ function sums(row, all) {
     found.set(`${kind} steps`, `${own.length} in ${milliseconds(of(own))}`);
   }
   found.set("other parts", milliseconds(of(row.spans.filter((span) => span.what === "part"))));
-  found.set("of all that: waiting", milliseconds(row.seconds_waited));
+  found.set("waiting, in these or between", milliseconds(row.seconds_waited));
   return found.set("from beginning to end", milliseconds(all));
 }
 
