@@ -5,7 +5,6 @@ import base64
 import contextlib
 import dataclasses
 import io
-import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,7 +31,18 @@ KEY = "a-key-that-nobody-guesses"
 MARKUP = "<img src=x onerror=alert(1)><b>bold</b>"
 WAYS = ("full", "full", "round", "bridged")
 SECONDS = 20.0
+SHOWN = ("own", "sequential")
 NARROW, WIDE = 390, 1280
+# In the page: the pixels of a picture that is shown, as a PNG file.
+_WRITTEN = """image => {
+    const canvas = new OffscreenCanvas(image.naturalWidth, image.naturalHeight);
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    return canvas.convertToBlob().then(blob => new Promise(done => {
+        const reader = new FileReader();
+        reader.onload = () => done(reader.result);
+        reader.readAsDataURL(blob);
+    }));
+}"""
 
 
 def noise(seed: int, is_sequential: bool) -> bytes:
@@ -116,6 +126,11 @@ class Looked:
 
     def text(self, selector: str) -> str:
         return str(self.page.inner_text(selector))
+
+    def picture(self, name: str) -> Image.Image:
+        """As it is shown, in its own size."""
+        written = self.page.eval_on_selector(f"#{name} img", _WRITTEN)
+        return Image.open(io.BytesIO(base64.b64decode(written.partition(",")[2]))).convert("RGB")
 
     def problem(self) -> str:
         self.page.wait_for_selector("#problem:not([hidden])")
@@ -220,6 +235,7 @@ def test_a_picture_and_the_sequential_one_beside_it(place: Place) -> None:
         assert other.settings["warmup"] == SERVICE.limits.steps and other.settings["components"] == 2
         assert looked.classes("#bar > span") == ["full"] * 7
         pictures = [pixels(Image.open(io.BytesIO(noise(5, each)))) for each in (False, True)]
+        assert all((pixels(looked.picture(name)) == each).all() for name, each in zip(SHOWN, pictures, strict=True))
         found = float(looked.page.get_attribute("#psnr", "data-value"))
         assert found == pytest.approx(psnr(*pictures), rel=1e-12) and f"{found:.2f} dB" in looked.text("#psnr")
         assert looked.text("#times").split("\n")[1].split("\t")[1:] == ["0.70 s", "0.70 s", "1.00×"]
@@ -235,6 +251,7 @@ def test_a_sequential_picture_that_is_the_same(place: Place) -> None:
         looked.draw("a red apple", steps="2")
         looked.wait_for_picture()
         looked.draw_sequential()
+        until(lambda: 'asyncdiff_requests_total{status="200"} 2.0' in place.client.get("/metrics").text)
         assert len({order.seed for order in place.painter.orders}) == 1, "the seed that the service has chosen"
         assert looked.text("#psnr") == "The two are equal, bit for bit."
 
@@ -417,31 +434,24 @@ def test_a_narrow_window_and_keys_alone(place: Place) -> None:
         assert unnamed == []
 
 
-def pictures_in(text: str) -> list[bytes]:
-    """The PNG files in an event stream."""
-    found = [json.loads(line.removeprefix("data: ")) for line in text.split("\n") if line.startswith("data: ")]
-    return [base64.b64decode(event["b64_json"]) for event in found if "b64_json" in event]
-
-
 @pytest.mark.whole
 def test_a_real_service(browser: Any) -> None:
     """Both pictures are those that one process draws, and the steps those that it takes."""
     steps = 8
-    streams: list[Any] = []
     with served("--devices", "2", "--steps", str(steps), "--timeout", "60") as service:
         looked = Looked(browser, service.address)
-        looked.page.on("response", lambda answer: streams.append(answer) if "generations" in answer.url else None)
         looked.page.wait_for_selector("#draw:enabled")
         looked.page.get_by_label("Devices").select_option("components")
         looked.draw("a red apple", seed="3")
         looked.wait_for_picture()
         looked.draw_sequential()
-        own, sequential = (Image.open(io.BytesIO(pictures_in(each.text())[0])) for each in streams)
+        own, sequential = looked.picture("own"), looked.picture("sequential")
         pipe: Any = load_demo("unet")
         torch.set_num_threads(1)
 
         def draw() -> Image.Image:
-            picture: Image.Image = pipe("a red apple", steps, generator=torch.Generator().manual_seed(3)).images[0]
+            generator = torch.Generator().manual_seed(3)
+            picture: Image.Image = pipe("a red apple", num_inference_steps=steps, generator=generator).images[0]
             return picture
 
         assert sequential.tobytes() == draw().tobytes()

@@ -110,7 +110,7 @@ async function drawAs({ prompt, model: id, steps, settings }, seed, title) {
   progress.begin(`${title}asking …`);
   const request = { prompt, model: id, seed, n: 1, asyncdiff: { ...settings, steps, timeline: true } };
   try {
-    let kinds = [];
+    let [kinds, drawn] = [[], null];
     for await (const event of draw(request, byId("key").value, controller.signal)) {
       if (event.type === "image_generation.queued") {
         progress.say(title + (event.before ? `waiting; ${many(event.before, "request")} before this one` : "it is the next one"));
@@ -123,9 +123,10 @@ async function drawAs({ prompt, model: id, steps, settings }, seed, title) {
       } else if (event.type === "image_generation.completed") {
         const about = event.asyncdiff;
         progress.say(`${title}done in ${about.seconds.toFixed(2)} s; steps: ${counted(kinds)}`);
-        return { file: fileOf(event.b64_json), about, kinds };
+        drawn = { file: fileOf(event.b64_json), about, kinds };
       }
     }
+    return drawn;
   } catch (error) {
     if (controller.signal.aborted) {
       progress.say(`${title}stopped`);
