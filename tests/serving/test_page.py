@@ -125,7 +125,7 @@ class Looked:
         self.page.wait_for_selector("#comparison:not([hidden])")
 
     def text(self, selector: str) -> str:
-        return str(self.page.inner_text(selector))
+        return str(self.page.inner_text(selector)).replace("\u00a0", " ")
 
     def picture(self, name: str) -> Image.Image:
         """As it is shown, in its own size."""
@@ -222,6 +222,7 @@ def test_a_picture_and_the_sequential_one_beside_it(place: Place) -> None:
         legend = looked.text("#bar-legend")
         assert all(f"{kind}:" in legend for kind in kinds)
         assert "a red apple, seed 5, 7 steps" in looked.text("#own figcaption")
+        assert looked.classes("#own .bar > span") == kinds
         assert looked.page.eval_on_selector("#own img", "image => [image.naturalWidth, image.naturalHeight]") == [
             40,
             24,

@@ -122,7 +122,7 @@ async function drawAs({ prompt, model: id, steps, settings }, seed, title) {
         progress.say(`${title}${part}step ${event.step} of ${event.steps ?? "?"}${kind}`);
       } else if (event.type === "image_generation.completed") {
         const about = event.asyncdiff;
-        progress.say(`${title}done in ${about.seconds.toFixed(2)} s; steps: ${counted(kinds)}`);
+        progress.say(`${title}done in ${seconds(about.seconds)}; steps: ${counted(kinds)}`);
         drawn = { file: fileOf(event.b64_json), about, kinds };
       }
     }
@@ -143,7 +143,7 @@ async function drawAs({ prompt, model: id, steps, settings }, seed, title) {
 async function showPictures() {
   byId("pictures").hidden = false;
   const steps = `${own.asked.prompt}, seed ${own.about.seed}, ${many(own.asked.steps, "step")}`;
-  showPicture(byId("own"), own, `${steps}: ${own.way}; ${own.about.seconds.toFixed(2)} s (${counted(own.kinds)})`);
+  showPicture(byId("own"), own, `${steps}: ${own.way}; ${seconds(own.about.seconds)} (${counted(own.kinds)})`);
   const settings = own.model.asyncdiff.sequential;
   byId("compare").hidden = Boolean(sequential);
   byId("draw-sequential").hidden = !settings;
@@ -152,7 +152,7 @@ async function showPictures() {
     : "With shard no device has all of the weights, so that the service cannot draw the sequential one.";
   byId("sequential").hidden = byId("comparison").hidden = !sequential;
   if (sequential) {
-    showPicture(byId("sequential"), sequential, `sequential; ${sequential.about.seconds.toFixed(2)} s (${counted(sequential.kinds)})`);
+    showPicture(byId("sequential"), sequential, `sequential; ${seconds(sequential.about.seconds)} (${counted(sequential.kinds)})`);
   }
   showTimelines();
   if (sequential) {
@@ -160,13 +160,13 @@ async function showPictures() {
   }
 }
 
-function showPicture(figure, { file, about }, caption) {
+function showPicture(figure, { file, kinds }, caption) {
   const image = figure.querySelector("img");
   URL.revokeObjectURL(image.src);
   image.src = URL.createObjectURL(file);
   image.alt = caption;
   figure.querySelector("figcaption").textContent = caption;
-  figure.dataset.seed = about.seed;
+  progress.fill(figure.querySelector(".bar"), kinds, kinds.length, kinds.length);
   figure.hidden = false;
 }
 
@@ -175,10 +175,10 @@ function showComparison(decibels) {
   byId("psnr").textContent = equal ? "The two are equal, bit for bit." : `PSNR ${decibels.toFixed(2)} dB; from about 40 dB on a difference is hard to see.`;
   byId("psnr").dataset.value = decibels;
   const rows = [
-    ["the generation, on the ranks", own.about.timeline.seconds, sequential.about.timeline.seconds],
-    ["the request: settings put on, generation, file", own.about.seconds, sequential.about.seconds],
+    ["generation", own.about.timeline.seconds, sequential.about.timeline.seconds],
+    ["whole request", own.about.seconds, sequential.about.seconds],
   ].map(([name, one, other]) =>
-    element("tr", {}, element("th", { scope: "row" }, name), ...[`${one.toFixed(2)} s`, `${other.toFixed(2)} s`, `${(other / one).toFixed(2)}×`]
+    element("tr", {}, element("th", { scope: "row" }, name), ...[seconds(one), seconds(other), `${(other / one).toFixed(2)}×`]
       .map((text) => element("td", {}, text))),
   );
   const head = ["", "this one", "sequential", "ratio"].map((text) => element("th", { scope: "col" }, text));
@@ -187,7 +187,8 @@ function showComparison(decibels) {
   const who = devices > 1 ? `Each of the ${devices} devices computes` : "The device computes";
   byId("times-hint").textContent =
     `${who} the whole of every sequential step, as one device alone would. ` +
-    "Both are measured once, with whatever else this machine does; the first call after other settings is recorded, which takes longer.";
+    "A whole request is putting its settings on, the generation, and writing the file. All is measured once, with " +
+    "whatever else this machine does; the first step after other settings is recorded, which takes longer.";
 }
 
 function showTimelines() {
@@ -197,11 +198,15 @@ function showTimelines() {
     return;
   }
   const title = (each) => (each === own ? "this one" : "sequential");
-  const seconds = Math.max(...found.map((each) => each.about.timeline.seconds));
+  const longest = Math.max(...found.map((each) => each.about.timeline.seconds));
   const width = Math.max(byId("charts").clientWidth, 280) * Number(byId("zoom").value);
-  byId("charts").replaceChildren(...found.map((each) => timelines.chart(each.about.timeline, title(each), seconds, width)));
+  byId("charts").replaceChildren(...found.map((each) => timelines.chart(each.about.timeline, title(each), longest, width)));
   byId("timeline-legend").replaceChildren(...timelines.legend(found.map((each) => each.about.timeline)));
   byId("numbers").replaceChildren(...found.map((each) => timelines.table(each.about.timeline, title(each))));
+}
+
+function seconds(number) {
+  return `${number.toFixed(2)}\u00a0s`;
 }
 
 function many(count, what) {

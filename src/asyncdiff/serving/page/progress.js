@@ -21,16 +21,21 @@ export function say(status) {
 export function show({ step, steps, kinds }) {
   const bar = byId("bar");
   const total = steps ?? step;
+  fill(bar, kinds, step, total);
+  bar.setAttribute("aria-valuemax", total);
+  bar.setAttribute("aria-valuenow", step);
+  bar.setAttribute("aria-valuetext", `step ${step} of ${total}`);
+  byId("bar-legend").replaceChildren(...legend(new Set(kinds)));
+}
+
+// Give a bar a segment for each of so many steps, of which some are done.
+export function fill(bar, kinds, step, total) {
   if (bar.childElementCount !== total) {
     bar.replaceChildren(...Array.from({ length: total }, () => element("span")));
     bar.classList.toggle("dense", total > MANY);
-    bar.setAttribute("aria-valuemax", total);
   }
   for (const [place, segment] of [...bar.children].entries()) {
     segment.className = place < step ? classOf(kinds[place]) : "";
     segment.title = place < step ? `step ${place + 1}: ${kinds[place] ?? "no denoiser"}` : "";
   }
-  bar.setAttribute("aria-valuenow", step);
-  bar.setAttribute("aria-valuetext", `step ${step} of ${total}`);
-  byId("bar-legend").replaceChildren(...legend(new Set(kinds)));
 }

@@ -85,8 +85,8 @@ function sums(row, all) {
     found.set(`${kind} steps`, `${own.length} in ${milliseconds(of(own))}`);
   }
   found.set("other parts", milliseconds(of(row.spans.filter((span) => span.what === "part"))));
-  found.set("waiting, in these or between", milliseconds(row.seconds_waited));
-  return found.set("from beginning to end", milliseconds(all));
+  found.set("whole generation", milliseconds(all));
+  return found.set("of it waiting", milliseconds(row.seconds_waited));
 }
 
 function milliseconds(seconds) {
