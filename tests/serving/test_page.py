@@ -290,7 +290,7 @@ def test_what_the_ranks_did(place: Place) -> None:
         assert title == "step 3, round: 90 ms, from 210 ms on"
         looked.page.get_by_text("The same in numbers").click()
         numbers = looked.text("#numbers")
-        assert "2 in 180 ms" in numbers and re.search(r"waiting.*\s30 ms\s+30 ms", numbers)
+        assert "2 calls, 180 ms" in numbers and re.search(r"waiting.*\s30 ms\s+30 ms", numbers)
         inner = "e => [e.scrollWidth, e.clientWidth]"
         assert len({*looked.page.eval_on_selector("#charts", inner)}) == 1
         looked.page.get_by_label("Enlarged").select_option("4")

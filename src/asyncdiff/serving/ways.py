@@ -35,7 +35,7 @@ class Way:
 def ways_of(service: Service) -> tuple[Way, ...]:
     """Those that the service accepts with its number of devices; the first is its own."""
     own = ", ".join(f"{name}={value}" for name, value in service.settings.items())
-    first = Way("service", "as the service has it", own or "asyncdiff chooses by the first call", {})
+    first = Way("service", "as the service has it", f"with {own}" if own else "asyncdiff chooses by the first call", {})
     return (first, *(way for way in _candidates(service.devices) if _is_accepted(way.settings, service)))
 
 

@@ -14,6 +14,11 @@ export function shape(name, attributes = {}, ...children) {
   return filled(document.createElementNS(SVG, name), attributes, children);
 }
 
+// "1 step", "2 steps"
+export function many(count, what) {
+  return `${count} ${what}${count === 1 ? "" : "s"}`;
+}
+
 function filled(made, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
     made.setAttribute(key, String(value));

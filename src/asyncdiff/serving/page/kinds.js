@@ -6,7 +6,7 @@ const MEANINGS = {
   full: "full: the whole denoiser",
   divided: "divided: the whole denoiser, its tokens shared out",
   chained: "chained: the whole denoiser, device after device",
-  round: "round: all components at the same time",
+  round: "round: all parts at the same time",
   bridged: "bridged: forecast",
   stored: "stored: predicted by an earlier step",
 };

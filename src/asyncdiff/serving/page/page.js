@@ -1,6 +1,6 @@
 // The page: what the user asks for, and what comes of it.
 
-import { byId, element } from "./dom.js";
+import { byId, element, many } from "./dom.js";
 import { counted } from "./kinds.js";
 import { fileOf, psnr } from "./picture.js";
 import * as progress from "./progress.js";
@@ -207,10 +207,6 @@ function showTimelines() {
 
 function seconds(number) {
   return `${number.toFixed(2)}\u00a0s`;
-}
-
-function many(count, what) {
-  return `${count} ${what}${count === 1 ? "" : "s"}`;
 }
 
 byId("form").addEventListener("submit", (event) => {

@@ -1,6 +1,6 @@
 // What the ranks did and when, as a chart: a row for each rank, along an axis in milliseconds.
 
-import { element, shape } from "./dom.js";
+import { element, many, shape } from "./dom.js";
 import { classOf, entry, legend as legendOfSteps } from "./kinds.js";
 
 const [LEFT, RIGHT, TOP] = [58, 30, 6];
@@ -82,7 +82,7 @@ function sums(row, all) {
   const found = new Map();
   for (const kind of new Set(steps.map((span) => span.name))) {
     const own = steps.filter((span) => span.name === kind);
-    found.set(`${kind} steps`, `${own.length} in ${milliseconds(of(own))}`);
+    found.set(kind, `${many(own.length, "call")}, ${milliseconds(of(own))}`);
   }
   found.set("other parts", milliseconds(of(row.spans.filter((span) => span.what === "part"))));
   found.set("whole generation", milliseconds(all));
