@@ -182,6 +182,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/serving/test_service.py::test_it_listens_on_the_loopback_alone",
         "tests/commands/test_bad_input.py::test_commands",
     ),
+    "The service's page shows what was drawn, by step and by rank, and lets nothing of others in": (
+        "tests/serving/test_page.py",
+        "tests/serving/test_ways.py",
+        "tests/test_timeline.py",
+        "tests/workers/test_kinds.py",
+    ),
     "Imports run one way": ("tests/test_imports.py",),
 }
 

@@ -28,6 +28,7 @@ counts = st.builds(
     inserted=st.dictionaries(numbers, st.sampled_from(StepKind), max_size=3),
     largest_error=reals,
     seconds_full=reals,
+    kinds=st.lists(st.sampled_from(StepKind), max_size=3),
 )
 denoisers = st.builds(
     DenoiserReport,

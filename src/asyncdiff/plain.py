@@ -15,7 +15,7 @@ from PIL import Image
 
 
 def to_text(value: Any) -> str:
-    """A record of dataclasses, tuples, mappings, counters, enums, pictures, arrays and plain values, as JSON."""
+    """A record of dataclasses, tuples, lists, mappings, counters, enums, pictures, arrays and plain values, as JSON."""
     return json.dumps(_plain(value))
 
 
@@ -60,8 +60,8 @@ def _made(kind: Any, data: Any) -> Any:
             return None
         (kind,) = (each for each in inner if each is not NoneType)
         return _made(kind, data)
-    if origin is tuple:
-        return tuple(_made(inner[0], each) for each in data)
+    if origin in (tuple, list):
+        return origin(_made(inner[0], each) for each in data)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         keys, values = (inner[0], int) if origin is Counter else inner
         made = {_made(keys, key): _made(values, held) for key, held in data}

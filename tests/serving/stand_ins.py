@@ -61,7 +61,7 @@ class StandIn:
             if prompt == word:
                 yield Failed(word, f"because of {word}")  # type: ignore[arg-type]
                 return
-        yield Progress(0, 1, 2)
+        yield Progress(0, 1, 2, ("full",))
         while prompt == "wait" and not self.go_on.is_set():
             if order.number in self.stopped:
                 yield Failed("stopped", "the generation was ended")

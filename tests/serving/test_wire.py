@@ -46,6 +46,7 @@ BAD: list[tuple[Any, str, str | None]] = [
     ({"prompt": "x", "asyncdiff": {"guidance_scale": 1e300}}, "guidance_scale must be a number from", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"negative_prompt": 1}}, "negative_prompt must be text", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"negative_prompt": "x" * 41}}, "at most 40 characters", "asyncdiff"),
+    ({"prompt": "x", "asyncdiff": {"timeline": "yes"}}, "timeline must be true or false, not 'yes'", "asyncdiff"),
     # The sentences of the settings and of the workers themselves.
     ({"prompt": "x", "asyncdiff": {"warmup": 0}}, "warmup must be a whole number of at least 1, not 0", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"components": 3}}, "= 3 devices, not devices=2; use devices=3", "asyncdiff"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import re
 import secrets
@@ -21,7 +22,9 @@ from asyncdiff.serving.keys import is_key
 from asyncdiff.serving.limits import BODY_BYTES
 from asyncdiff.serving.orders import Drawn, Failed, Outcome, Progress
 from asyncdiff.serving.pictures import Pictures
+from asyncdiff.serving.site import Site
 from asyncdiff.serving.waiting import FullError, Job
+from asyncdiff.serving.ways import sequential_way, ways_of
 from asyncdiff.serving.wire import (
     ImageRequest,
     RequestError,
@@ -51,7 +54,7 @@ def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
     Args:
         keys: the digests of those that are let in; none for whoever comes.
     """
-    routes = _Routes(front, service)
+    routes, site = _Routes(front, service), Site()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -61,6 +64,7 @@ def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
 
     app = Starlette(
         routes=[
+            *site.routes,
             Route("/v1/images/generations", routes.generate, methods=["POST"]),
             Route("/v1/images/{name}.png", routes.picture, methods=["GET"]),
             Route("/v1/models", routes.models, methods=["GET"]),
@@ -71,7 +75,7 @@ def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
         exception_handlers={HTTPException: _no_route, RequestError: _refusal, Exception: _failure},
         lifespan=lifespan,
     )
-    return _Door(app, keys) if keys else app
+    return _Door(app, keys, site.paths) if keys else app
 
 
 class _Routes:
@@ -100,7 +104,7 @@ class _Routes:
         wanted = read_request(await _body_of(request), self._service, self._front.signature)
         seed = secrets.randbelow(_MOST_SEED + 1) if wanted.seed is None else wanted.seed
         try:
-            job = self._front.submit(dict(wanted.arguments), seed, dict(wanted.settings))
+            job = self._front.submit(dict(wanted.arguments), seed, dict(wanted.settings), wanted.is_timed)
         except FullError as error:
             raise RequestError(
                 f"{self._front.waiting} requests are waiting already; try again later",
@@ -180,7 +184,18 @@ class _Routes:
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._service.model, "object": "model", "created": self._created, "owned_by": "asyncdiff"}
+        own = self._service
+        about = {
+            "devices": own.devices,
+            "replicas": len(self._front.states),
+            "steps": own.steps,
+            "max_steps": own.limits.steps,
+            "max_prompt": own.limits.prompt,
+            "ways": [dataclasses.asdict(way) for way in ways_of(own)],
+            "sequential": sequential_way(own),
+        }
+        named = {"id": own.model, "object": "model", "created": self._created, "owned_by": "asyncdiff"}
+        return {**named, "asyncdiff": about}
 
     async def health(self, request: Request) -> Response:
         states = self._front.states
@@ -200,9 +215,10 @@ class _Routes:
 class _Door:
     """Lets those in who have a key."""
 
-    def __init__(self, app: ASGIApp, keys: Collection[bytes]) -> None:
+    def __init__(self, app: ASGIApp, keys: Collection[bytes], open_paths: Collection[str]) -> None:
         self._app = app
         self._keys = keys
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or self._is_open(scope) or self._has_key(scope):
@@ -212,7 +228,8 @@ class _Door:
         await _response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
     def _is_open(self, scope: Scope) -> bool:
-        return scope["method"] == "GET" and _OPEN.fullmatch(scope["path"]) is not None
+        path = scope["path"]
+        return scope["method"] == "GET" and (path in self._open_paths or _OPEN.fullmatch(path) is not None)
 
     def _has_key(self, scope: Scope) -> bool:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")

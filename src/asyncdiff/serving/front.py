@@ -80,13 +80,13 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any]) -> Job:
+    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any], is_timed: bool = False) -> Job:
         """Let a request wait for its turn.
 
         Raises:
             FullError: as many wait as may.
         """
-        job = Job(Order(self._waiting.number(), arguments, seed, settings))
+        job = Job(Order(self._waiting.number(), arguments, seed, settings, is_timed))
         self._waiting.add(job)
         return job
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from asyncdiff.request.signature import Signature
+from asyncdiff.timeline import Timeline
 
 Why = Literal["refused", "memory", "gone", "stopped", "error"]
 """Why nothing was drawn: the request cannot be met; it needs too much memory; processes have died; it was ended; or an
@@ -31,21 +32,28 @@ class Order:
         arguments: of the pipeline's call, but for the generator.
         seed: of the generator.
         settings: of AsyncDiff, all that are not the default ones.
+        is_timed: whether it is told what every rank did, and when.
     """
 
     number: int
     arguments: Mapping[str, Any]
     seed: int
     settings: Mapping[str, Any]
+    is_timed: bool = False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far it is: steps that are done, of so many, if that is known, of one of the pipeline's bars."""
+    """How far it is: steps that are done, of so many, if that is known, of one of the pipeline's bars.
+
+    Attributes:
+        kinds: of the steps that are done; None where a step called no denoiser.
+    """
 
     bar: int
     done: int
     total: int | None
+    kinds: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ class Drawn:
         seconds: that it took.
         steps: how many there were of each kind, over all denoisers.
         bytes_sent: between the ranks, by rank 0.
+        timeline: what every rank did, and when, if the order asks for it.
     """
 
     pictures: tuple[bytes, ...]
@@ -66,6 +75,7 @@ class Drawn:
     seconds: float
     steps: Mapping[str, int]
     bytes_sent: int
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from asyncdiff.report import Report
 from asyncdiff.serving.front import LostError
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Pipeline, Progress, Ready
 from asyncdiff.workers.parcel import pack, unpack
-from asyncdiff.workers.progress import Events, Telling
+from asyncdiff.workers.progress import Events
 from asyncdiff.workers.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class Drawer:
         while not work.done():
             news = await asyncio.to_thread(self._events.wait, _SECONDS_OF_LISTENING)
             for bar in news.bars:
-                yield pack(Progress(bar.number, bar.done, bar.total))
+                yield pack(Progress(bar.number, bar.done, bar.total, bar.kinds))
         yield pack(await work)
 
     async def stop(self, number: int) -> None:
@@ -121,9 +121,11 @@ class Drawer:
         if self._stopped:
             return _ENDED
         workers.attach(**order.settings)
-        workers.set_progress_bar_config(**Telling(self._events).config())
+        workers.set_progress_bar_config(disable=True)
+        workers.tell_progress(self._events.add_bar)
         generator = torch.Generator().manual_seed(order.seed)
-        output = workers(**order.arguments, generator=generator)
+        with workers.timed() if order.is_timed else contextlib.nullcontext():
+            output = workers(**order.arguments, generator=generator)
         pictures = getattr(output, "images", None)
         if not isinstance(pictures, list):
             raise ConfigurationError(f"{workers.signature.pipeline} makes no pictures")
@@ -136,6 +138,7 @@ class Drawer:
             time.perf_counter() - begin,
             _steps(report),
             report.bytes_sent,
+            workers.timeline() if order.is_timed else None,
         )
 
 

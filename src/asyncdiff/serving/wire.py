@@ -19,6 +19,7 @@ FIELDS = ("prompt", "model", "n", "size", "response_format", "seed", "stream", "
 FORMATS = ("b64_json", "url")
 # Of `asyncdiff`, beside the settings: what the pipeline's call takes.
 _OF_CALL = ("steps", "guidance_scale", "negative_prompt")
+_TIMELINE = "timeline"  # whether the answer tells what every rank did, and when
 SETTINGS = tuple(knob.name for knob in knobs() if not knob.is_fixed)
 """The settings that a request may choose: those with which the processes need not be started anew."""
 
@@ -82,6 +83,7 @@ class ImageRequest:
         settings: of AsyncDiff, those of the service and of the request.
         as_url: whether pictures are fetched from an address, or are in the answer.
         streams: whether progress is told.
+        is_timed: whether the answer tells what every rank did, and when.
     """
 
     arguments: Mapping[str, Any]
@@ -89,6 +91,7 @@ class ImageRequest:
     settings: Mapping[str, Any]
     as_url: bool
     streams: bool
+    is_timed: bool = False
 
 
 def read_request(body: bytes, service: Service, signature: Signature | None) -> ImageRequest:
@@ -103,7 +106,7 @@ def read_request(body: bytes, service: Service, signature: Signature | None) -> 
     given = _mapping(_parsed(body))
     _check_names("the request", given, FIELDS)
     own = _mapping(given.get("asyncdiff") or {}, "asyncdiff")
-    _check_names("asyncdiff", own, (*_OF_CALL, *SETTINGS))
+    _check_names("asyncdiff", own, (*_OF_CALL, _TIMELINE, *SETTINGS))
     if given.get("model") not in (None, service.model):
         _refuse(
             f"there is no model {shown(given['model'])} here; {service.model!r} is", "model", "model_not_found", 404
@@ -115,6 +118,9 @@ def read_request(body: bytes, service: Service, signature: Signature | None) -> 
         _refuse(f"response_format must be 'b64_json' or 'url', not {shown(form)}", "response_format")
     if not isinstance(streams, (bool, type(None))):
         _refuse(f"stream must be true or false, not {shown(streams)}", "stream")
+    is_timed = own.get(_TIMELINE)
+    if not isinstance(is_timed, (bool, type(None))):
+        _refuse(f"timeline must be true or false, not {shown(is_timed)}", "asyncdiff")
     if "prompt" not in given:
         _refuse("the request needs a prompt", "prompt")
     return ImageRequest(
@@ -123,6 +129,7 @@ def read_request(body: bytes, service: Service, signature: Signature | None) -> 
         settings=_checked(_settings, "asyncdiff", own, service),
         as_url=form == "url",
         streams=bool(streams),
+        is_timed=bool(is_timed),
     )
 
 
@@ -133,7 +140,8 @@ def answer(drawn: Drawn, images: Collection[Mapping[str, str]], created: int, se
         images: an object for each picture, `b64_json` or `url`.
         created: seconds since 1970.
     """
-    about = {"seed": seed, "seconds": round(drawn.seconds, 3), "steps": dict(drawn.steps)}
+    about: dict[str, Any] = {"seed": seed, "seconds": round(drawn.seconds, 3), "steps": dict(drawn.steps)}
+    about |= {} if drawn.timeline is None else {"timeline": drawn.timeline.as_data()}
     return {
         "created": created,
         "data": list(images),
@@ -151,7 +159,9 @@ def as_base64(picture: bytes) -> dict[str, str]:
 def progress_event(progress: Progress) -> str:
     """What is told of a step."""
     kind = "image_generation.progress"
-    return event(kind, {"type": kind, "bar": progress.bar, "step": progress.done, "steps": progress.total})
+    kinds = list(progress.kinds)
+    about = {"bar": progress.bar, "step": progress.done, "steps": progress.total}
+    return event(kind, {"type": kind, **about, "kind": kinds[-1] if kinds else None, "kinds": kinds})
 
 
 def completed_event(body: Mapping[str, Any], image: Mapping[str, str]) -> str:
