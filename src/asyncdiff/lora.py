@@ -52,11 +52,12 @@ def put_on(pipe: Any, loras: Sequence[Lora]) -> None:
         raise ConfigurationError(f"{type(pipe).__name__} takes no LoRA")
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     for name, lora in zip(names, loras, strict=True):
+        file = Path(lora.file)  # which is text after a way between processes
         try:
-            pipe.load_lora_weights(str(lora.file.parent), weight_name=lora.file.name, adapter_name=name)
+            pipe.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
         except (AsyncDiffError, MemoryError):
             raise
         except Exception as error:  # whatever the libraries stumble over in a file
             said = " ".join(str(error).split()) or type(error).__name__
-            raise ModelError(f"{lora.file} cannot be loaded as a LoRA of {type(pipe).__name__}: {said}") from error
+            raise ModelError(f"{file} cannot be loaded as a LoRA of {type(pipe).__name__}: {said}") from error
     pipe.set_adapters(names, [lora.scale for lora in loras])

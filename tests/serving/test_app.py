@@ -191,7 +191,7 @@ def test_the_kind_of_each_step(service: Served, monkeypatch: pytest.MonkeyPatch)
         for kinds in ((), ("full",), ("full", None)):
             yield Progress(0, len(kinds), 2, kinds)
             await asyncio.sleep(0.05)
-        yield Drawn((picture(),), 8, 4, 0.5, {"full": 1}, 7)
+        yield Drawn((picture(),), "png", 8, 4, 0.5, {"full": 1}, 7)
 
     monkeypatch.setattr(service.replicas[0], "draw", draw)
     kind = "image_generation.progress"
@@ -208,7 +208,7 @@ def test_what_the_ranks_did_if_it_is_asked_for(service: Served, monkeypatch: pyt
     async def draw(order: Order) -> AsyncIterator[Drawn]:
         timed.append(order.is_timed)
         row = Row(1, (Span("step", 0.0, 0.25, "round", 3),), 0.125)
-        yield Drawn((picture(),), 8, 4, 0.5, {"round": 1}, 7, Timeline((row,), 0.25) if order.is_timed else None)
+        yield Drawn((picture(),), "png", 8, 4, 0.5, {"round": 1}, 7, Timeline((row,), 0.25) if order.is_timed else None)
 
     monkeypatch.setattr(service.replicas[0], "draw", draw)
     assert "timeline" not in service.ask("one").json()["asyncdiff"]

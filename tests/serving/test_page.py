@@ -86,7 +86,9 @@ class Painter(StandIn):
             await asyncio.sleep(0.02)
         picture = noise(order.seed, {*kinds} == {"full"})
         counts = {kind: kinds.count(kind) for kind in kinds}
-        yield Drawn((picture,), 40, 24, 0.1 * len(kinds), counts, 7, timeline_of(kinds) if order.is_timed else None)
+        yield Drawn(
+            (picture,), "png", 40, 24, 0.1 * len(kinds), counts, 7, timeline_of(kinds) if order.is_timed else None
+        )
 
 
 class Looked:

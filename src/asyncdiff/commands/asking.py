@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncdiff.commands.options import Guidance, Model, Steps
+from asyncdiff.commands.options import Guidance, Steps
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ModelError
 from asyncdiff.loading import signature_of
@@ -18,6 +18,11 @@ from asyncdiff.request.files import read_picture, read_pictures
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import read_arguments, read_values
 from asyncdiff.request.words import Request, read_size
+
+LoraFiles = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE[=SCALE]", help="LoRA weights, a .safetensors file. Can be given again."),
+]
 
 
 def _options(
@@ -54,10 +59,7 @@ def _options(
             ".txt, .json, .npy, .safetensors. Can be given again.",
         ),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE[=SCALE]", help="LoRA weights, a .safetensors file. Can be given again."),
-    ] = None,
+    lora: LoraFiles = None,
 ) -> None:
     """What stands in the place of the parameters `request` and `loras` of a command."""
 
@@ -80,16 +82,17 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
     def with_record(**given: Any) -> None:
         asked = {parameter.name: given.pop(parameter.name) for parameter in own}
         asked |= {name: given.pop(name) for name in ("prompt", "count") if name in given}
-        command(request=_request(given["model"], **asked), loras=_loras(asked["lora"]), **given)
+        # What a service's pipeline takes, the service knows.
+        signature = None if given.get("server") is not None else _signature(given["model"])
+        command(request=_request(signature, **asked), loras=read_loras(asked["lora"]), **given)
 
     with_record.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     with_record.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return with_record
 
 
-def _request(model: Model, **asked: Any) -> Request:
-    """The request; the command ends where the model's pipeline cannot be asked for that, as far as its folder says."""
-    signature = _signature(model)
+def _request(signature: Signature | None, **asked: Any) -> Request:
+    """The request; the command ends where the pipeline cannot be asked for that, as far as it is known."""
     if asked["guidance"] is not None and not math.isfinite(asked["guidance"]):
         refuse(f"--guidance must be a finite number, not {asked['guidance']}.")
     try:
@@ -134,7 +137,8 @@ def _signature(model: str) -> Signature | None:
         return None
 
 
-def _loras(written: list[str] | None) -> tuple[Lora, ...]:
+def read_loras(written: list[str] | None) -> tuple[Lora, ...]:
+    """The LoRA files that are named; the command ends where one is none."""
     try:
         return tuple(read_lora(text) for text in written or ())
     except AsyncDiffError as error:

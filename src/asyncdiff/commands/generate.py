@@ -10,12 +10,13 @@ import typer
 from asyncdiff.commands.asking import with_request
 from asyncdiff.commands.checks import check_out, check_seed, check_weights
 from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
-from asyncdiff.commands.terminal import exit_codes, fail, refuse, stdout, warn
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.commands.remote import ask
+from asyncdiff.commands.terminal import exit_codes, refuse, stdout
+from asyncdiff.commands.writing import check_made, write_out
 from asyncdiff.evaluation.compare import beside, likeness
 from asyncdiff.launch import Job, Outcome, launch
 from asyncdiff.lora import Lora
-from asyncdiff.made.files import FRAMES_PER_SECOND, check_file, kind_of, usual, write_made
+from asyncdiff.made.files import FRAMES_PER_SECOND
 from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
@@ -73,6 +74,14 @@ def generate(
             help="Also write what every device does, and when, to a file that ui.perfetto.dev opens.",
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Have a running `asyncdiff serve` make it, for instance http://127.0.0.1:8000, with its model. Its "
+            "key, if it asks for one, is read from the variable ASYNCDIFF_API_KEY.",
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Print the whole report of what was done, in place of a line of it.")
     ] = False,
@@ -111,9 +120,16 @@ def generate(
     Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, or a model that cannot be loaded or
     divided so, 130 interrupted (Ctrl-C).
     """
-    devices = _fit(devices, settings)
-    _check_out(out)
+    check_made(out)
     check_seed("--seed", seed)
+    if server is not None:
+        own = {"--devices": devices, "--dtype": dtype, "--lora": loras, "--trace": trace, "--compare": compare}
+        given = [name for name, value in {**own, "--report": report, "--allow-pickle": allow_pickle}.items() if value]
+        if given:
+            refuse(f"{', '.join(given)} cannot be given together with --server: the service has its own.")
+        ask(server, model, request, seed, settings, out, fps)
+        return
+    devices = _fit(devices, settings)
     check_weights(model, allow_pickle)
     job = Job(
         model=model,
@@ -143,7 +159,7 @@ def generate(
         if compare:
             sequential = launch(job.sequential())
     made = outcome.made if sequential is None else _beside(sequential, outcome)
-    files = _write(made, out, fps)
+    files = write_out(made, out, fps)
     lines = [
         f"{', '.join(map(str, files))}: {request.steps} step{'s' * (request.steps != 1)} on {job.devices} "
         f"device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s"
@@ -196,28 +212,6 @@ def _check_trace(trace: Path, job: Job) -> None:
     if job.is_ordinary:
         refuse("--trace: the ordinary pipeline runs by itself, and nothing is traced; use --devices 2, or --bridge 2.")
     check_out("--trace", trace)
-
-
-def _check_out(out: Path | None) -> None:
-    if out is None:
-        check_out("--out", Path("out"))
-        return
-    try:
-        check_file(out)
-    except ConfigurationError as error:
-        refuse(f"--out {out}: {error}.")
-    check_out("--out", out)
-
-
-def _write(made: Made, out: Path | None, fps: int) -> list[Path]:
-    """Write it under a name that suits it, whatever was asked for: it has been made."""
-    chosen = Path(f"out{usual(made.kind)}") if out is None else out
-    if kind_of(chosen) != made.kind:
-        warn(f"--out {chosen} is no file of a {made.kind}, which is what was made; another ending is used.")
-    try:
-        return write_made(made, chosen, fps)
-    except (OSError, ValueError) as error:
-        fail(f"--out {chosen} could not be written: {error}")
 
 
 def _beside(sequential: Outcome, outcome: Outcome) -> Made:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from asyncdiff.commands.asking import LoraFiles, read_loras
 from asyncdiff.commands.checks import check_weights
 from asyncdiff.commands.options import AllowPickle, Model, Steps, Weights, with_settings
 from asyncdiff.commands.terminal import ended_by_sigterm, exit_codes, fail, refuse, stdout
@@ -47,15 +48,17 @@ def serve(
     max_steps: Annotated[int, typer.Option(min=1, help="Of a request.")] = _MOST.steps,
     max_size: Annotated[str, typer.Option(help="Of a picture, in pixels.")] = str(_MOST.size),
     max_n: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = _MOST.pictures,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = _MOST.frames,
     max_prompt: Annotated[int, typer.Option(min=1, help="Characters of a prompt.")] = _MOST.prompt,
     max_seconds: Annotated[float, typer.Option(help="From a request to its answer.")] = _MOST.seconds,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come later.")] = (
         _MOST.waiting
     ),
     dtype: Weights = None,
+    lora: LoraFiles = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Draw pictures for whoever asks over HTTP, in the shape of OpenAI's API.
+    """Draw pictures and videos for whoever asks over HTTP, in the shape of OpenAI's API.
 
     Examples:
 
@@ -76,12 +79,12 @@ def serve(
     given = {name: value for name, value in settings.arguments().items() if value != getattr(Settings(), name)}
     try:
         keys = () if api_key_file is None else read_keys(api_key_file)
-        limits = Limits(max_steps, read_size("--max-size", max_size), max_n, max_prompt, queue, max_seconds)
+        limits = Limits(max_steps, read_size("--max-size", max_size), max_n, max_frames, max_prompt, queue, max_seconds)
         settings_for(devices, given)
         service = Service(_name(model), devices, given, limits.check_steps(steps), limits)
     except AsyncDiffError as error:
         refuse(f"{in_options(str(error), '--')}.")
-    pipeline = Pipeline(_place(model), devices, dtype.value if dtype else None, allow_pickle, given)
+    pipeline = Pipeline(_place(model), devices, dtype.value if dtype else None, allow_pickle, given, read_loras(lora))
     _run(pipeline, replicas, service, host or _LOOPBACK, port, keys)
 
 

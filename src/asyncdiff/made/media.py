@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.request.signature import Signature
 
 Kind = Literal["picture", "video", "sound"]
 Frames = tuple[Image.Image, ...]
@@ -48,6 +49,20 @@ class Made:
     def frames(self) -> Frames:
         """All pictures, or all frames of all videos, in their order."""
         return self.pictures or tuple(frame for video in self.videos for frame in video)
+
+
+# Arguments by which a pipeline's call tells what it makes.
+_TELLING: dict[str, Kind] = {
+    "num_videos_per_prompt": "video",
+    "num_frames": "video",
+    "num_waveforms_per_prompt": "sound",
+    "num_images_per_prompt": "picture",
+}
+
+
+def kind_by(signature: Signature) -> Kind | None:
+    """What a pipeline makes, where that can be told from what it takes."""
+    return next((kind for name, kind in _TELLING.items() if name in signature.names), None)
 
 
 def made_by(pipe: Any, output: Any) -> Made:

@@ -80,13 +80,16 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any], is_timed: bool = False) -> Job:
+    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any], **more: Any) -> Job:
         """Let a request wait for its turn.
+
+        Args:
+            more: of the order, by name.
 
         Raises:
             FullError: as many wait as may.
         """
-        job = Job(Order(self._waiting.number(), arguments, seed, settings, is_timed))
+        job = Job(Order(self._waiting.number(), arguments, seed, settings, **more))
         self._waiting.add(job)
         return job
 

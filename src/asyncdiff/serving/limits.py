@@ -10,8 +10,11 @@ from asyncdiff.request.words import Size, read_size
 
 BODY_BYTES = 64 * 1024
 """How long a request may be. A prompt and all settings take a small part of that."""
+BODY_BYTES_WITH_PICTURES = 16 * 2**20
+"""How long it may be where the pipeline takes pictures."""
 
 _LARGEST = Size(1024, 1024)
+_MOST_FRAMES_PER_SECOND = 240
 _MOST_SECONDS = 24 * 3600.0
 
 
@@ -23,6 +26,7 @@ class Limits:
         steps: denoising steps.
         size: of a picture.
         pictures: in one request.
+        frames: of a video.
         prompt: characters of a prompt, and of a negative one.
         waiting: requests that wait while others are drawn.
         seconds: from a request's arrival to its answer.
@@ -34,6 +38,7 @@ class Limits:
     steps: int = 100
     size: Size = _LARGEST
     pictures: int = 4
+    frames: int = 121
     prompt: int = 1000
     waiting: int = 16
     seconds: float = 600.0
@@ -53,6 +58,17 @@ class Limits:
 
     def check_pictures(self, value: Any) -> int:
         return check_whole_number("n", value, 1, self.pictures)
+
+    def check_frames(self, value: Any) -> int:
+        return check_whole_number("frames", value, 1, self.frames)
+
+    def check_rate(self, value: Any) -> int:
+        return check_whole_number("fps", value, 1, _MOST_FRAMES_PER_SECOND)
+
+    def check_picture(self, name: str, width: int, height: int) -> None:
+        """Whether one that is given is no larger than one that may be asked for."""
+        if width > self.size.width or height > self.size.height:
+            raise ConfigurationError(f"{name} may have at most {self.size} pixels, not {Size(width, height)}")
 
     def check_prompt(self, name: str, value: Any) -> str:
         if not isinstance(value, str):

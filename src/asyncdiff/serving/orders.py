@@ -4,23 +4,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from asyncdiff.lora import Lora
+from asyncdiff.made.files import FRAMES_PER_SECOND
 from asyncdiff.request.signature import Signature
 from asyncdiff.timeline import Timeline
 
-Why = Literal["refused", "memory", "gone", "stopped", "error"]
+Why = Literal["refused", "memory", "gone", "stopped", "late", "error"]
 """Why nothing was drawn: the request cannot be met; it needs too much memory; processes have died; it was ended; or an
 error that nobody has foreseen."""
+Form = Literal["png", "mp4", "gif"]
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What every replica runs: the arguments of `Workers`."""
+    """What every replica runs: the arguments of `Workers`, and the LoRA files that are put on."""
 
     model: str
     devices: int
     dtype: str | None
     allow_pickle: bool
     settings: Mapping[str, Any]
+    loras: tuple[Lora, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,7 @@ class Order:
         seed: of the generator.
         settings: of AsyncDiff, all that are not the default ones.
         is_timed: whether it is told what every rank did, and when.
+        frames_per_second: of a video's file.
     """
 
     number: int
@@ -40,6 +45,7 @@ class Order:
     seed: int
     settings: Mapping[str, Any]
     is_timed: bool = False
+    frames_per_second: int = FRAMES_PER_SECOND
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ class Drawn:
     """What was drawn.
 
     Attributes:
-        pictures: PNG files.
+        files: of pictures (PNG), or of a video.
+        form: what they are.
         width, height: of each, in pixels.
         seconds: that it took.
         steps: how many there were of each kind, over all denoisers.
@@ -69,7 +76,8 @@ class Drawn:
         timeline: what every rank did, and when, if the order asks for it.
     """
 
-    pictures: tuple[bytes, ...]
+    files: tuple[bytes, ...]
+    form: Form
     width: int
     height: int
     seconds: float
