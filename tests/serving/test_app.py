@@ -189,8 +189,8 @@ def test_progress_as_events(service: Served) -> None:
 def test_the_kind_of_each_step(service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     async def draw(order: Order) -> AsyncIterator[Progress | Drawn]:
         for kinds in ((), ("full",), ("full", None)):
+            await asyncio.sleep(0.05)  # but for the last, which is told all the same
             yield Progress(0, len(kinds), 2, kinds)
-            await asyncio.sleep(0.05)
         yield Drawn((picture(),), "png", 8, 4, 0.5, {"full": 1}, 7)
 
     monkeypatch.setattr(service.replicas[0], "draw", draw)

@@ -58,7 +58,7 @@ def serve(
     lora: LoraFiles = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Draw pictures and videos for whoever asks over HTTP, in the shape of OpenAI's API.
+    """Draw pictures and videos for whoever asks over HTTP, in the shape of OpenAI's API, or on the service's page.
 
     Examples:
 
@@ -97,8 +97,9 @@ def _run(pipeline: Pipeline, replicas: int, service: Service, host: str, port: i
     with exit_codes(), ended_by_sigterm():
         try:
             with Running(plan):
-                at = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-                stdout.print(f"{service.model} is served at {at}; Ctrl-C ends it.", markup=False, soft_wrap=True)
+                at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                told = f"{service.model} is served at {at}/v1, with a page at {at}/; Ctrl-C ends it."
+                stdout.print(told, markup=False, soft_wrap=True)
                 threading.Event().wait()
         except ExchangeError as error:
             fail(str(error))

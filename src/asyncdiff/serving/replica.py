@@ -25,7 +25,7 @@ from asyncdiff.report import Report
 from asyncdiff.serving.front import LostError
 from asyncdiff.serving.orders import Drawn, Failed, Form, Order, Outcome, Pipeline, Progress, Ready
 from asyncdiff.workers.parcel import pack, unpack
-from asyncdiff.workers.progress import Events
+from asyncdiff.workers.progress import Events, News
 from asyncdiff.workers.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Drawer:
         self._workers: Workers | None = None
         self._turn = asyncio.Lock()
         self._events = Events()
+        self._rest = News()  # of the last generation, what was not told before its end
         self._number = -1
         self._stopped = False
 
@@ -66,9 +67,12 @@ class Drawer:
         work = asyncio.create_task(self._in_turn(self._draw, order))
         while not work.done():
             news = await asyncio.to_thread(self._events.wait, _SECONDS_OF_LISTENING)
-            for bar in news.bars:
-                yield pack(Progress(bar.number, bar.done, bar.total, bar.kinds))
-        yield pack(await work)
+            for progress in _progress(news):
+                yield pack(progress)
+        outcome = await work
+        for progress in _progress(self._rest):
+            yield pack(progress)
+        yield pack(outcome)
 
     async def stop(self, number: int) -> None:
         """End the generation of this order."""
@@ -123,7 +127,7 @@ class Drawer:
             logger.exception("order %d", order.number)
             return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
         finally:
-            self._events.end()
+            self._rest = self._events.end()
 
     def _drawn(self, order: Order) -> Outcome:
         begin = time.perf_counter()
@@ -185,6 +189,11 @@ def _lost() -> Iterator[None]:
     except (RayError, RayServeException) as error:
         logger.warning("a replica cannot be reached: %s", error)
         raise LostError("the process that was drawing has died") from error
+
+
+def _progress(news: News) -> Iterator[Progress]:
+    for bar in news.bars:
+        yield Progress(bar.number, bar.done, bar.total, bar.kinds)
 
 
 def _files(made: Made, frames_per_second: int) -> tuple[Form, tuple[bytes, ...]]:
