@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
+from safetensors.torch import save_file
 from sybil.document import Document
 from sybil.parsers.markdown import CodeBlockParser
 from typer.testing import CliRunner
@@ -30,6 +32,7 @@ from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
 from tests.tiny.narrow import save_narrow_demo
 from tests.tiny.saved import save, save_pictures
+from tests.workers.drawing import save_adapter
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -260,6 +263,7 @@ SMALL = {
 def _prepare(folder: Path) -> None:
     """What the commands of the docs take for granted."""
     (folder / "keys.txt").write_text("a key that nobody guesses\n", encoding="utf-8")
+    save_file({"of.no.pipeline": torch.zeros(1)}, folder / "style.safetensors")
     (folder / "prompts.txt").write_text("rocket\nred apple\n", encoding="utf-8")
     pipeline = folder / "my-pipeline"
     pipeline.mkdir()
@@ -284,6 +288,7 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         "models.matrix.examine",
         "plan.plan_for",
         "serve._run",
+        "generate.ask",
     ):
         monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
     monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
@@ -304,7 +309,11 @@ def _check_module(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 LASTING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff serve")]
-ENDING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff ") and command not in LASTING]
+ENDING = [
+    command
+    for command in EVERY_COMMAND
+    if command.startswith("asyncdiff ") and command not in LASTING and "--server" not in command
+]
 
 
 @pytest.mark.whole
@@ -312,6 +321,8 @@ ENDING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff 
 def test_a_service_comes_up_and_ends(command: str, tmp_path: Path) -> None:
     _prepare(tmp_path)
     load_demo("unet").save_pretrained(tmp_path / "my-pipeline")
+    save_adapter(tmp_path, load_demo("unet"))
+    (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "style.safetensors")
     with subprocess.Popen(
         shlex.split(command),
         cwd=tmp_path,

@@ -48,6 +48,7 @@ class StandIn:
 
     Attributes:
         drawn: the prompts of what it has begun with.
+        orders: what it has begun with.
         stopped: the numbers of the orders that it was told to end.
         go_on: set when what has the prompt "wait" may end.
         signature: of what it draws.
@@ -58,6 +59,7 @@ class StandIn:
     def __init__(self, losses: int = 1, signature: Signature = SIGNATURE) -> None:
         self.signature = signature
         self.drawn: list[str] = []
+        self.orders: list[Order] = []
         self.stopped: list[int] = []
         self.go_on = asyncio.Event()
         self.is_well = True
@@ -69,6 +71,7 @@ class StandIn:
     async def draw(self, order: Order) -> AsyncIterator[Progress | Outcome]:
         prompt = order.arguments["prompt"]
         self.drawn.append(prompt)
+        self.orders.append(order)
         if prompt == "lose" and self.losses:
             self.losses -= 1
             raise LostError("the process that was drawing has died")

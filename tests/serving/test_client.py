@@ -112,7 +112,6 @@ class Filming(StandIn):
     def __init__(self, folder: Path) -> None:
         super().__init__(signature=FILM)
         self.folder = folder
-        self.orders: list[Order] = []
 
     async def draw(self, order: Order) -> Any:
         self.orders.append(order)

@@ -72,14 +72,13 @@ class Painter(StandIn):
 
     def __init__(self) -> None:
         super().__init__(losses=2)
-        self.orders: list[Order] = []
 
     async def draw(self, order: Order) -> AsyncIterator[Progress | Outcome]:
-        self.orders.append(order)
         if not order.arguments["prompt"].startswith(("a ", "<")):
             async for told in super().draw(order):
                 yield told
             return
+        self.orders.append(order)
         kinds = kinds_of(order)
         for done in range(len(kinds) + 1):
             yield Progress(0, done, len(kinds), kinds[:done])

@@ -78,12 +78,13 @@ def test_the_client_of_openai(service: tuple[StandIn, TestClient]) -> None:
     replica, http = service
     own = openai.OpenAI(base_url="http://testserver/v1", api_key="none", http_client=http, max_retries=0)
     written = io.BytesIO(base64.b64decode(as_text(Image.new("RGB", (8, 4)))))
-    more = {"seed": 3, "fps": 2, "asyncdiff": {"steps": 7, "arguments": None}}
+    more = {"seed": 3, "fps": 2, "asyncdiff": {"steps": 7, "arguments": {"strength": 0.5}}}
     video = own.videos.create(
         prompt="7", seconds="2", size="64x32", input_reference=("dog.png", written, "image/png"), extra_body=more
     )
     until(lambda: own.videos.retrieve(video.id).status == "completed")
     assert own.videos.download_content(video.id).read() == FILE + b"2"
+    assert replica.orders[-1].arguments["strength"] == 0.5 and replica.orders[-1].seed == 3
     assert replica.drawn[-1] == "7" and own.videos.retrieve(video.id).seconds == "2"
     assert video.id in [each.id for each in own.videos.list()]
     assert own.videos.delete(video.id).deleted
@@ -123,7 +124,11 @@ def test_a_form_of_a_page_from_elsewhere_is_refused(client: TestClient) -> None:
 
 
 def test_forms_that_cannot_be_read(client: TestClient) -> None:
-    for fields in ({"a b": "1"}, {"prompt": "x", "asyncdiff[a][b]": "1"}, {"asyncdiff": "1", "asyncdiff[steps]": "2"}):
+    for fields in (
+        {"a b": "1"},
+        {"prompt": "x", "asyncdiff[a][b][c]": "1"},
+        {"asyncdiff": "1", "asyncdiff[steps]": "2"},
+    ):
         assert client.post(VIDEOS, data=fields).json()["error"]["type"] == "invalid_request_error"
     many = {f"f{number}": "1" for number in range(200)}
     assert client.post(VIDEOS, data=many, files={"x": b"1"}).status_code == 400

@@ -20,7 +20,7 @@ from asyncdiff.serving.refusals import RequestError
 _OPEN = re.compile(r"/health|/v1/images/[^/]+\.png")  # the second: a picture's name is as good as a key
 _SECONDS_TO_READ = 30.0  # a request that is this slow to arrive is given up
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
-_FIELD = re.compile(r"(\w+)(?:\[(\w+)\])?")  # of a form: name, or name[part]
+_FIELD = re.compile(r"\w+(?:\[\w+\]){0,2}")  # of a form: name, name[part], name[part][part]
 _MOST_FIELDS = 100
 _TEXTS = ("prompt", "model", "user", "size", "seconds")  # text, even where it looks like a number
 
@@ -96,17 +96,18 @@ async def form_of(request: Request, most: int) -> dict[str, Any]:
 async def _fields(form: FormData) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in form.multi_items():
-        parts = _FIELD.fullmatch(name)
-        if parts is None:
+        if not _FIELD.fullmatch(name):
             raise RequestError(f"the form has a field {name[:60]!r}, which cannot be", code="unknown_field")
-        held = base64.b64encode(await value.read()).decode() if isinstance(value, UploadFile) else _plain(value)
-        if parts[2] is None:
-            found[parts[1]] = value if parts[1] in _TEXTS and isinstance(value, str) else held
+        *way, last = re.findall(r"\w+", name)
+        place = found
+        for part in way:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise RequestError(f"the form has {part!r} twice", code="unknown_field")
+        if isinstance(value, UploadFile):
+            place[last] = base64.b64encode(await value.read()).decode()
         else:
-            inner = found.setdefault(parts[1], {})
-            if not isinstance(inner, dict):
-                raise RequestError(f"the form has {parts[1]!r} twice", code="unknown_field")
-            inner[parts[2]] = held
+            place[last] = value if name in _TEXTS else _plain(value)
     return found
 
 
