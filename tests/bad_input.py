@@ -453,7 +453,7 @@ _ALL = (*_DRAWING, "inspect")
 
 COMMANDS: list[Typed] = [
     Typed("paint", "No such command 'paint'", by_typer=True),
-    Typed("generate", "Missing argument", by_typer=True),
+    Typed("generate", "StableDiffusionPipeline draws a prompt, and none is given"),
     Typed("generate a rocket", "unexpected extra argument", by_typer=True),
     Typed("serve rocket", "unexpected extra argument", by_typer=True),
     Typed("serve --port 70000", "Invalid value for '--port'", by_typer=True),
@@ -534,9 +534,9 @@ COMMANDS: list[Typed] = [
     ),
     Typed("generate rocket --seed first", "Invalid value for '--seed'", by_typer=True),
     Typed(f"generate rocket --seed {2**64}", f"--seed {2**64}: a seed is from"),
-    Typed("generate rocket --out picture.nonsense", "is no picture format to write; use .png"),
-    Typed("generate rocket --out picture", "no ending is no picture format"),
-    Typed("generate rocket --out picture.psd", ".psd is no picture format to write"),  # Pillow can only read it
+    Typed("generate rocket --out picture.nonsense", ".nonsense is no format to write; use .png"),
+    Typed("generate rocket --out picture", "no ending is no format to write"),
+    Typed("generate rocket --out picture.psd", ".psd is no format to write"),  # Pillow can only read it
     Typed("generate rocket --out nowhere/out.png", "--out nowhere/out.png: the folder nowhere does not exist"),
     Typed("generate rocket --out folder.png", "--out folder.png cannot be written"),
     Typed("generate rocket --out one.txt/out.png", "the folder one.txt does not exist"),

@@ -191,6 +191,12 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/integrations/test_comfyui_asking.py::test_no_key_goes_to_an_address_of_somebody_else",
         "tests/integrations/test_comfyui_nodes.py::test_a_key_belongs_to_an_address",
     ),
+    "The service's page shows what was drawn, by step and by rank, and lets nothing of others in": (
+        "tests/serving/test_page.py",
+        "tests/serving/test_ways.py",
+        "tests/test_timeline.py",
+        "tests/workers/test_kinds.py",
+    ),
     "Imports run one way": ("tests/test_imports.py",),
 }
 

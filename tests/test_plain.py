@@ -12,6 +12,7 @@ from PIL import Image
 
 from asyncdiff.evaluation.study import Account, Picture
 from asyncdiff.launch import Outcome
+from asyncdiff.made.media import Made, Sound
 from asyncdiff.plain import from_text, to_text
 from asyncdiff.plan.schedule import StepKind
 from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts, Report
@@ -27,6 +28,7 @@ counts = st.builds(
     inserted=st.dictionaries(numbers, st.sampled_from(StepKind), max_size=3),
     largest_error=reals,
     seconds_full=reals,
+    kinds=st.lists(st.sampled_from(StepKind), max_size=3),
 )
 denoisers = st.builds(
     DenoiserReport,
@@ -67,14 +69,26 @@ def test_a_report_comes_back_as_it_was(report: Report) -> None:
 @given(st.binary(min_size=12, max_size=12), st.sampled_from([("L", (4, 3)), ("RGB", (2, 2)), ("RGBA", (3, 1))]))
 def test_so_does_a_picture(values: bytes, form: tuple[str, tuple[int, int]]) -> None:
     picture = Image.frombytes(*form, values)
-    found = from_text(Outcome, to_text(Outcome(picture, 1.5, None)))
-    assert (found.picture.mode, found.picture.size) == form
-    assert found.picture.tobytes() == values
+    found = from_text(Outcome, to_text(Outcome(Made((picture,)), 1.5, None)))
+    (there,) = found.made.pictures
+    assert (there.mode, there.size) == form
+    assert there.tobytes() == values
     assert found.seconds == 1.5 and found.report is None
 
 
+def test_and_videos_and_sound() -> None:
+    frames = tuple(Image.new("RGB", (2, 2), (number, 0, 0)) for number in range(3))
+    sound = Sound(np.linspace(-1, 1, 8, dtype=np.float32).reshape(2, 4), 8000)
+    found = from_text(Made, to_text(Made(videos=(frames, frames[:1]), sounds=(sound,))))
+    assert [[frame.getpixel((0, 0)) for frame in video] for video in found.videos] == [
+        [(0, 0, 0), (1, 0, 0), (2, 0, 0)],
+        [(0, 0, 0)],
+    ]
+    assert found.sounds[0].rate == 8000 and np.array_equal(found.sounds[0].samples, sound.samples)
+
+
 def test_and_mappings() -> None:
-    picture = Picture(Image.new("RGB", (2, 2)), 2.0, Account({"full": 3}, {"unet": 1.5}, 7))
+    picture = Picture(Made((Image.new("RGB", (2, 2)),)), 2.0, Account({"full": 3}, {"unet": 1.5}, 7))
     assert from_text(Picture, to_text(picture)).account == picture.account
     assert from_text(Picture, to_text(dataclasses.replace(picture, account=None))).account is None
 
@@ -87,10 +101,10 @@ def test_and_mappings() -> None:
         "[]",
         "1",
         '{"seconds": 1.0, "report": null}',
-        '{"picture": "x", "seconds": 1.0, "report": null}',
-        '{"picture": null, "seconds": 1.0, "report": null}',
-        to_text(Outcome(Image.new("L", (1, 1)), 1.0, None)).replace("1.0", '"long"'),
-        to_text(Outcome(Image.new("L", (1, 1)), 1.0, None)).replace("null", '{"executor": "local"}'),
+        '{"made": {"pictures": ["x"], "videos": [], "sounds": []}, "seconds": 1.0, "report": null}',
+        '{"made": null, "seconds": 1.0, "report": null}',
+        to_text(Outcome(Made(), 1.0, None)).replace("1.0", '"long"'),
+        to_text(Outcome(Made(), 1.0, None)).replace("null", '{"executor": "local"}'),
     ],
 )
 def test_other_text_is_refused(text: str) -> None:
@@ -98,7 +112,7 @@ def test_other_text_is_refused(text: str) -> None:
         from_text(Outcome, text)
 
 
-@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, np.zeros(2), print])
+@pytest.mark.parametrize("value", [object(), b"bytes", {1, 2}, np.float32(2), print])
 def test_what_has_no_plain_form_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="has no plain form"):
         to_text(value)

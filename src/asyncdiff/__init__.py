@@ -25,6 +25,7 @@ from asyncdiff.plan.method import Method
 # The name of a room too (`asyncdiff.plan`), whose modules are imported by theirs, as in the line above.
 from asyncdiff.planning.planner import Plan, plan
 from asyncdiff.report import DenoiserReport, Report
+from asyncdiff.request.words import Request
 from asyncdiff.workers.workers import Workers
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ProcessError",
     "RankMismatchError",
     "Report",
+    "Request",
     "ShapeChangedError",
     "SplitError",
     "StoppedError",

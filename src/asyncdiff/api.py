@@ -4,10 +4,10 @@ import contextlib
 import functools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import ConfigurationError, SplitError, StoppedError
+from asyncdiff.events import Event
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
@@ -27,7 +28,7 @@ from asyncdiff.plan.method import Method
 from asyncdiff.plan.numbers import shown
 from asyncdiff.plan.places import Places
 from asyncdiff.plan.split import Split
-from asyncdiff.report import Report
+from asyncdiff.report import Counts, Report
 from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.calling import wants_gradients
@@ -36,12 +37,14 @@ from asyncdiff.runtime.decoding import find_decoders
 from asyncdiff.runtime.generation import PAUSED, Generations, told
 from asyncdiff.runtime.layout import DEVICES_OF_PREVIEW, Layout
 from asyncdiff.runtime.statements import about_arguments
-from asyncdiff.runtime.tracing import tracing
+from asyncdiff.runtime.tracing import noting, tracing
 from asyncdiff.settings import Executor, MethodName, Processes, Settings
 from asyncdiff.weights.part import Group
 from asyncdiff.weights.sharing import Sharing
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class AsyncDiff:
@@ -274,13 +277,23 @@ class AsyncDiff:
         Raises:
             ConfigurationError: there is no such folder, or a trace is under way.
         """
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(tracing(self.pipe, self._denoisers.values(), self._world, Path(path)))
-            self._undo.append(stack.close)  # if disable() comes before the block's end
-            try:
-                yield
-            finally:
-                self._undo = [undo for undo in self._undo if undo != stack.close]
+        with self._until_disabled(tracing(self.pipe, self._denoisers.values(), self._world, Path(path))):
+            yield
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[Sequence[Event]]:
+        """What happens in a block on this rank, as data: what `trace` writes of all. It is there when the block is
+        left.
+
+        Raises:
+            ConfigurationError: a trace is under way.
+        """
+        with self._until_disabled(noting(self.pipe, self._denoisers.values(), self._world)) as noted:
+            yield noted
+
+    def counts(self) -> Mapping[str, Counts]:
+        """What each denoiser counts on this rank while a generation runs, and after it; `report()` has a copy."""
+        return {} if self._attachment is None else self._attachment.counts()
 
     def stop(self) -> None:
         """End the generation that is running, on all ranks, at this rank's next call of the denoiser.
@@ -315,6 +328,17 @@ class AsyncDiff:
             for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
                 stack.callback(leave)
             self._undo = []
+
+    @contextlib.contextmanager
+    def _until_disabled(self, context: contextlib.AbstractContextManager[_T]) -> Iterator[_T]:
+        """A context that ends with its block, or with `disable()` if that comes before."""
+        with contextlib.ExitStack() as stack:
+            entered = stack.enter_context(context)
+            self._undo.append(stack.close)
+            try:
+                yield entered
+            finally:
+                self._undo = [undo for undo in self._undo if undo != stack.close]
 
     def _put_back(self) -> None:
         """Give the pipeline its weights back, if none of them were let go."""

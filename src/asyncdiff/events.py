@@ -116,12 +116,12 @@ class Events:
         passed.record(torch.cuda.current_stream(self._device))
         return Mark(time.perf_counter(), passed)
 
-    def note(self, kind: Kind, name: str, begin: Mark, **details: str) -> None:
+    def note(self, kind: Kind, name: str, begin: Mark, /, **details: str) -> None:
         """Something that began at a mark is over."""
         if self.is_on and begin is not _NEVER:
             self._noted.append(_Noted(kind, name, begin, self.mark(), details))
 
-    def span(self, kind: Kind, name: str, **details: str) -> AbstractContextManager[None]:
+    def span(self, kind: Kind, name: str, /, **details: str) -> AbstractContextManager[None]:
         """Note what happens in a block, if somebody wants to know."""
         return self._span(kind, name, details) if self.is_on else _NOTHING
 

@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast, get_type_hints
@@ -20,7 +20,6 @@ from typing import Any, NoReturn, TypeVar, cast, get_type_hints
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
@@ -30,9 +29,12 @@ from asyncdiff.api import AsyncDiff
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, LabelError, ModelError, SplitError
 from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load_pipeline
+from asyncdiff.lora import Lora, put_on
+from asyncdiff.made.media import Made, made_by
 from asyncdiff.plain import from_text, to_text
 from asyncdiff.report import Report
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
+from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 
 _Task = TypeVar("_Task")
@@ -47,28 +49,29 @@ BAD_INPUT = (ConfigurationError, SplitError, LabelError, ModelError)
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to make. On one device, and without bridged steps, it is made by the ordinary pipeline.
+    """What is to be made. On one device, and without bridged steps, the ordinary pipeline makes it.
 
     Attributes:
         model: a demo model, a hub id, or a folder.
         dtype: number format of the weights; None for the usual one of the device.
-        guidance: guidance scale; None for the pipeline's own.
+        request: what is asked of the pipeline.
+        seed: of the initial noise.
         settings: how the denoiser is run.
         title: of the progress bar.
         allow_pickle: whether weights may be read that are no safetensors.
+        loras: that are put on the pipeline before.
         trace: the file for what happens in each process; None for none.
     """
 
     model: str
     dtype: str | None
-    prompt: str
-    steps: int
+    request: Request
     seed: int
-    guidance: float | None
     devices: int
     settings: Settings
     title: str
     allow_pickle: bool = False
+    loras: tuple[Lora, ...] = ()
     trace: Path | None = None
 
     @property
@@ -78,21 +81,21 @@ class Job:
         return self.devices == 1 and settings.bridge in (None, 1) and settings.target_speedup is None
 
     @property
-    def rehearsal_steps(self) -> int:
-        """Steps of a picture that is not timed, in which everything happens once that is slower the first time."""
-        return min(self.steps, rehearsal_steps(self.settings) or self.steps)
+    def rehearsal(self) -> Request:
+        """The same with fewer steps, which is not timed: everything happens once that is slower the first time."""
+        return rehearsal_of(self.request, self.settings)
 
     def sequential(self) -> "Job":
-        """The same picture, made by the ordinary pipeline on one device."""
+        """The same, made by the ordinary pipeline on one device."""
         settings = replace(self.settings, bridge=1, target_speedup=None)
         return replace(self, devices=1, settings=settings, title="sequential", trace=None)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 brings home: the picture, the seconds of the pipeline call, and what was done."""
+    """What rank 0 brings home: what was made, the seconds of the pipeline call, and what was done."""
 
-    picture: Image.Image
+    made: Made
     seconds: float
     report: Report | None
 
@@ -109,16 +112,16 @@ class RefusedError(AsyncDiffError):
     """A process found that what is asked for cannot be done; the message says why."""
 
 
-def rehearsal_steps(settings: Settings) -> int | None:
-    """So many that there are two rounds of every kind between the steps at the beginning and those at the end.
+def rehearsal_of(request: Request, settings: Settings) -> Request:
+    """The same with fewer steps: two rounds of every kind between those at the beginning and those at the end.
 
-    None where it must be as many as of a picture that counts: a division is made for a number of steps where a speed-up
-    is aimed at.
+    As many as there are where a speed-up is aimed at: a division is made for a number of steps then.
     """
-    if settings.target_speedup is not None:
-        return None
+    if request.steps is None or settings.target_speedup is not None:
+        return request
     schedule = settings.schedule()
-    return schedule.warmup + 2 * schedule.stride * schedule.bridge + schedule.cooldown
+    enough = schedule.warmup + 2 * schedule.stride * schedule.bridge + schedule.cooldown
+    return replace(request, steps=min(request.steps, enough))
 
 
 def launch(job: Job) -> Outcome:
@@ -187,7 +190,10 @@ def work(job: Job) -> Outcome | None:
     """What every process does. Returns the outcome on rank 0, None on the others."""
     rank, device = enter_process()
     is_shared = job.settings.shard and job.devices > 1
-    pipe = load_pipeline(job.model, job.dtype, device, job.allow_pickle, is_shared)
+    # A LoRA is put on weights that are all there: on the CPU, from where each rank takes its part of them.
+    place = torch.device("cpu") if is_shared else device
+    pipe = load_pipeline(job.model, job.dtype, place, job.allow_pickle, is_shared and not job.loras)
+    put_on(pipe, job.loras)
     pipe.set_progress_bar_config(disable=True)
     if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)
@@ -199,30 +205,21 @@ def work(job: Job) -> Outcome | None:
 
 
 def draw(
-    pipe: DiffusionPipeline,
-    prompt: str,
-    seed: int,
-    steps: int,
-    guidance: float | None,
-    device: torch.device,
-    **extra: Any,
-) -> tuple[Image.Image, float]:
-    """One picture, and the seconds of the pipeline call; no guidance scale means the pipeline's own.
+    pipe: DiffusionPipeline, request: Request, seed: int, device: torch.device, **extra: Any
+) -> tuple[Made, float]:
+    """What a pipeline makes of a request, and the seconds of its call.
 
     Raises:
-        ConfigurationError: the pipeline does not make pictures of a prompt alone, or has no guidance scale.
+        ConfigurationError: the pipeline cannot be asked for that, or makes nothing that can be seen or heard.
     """
-    if guidance is not None:
-        extra["guidance_scale"] = guidance
+    arguments = request.arguments_for(Signature.of(pipe))
     generator = torch.Generator().manual_seed(seed)
     _synchronize(device)
     begin = time.perf_counter()
-    output = call_pipeline(pipe, prompt=prompt, num_inference_steps=steps, generator=generator, **extra)
+    output = call_pipeline(pipe, **arguments, generator=generator, **extra)
     _synchronize(device)
     seconds = time.perf_counter() - begin
-    if not hasattr(output, "images"):
-        raise ConfigurationError(f"{type(pipe).__name__} makes no pictures; use AsyncDiff from Python for it")
-    return output.images[0], seconds
+    return made_by(pipe, output), seconds
 
 
 def call_pipeline(pipe: Any, **named: Any) -> Any:
@@ -231,7 +228,7 @@ def call_pipeline(pipe: Any, **named: Any) -> Any:
     Raises:
         ConfigurationError: it takes other arguments, or refuses what they say.
     """
-    _check_call(pipe, named)
+    Signature.of(pipe).check(named)
     try:
         return pipe(**named)
     except AsyncDiffError:
@@ -240,34 +237,20 @@ def call_pipeline(pipe: Any, **named: Any) -> Any:
         raise ConfigurationError(f"{type(pipe).__name__} refuses the call: {' '.join(str(error).split())}") from error
 
 
-def _check_call(pipe: Any, named: Mapping[str, Any]) -> None:
-    """Whether the pipeline can be called with these arguments, and none beside them."""
-    signature = Signature.of(pipe)
-    unknown, missing = signature.unknown(named), signature.missing(named)
-    if unknown is not None:
-        raise ConfigurationError(
-            f"{signature.pipeline} takes no {unknown!r}, so this command cannot draw with it; use AsyncDiff from Python"
-        )
-    if missing is not None:
-        raise ConfigurationError(
-            f"{signature.pipeline} needs {missing!r}, which this command cannot give it; use AsyncDiff from Python"
-        )
-
-
 def _generate(
     pipe: DiffusionPipeline, job: Job, attached: AsyncDiff | None, device: torch.device, rank: int
 ) -> Outcome | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
-        draw(pipe, job.prompt, job.seed, job.rehearsal_steps, job.guidance, device)
+        draw(pipe, job.rehearsal, job.seed, device)
     with contextlib.ExitStack() as stack:
         extra = stack.enter_context(_progress(pipe, job, rank))
         if attached is not None and job.trace is not None:
             stack.enter_context(attached.trace(job.trace))
-        picture, seconds = draw(pipe, job.prompt, job.seed, job.steps, job.guidance, device, **extra)
+        made, seconds = draw(pipe, job.request, job.seed, device, **extra)
     if rank:
         return None
-    return Outcome(picture, seconds, attached.report() if attached else None)
+    return Outcome(made, seconds, attached.report() if attached else None)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -286,7 +269,7 @@ def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[dict[str
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            bar = progress.add_task(job.title, total=job.steps)
+            bar = progress.add_task(job.title, total=job.request.steps)
 
             def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
                 progress.update(bar, completed=step + 1)

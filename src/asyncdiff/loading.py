@@ -18,6 +18,7 @@ from asyncdiff.demo import absent_parts, demo_folder, load_demo, quiet_loading
 from asyncdiff.denoiser.find import is_denoiser_class
 from asyncdiff.errors import ModelError
 from asyncdiff.exchange.world import local_device
+from asyncdiff.request.signature import Signature
 from asyncdiff.settings import Settings
 from asyncdiff.weights.files import can_be_read_by_parts, hollow
 
@@ -159,6 +160,23 @@ def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
         if is_model and (folder / part).is_dir() and can_be_read_by_parts(folder / part):
             found[part] = hollow(kind, folder / part, dtype)
     return found
+
+
+def signature_of(model: str) -> Signature | None:
+    """What a model's pipeline can be called with, before it is loaded.
+
+    None of one on the hub, and of one whose class is not in diffusers.
+
+    Raises:
+        ModelError: the folder's index cannot be read.
+    """
+    if model not in DEMO_MODELS and not Path(model).is_dir():
+        return None
+    folder = folder_of(model, lambda: "")
+    parts = index_of(folder)
+    name = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["_class_name"]
+    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return Signature.of_class(kind, parts) if isinstance(kind, type) else None
 
 
 def folder_of(model: str, fetch: Callable[[], str]) -> Path:

@@ -10,11 +10,12 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from PIL import Image
 
 
 def to_text(value: Any) -> str:
-    """A record of dataclasses, tuples, mappings, counters, enums, pictures and plain values, as JSON."""
+    """A record of dataclasses, tuples, lists, mappings, counters, enums, pictures, arrays and plain values, as JSON."""
     return json.dumps(_plain(value))
 
 
@@ -43,6 +44,10 @@ def _plain(value: Any) -> Any:
         written = io.BytesIO()
         value.save(written, "png")
         return base64.b64encode(written.getvalue()).decode("ascii")
+    if isinstance(value, np.ndarray):
+        written = io.BytesIO()
+        np.save(written, value, allow_pickle=False)
+        return base64.b64encode(written.getvalue()).decode("ascii")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{type(value).__name__} has no plain form")
@@ -55,8 +60,8 @@ def _made(kind: Any, data: Any) -> Any:
             return None
         (kind,) = (each for each in inner if each is not NoneType)
         return _made(kind, data)
-    if origin is tuple:
-        return tuple(_made(inner[0], each) for each in data)
+    if origin in (tuple, list):
+        return origin(_made(inner[0], each) for each in data)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         keys, values = (inner[0], int) if origin is Counter else inner
         made = {_made(keys, key): _made(values, held) for key, held in data}
@@ -68,6 +73,8 @@ def _made(kind: Any, data: Any) -> Any:
         picture = Image.open(io.BytesIO(base64.b64decode(data)), formats=["PNG"])
         picture.load()
         return picture
+    if origin is np.ndarray:
+        return np.load(io.BytesIO(base64.b64decode(data)), allow_pickle=False)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(data)
     return _value(kind, data)

@@ -27,6 +27,7 @@ class Counts:
         largest_error: how far they were off at most on this rank, if that was judged.
         cost: what all calls took in the model, in ordinary calls.
         units_run, units_skipped: calls of units in rounds and bridged steps.
+        kinds: of all calls, in the order in which they were made.
     """
 
     full: Counter[str] = field(default_factory=Counter)
@@ -42,9 +43,11 @@ class Counts:
     seconds_full: float = 0.0
     seconds_rounds: float = 0.0
     seconds_bridged: float = 0.0
+    kinds: list[StepKind] = field(default_factory=list)
 
     def add(self, kind: StepKind, seconds: float, reason: str = "") -> None:
         """Count a call, how long it took, and, if it was an ordinary one, why."""
+        self.kinds.append(kind)
         if kind.is_full:
             self.full[reason] += 1
             self.divided += kind is StepKind.DIVIDED

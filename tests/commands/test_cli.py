@@ -22,7 +22,6 @@ from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from tests.bad_input import FOLDERS, SPLITS_OF_A_UNET, good_folder
 from tests.processes import preload_forkserver
-from tests.tiny import PIPELINES
 from tests.tiny.stable_diffusion import tiny_unet
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.commands.app import main; main()"]
@@ -119,7 +118,6 @@ def test_a_failing_worker_ends_the_run_with_its_traceback(tmp_path: Path, run_fo
     [
         (["--model", "spoilt"], "weights of another shape than the configuration beside them says"),
         (["--split", "split.json"], "attn1.to_q' in the split lies inside the unit"),
-        (["--model", "pictureless"], "DDIMPipeline takes no 'prompt', so this command cannot draw with it"),
     ],
     ids=str,
 )
@@ -134,8 +132,6 @@ def test_what_only_a_worker_can_see_is_refused_in_one_line(
     if "spoilt" in options:
         (late,) = (row for row in FOLDERS if row.name == "weights of another shape")
         late.spoil(good_folder(tmp_path / "spoilt"))
-    elif "pictureless" in options:
-        PIPELINES["ddim"].build().save_pretrained(tmp_path / "pictureless")
     else:
         Path("split.json").write_text(json.dumps(SPLITS_OF_A_UNET[-1].value), encoding="utf-8")
     done = run_forked("generate", "rocket", "--devices", "2", *options)

@@ -3,10 +3,12 @@
 import contextlib
 import io
 import itertools
+import json
 import os
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
+from safetensors.torch import save_file
 from sybil.document import Document
 from sybil.parsers.markdown import CodeBlockParser
 from typer.testing import CliRunner
@@ -27,6 +31,8 @@ from asyncdiff.demo import demo_folder, prompt_agreement
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
 from tests.tiny.narrow import save_narrow_demo
+from tests.tiny.saved import save, save_pictures
+from tests.workers.drawing import save_adapter
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -246,13 +252,30 @@ def _check_mention(mention: str, monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError(f"nobody knows how to try {mention!r}")
 
 
+# Folders of the docs' commands: the tiny pipeline that is one, and its class.
+SMALL = {
+    "my-wan": ("wan", "WanPipeline"),
+    "my-svd": ("svd", "StableVideoDiffusionPipeline"),
+    "my-img2img": ("img2img", "StableDiffusionImg2ImgPipeline"),
+    "my-inpainting": ("inpaint", "StableDiffusionInpaintPipeline"),
+    "my-controlnet": ("controlnet", "StableDiffusionControlNetPipeline"),
+    "my-stable-audio": ("stable_audio", "StableAudioPipeline"),
+}
+
+
 def _prepare(folder: Path) -> None:
     """What the commands of the docs take for granted."""
     (folder / "keys.txt").write_text("a key that nobody guesses\n", encoding="utf-8")
+    save_file({"of.no.pipeline": torch.zeros(1)}, folder / "style.safetensors")
     (folder / "prompts.txt").write_text("rocket\nred apple\n", encoding="utf-8")
     pipeline = folder / "my-pipeline"
     pipeline.mkdir()
     (pipeline / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}', encoding="utf-8")
+    save_pictures(folder)
+    for name, (_, kind) in SMALL.items():
+        (folder / name / "controlnet").mkdir(parents=True)
+        index = {"_class_name": kind, **({"controlnet": ["diffusers", "Any"]} if "ControlNet" in kind else {})}
+        (folder / name / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,6 +291,7 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         "models.matrix.examine",
         "plan.plan_for",
         "serve._run",
+        "generate.ask",
     ):
         monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
     monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
@@ -288,7 +312,11 @@ def _check_module(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None
 
 
 LASTING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff serve")]
-ENDING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff ") and command not in LASTING]
+ENDING = [
+    command
+    for command in EVERY_COMMAND
+    if command.startswith("asyncdiff ") and command not in LASTING and "--server" not in command
+]
 
 
 @pytest.mark.whole
@@ -296,6 +324,8 @@ ENDING = [command for command in EVERY_COMMAND if command.startswith("asyncdiff 
 def test_a_service_comes_up_and_ends(command: str, tmp_path: Path) -> None:
     _prepare(tmp_path)
     load_demo("unet").save_pretrained(tmp_path / "my-pipeline")
+    save_adapter(tmp_path, load_demo("unet"))
+    (tmp_path / "pytorch_lora_weights.safetensors").rename(tmp_path / "style.safetensors")
     with subprocess.Popen(
         shlex.split(command),
         cwd=tmp_path,
@@ -316,8 +346,13 @@ def test_a_service_comes_up_and_ends(command: str, tmp_path: Path) -> None:
 def test_a_command_runs(command: str, tmp_path: Path) -> None:
     _prepare(tmp_path)
     load_demo("unet").save_pretrained(tmp_path / "my-pipeline")
+    for name, (tiny, _) in SMALL.items():
+        if name in command:
+            shutil.rmtree(tmp_path / name)
+            save(tiny, tmp_path / name)
+    small = re.sub(r"--size \d+x\d+", "--size 32x32", re.sub(r"--frames \d+", "--frames 5", command))
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), shell=True, capture_output=True, text=True, timeout=3600
+        small, cwd=tmp_path, env=environment(), shell=True, capture_output=True, text=True, timeout=3600
     )
     assert done.returncode == 0, done.stderr
 

@@ -22,7 +22,7 @@ from asyncdiff import AsyncDiff
 from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.evaluation.compare import pixels, psnr, ssim
+from asyncdiff.evaluation.compare import likeness, pixels, psnr, ssim
 from asyncdiff.evaluation.metrics import ClipFeatures, Metric, mean_and_half_interval
 from asyncdiff.evaluation.page import difference, render, summary
 from asyncdiff.evaluation.study import (
@@ -39,6 +39,8 @@ from asyncdiff.evaluation.study import (
     parse_settings,
 )
 from asyncdiff.loading import load_pipeline
+from asyncdiff.made.media import Made
+from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 from tests.processes import run_ranks
 
@@ -223,12 +225,12 @@ def test_two_processes_draw_what_one_does(monkeypatch: pytest.MonkeyPatch) -> No
         "asyncdiff.evaluation.study.run_processes",
         lambda count, function, task: run_ranks(count, on_rank, function, task, joined=False),
     )
-    study = Study("demo-unet", None, ("rocket", "red apple"), (0,), 4, None, (TWO,))
+    study = Study("demo-unet", None, ("rocket", "red apple"), (0,), Request(steps=4), (TWO,))
     series = draw_setting_on_processes(study, study.settings[0])
     sequential, local = draw_locally(load_pipeline(study.model, None, CPU), study, CPU)
     assert len(series.pictures) == len(local.pictures) == 2
     for there, here, plain in zip(series.pictures, local.pictures, sequential.pictures, strict=True):
-        assert psnr(pixels(there.image), pixels(here.image)) > 60
+        assert likeness(there.made, here.made).decibels > 60
         assert there.account and here.account and there.seconds > 0
         assert there.account.calls == here.account.calls
         assert (here.account.calls["full"], here.account.calls["rounds"]) == (2, 2)
@@ -242,10 +244,12 @@ def made_up(prompt: str, size: int) -> Evaluation:
     grey = Image.new("RGB", (size, size), (100, 100, 100))
     light = Image.new("RGB", (size, size), (104, 100, 100))
     account = Account({"full": 3, "rounds": 1, "stored": 0}, {"unet": 1.5}, 3 * 2**20)
-    study = Study("some/model", "float16", (prompt,), (0, 1), 4, 7.5, (TWO,))
+    study = Study("some/model", "float16", (prompt,), (0, 1), Request(steps=4, guidance=7.5), (TWO,))
     metric = Metric("size", "Size", "bigger is bigger", True, lambda originals, pictures, prompts: len(prompts))
-    sequential = Series(None, (Picture(grey, 2.0, None), Picture(grey, 2.0, None)))
-    series = Series(TWO, (Picture(light, 1.0, account), Picture(grey, 1.0, account)), ("asyncdiff warns",))
+    sequential = Series(None, (Picture(Made((grey,)), 2.0, None), Picture(Made((grey,)), 2.0, None)))
+    series = Series(
+        TWO, (Picture(Made((light,)), 1.0, account), Picture(Made((grey,)), 1.0, account)), ("asyncdiff warns",)
+    )
     return judge(study, False, CPU, [sequential, series], [metric])
 
 

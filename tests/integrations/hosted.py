@@ -6,31 +6,17 @@ import dataclasses
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
 from asyncdiff.serving.app import build
-from asyncdiff.serving.orders import Order, Outcome, Progress
 from tests.serving.stand_ins import LIMITS, SECONDS, StandIn, front_of
 from tests.serving.stand_ins import SERVICE as SHORT
 
 # It gives up nothing by itself while a test waits.
 SERVICE = dataclasses.replace(SHORT, limits=dataclasses.replace(LIMITS, seconds=6 * SECONDS))
-
-
-class Recording(StandIn):
-    """A replica that keeps what it was told to draw."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.orders: list[Order] = []
-
-    async def draw(self, order: Order) -> AsyncIterator[Progress | Outcome]:
-        self.orders.append(order)
-        async for told in super().draw(order):
-            yield told
 
 
 class Hosted:
@@ -42,7 +28,7 @@ class Hosted:
     """
 
     def __init__(self, keys: tuple[bytes, ...], service: Any, port: int) -> None:
-        self.replica = Recording()
+        self.replica = StandIn()
         self.front = front_of(self.replica, waiting=service.limits.waiting)
         config = uvicorn.Config(
             build(self.front, service, keys), port=port, log_level="error", timeout_graceful_shutdown=1

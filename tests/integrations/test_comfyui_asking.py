@@ -65,7 +65,7 @@ def test_all_that_can_be_said(comfyui: ComfyUI, service: Hosted) -> None:
 def test_what_is_not_said_is_as_the_service_has_it(comfyui: ComfyUI, service: Hosted) -> None:
     comfyui.run(workflow(service.address, {}))
     order = service.replica.orders[-1]
-    assert order.arguments == {"prompt": "one", "num_inference_steps": 4, "num_images_per_prompt": 1}
+    assert order.arguments == {"prompt": "one", "num_inference_steps": 4}
     assert order.settings == SERVICE.settings
 
 

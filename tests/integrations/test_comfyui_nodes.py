@@ -10,7 +10,7 @@ import pytest
 from asyncdiff.serving.wire import Service, read_request
 from asyncdiff.settings import Knob, MethodName, knobs
 from tests.integrations.comfyui import ComfyUI, RefusalError, workflow
-from tests.serving.stand_ins import LIMITS
+from tests.serving.stand_ins import LIMITS, SIGNATURE
 
 NOWHERE = "http://127.0.0.1:1"
 FREE = [knob for knob in knobs() if not knob.is_fixed]
@@ -77,7 +77,7 @@ def test_the_service_understands_each(settings: Any, name: str) -> None:
     told = settings.chosen({name: given, "left_out": "bridge" if name != "bridge" else ""})
     body = json.dumps({"prompt": "x", "asyncdiff": told}).encode()
     service = Service("x", 2, {} if name == "bridge" else {"bridge": 3}, 4, LIMITS)
-    found = read_request(body, service, None).settings
+    found = read_request(body, service, SIGNATURE).settings
     assert found[name] == meant and found.get("bridge") == (2 if name == "bridge" else None)
 
 

@@ -8,14 +8,22 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.errors import ConfigurationError, ShapeChangedError, TraceError
 from asyncdiff.plan.split import Split
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, every, run
 
 STEPS = 1000  # more than any generation has
 # What no split by hand can say: that two components call a module; blocks that some of the calls leave out.
-NOT_BY_HAND = ("cascade_decoder", "sd35_skip_layer_guidance")
+NOT_BY_HAND = ("cascade_decoder", "sd35_skip_layer_guidance", "dit")
+# What cannot be known without the weights: a cache that a call fills, who of the experts computes, words that are cut
+# off in one of two calls.
+REFUSED = {"flux2_klein_kv": TraceError, "hidream": TraceError, "framepack_true_cfg": ShapeChangedError}
+# The labels of later steps are known after a longer warm-up only.
+LABELLED_LATER = (
+    *("lumina", "lumina2", "lumina2_truncated", "glm_image", "z_image", "z_image_truncated", "z_image_img2img"),
+    *("modular_z_image", "modular_z_image_perturbed"),
+)
 # Their rounds differ by rounding: what was sent has another layout in memory than what was made here.
 ROUNDED = ("ddpm", "consistency")
 
@@ -39,10 +47,15 @@ def test_chained_steps_are_the_plain_pipeline_and_rounds_those_of_the_same_divis
     tiny, pipe = PIPELINES[name], PIPELINES[name].build()
     plain = run(pipe, tiny)
     with AsyncDiff(pipe, components=2, warmup=STEPS, shard=True, executor="local") as async_diff:
+        if name in REFUSED:
+            with pytest.raises(REFUSED[name]):
+                run(pipe, tiny)
+            return
         assert torch.equal(run(pipe, tiny), plain)
     if name in NOT_BY_HAND or tiny.others:
         return  # a split by hand is for one denoiser
-    settings: dict[str, Any] = dict(stride=2, warmup=1, bridge=2, executor="local")
+    stride = 1 if name in LABELLED_LATER else max(tiny.strides)
+    settings: dict[str, Any] = dict(stride=stride, warmup=1, bridge=2, executor="local")
     with AsyncDiff(pipe, components=3, shard=True, **settings) as async_diff:
         chained = run(pipe, tiny)
         split = split_of(async_diff)

@@ -1,12 +1,13 @@
 """HTTP in, HTTP out, with replicas that draw nothing."""
 
+import asyncio
 import base64
 import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from asyncdiff.serving.app import build
 from asyncdiff.serving.front import Front
 from asyncdiff.serving.keys import is_key, read_keys
 from asyncdiff.serving.limits import BODY_BYTES
+from asyncdiff.serving.orders import Drawn, Order, Progress
 from asyncdiff.serving.pictures import Pictures
+from asyncdiff.timeline import Row, Span, Timeline
 from tests.serving.stand_ins import SECONDS, SERVICE, StandIn, front_of, picture
 
 GENERATIONS = "/v1/images/generations"
@@ -181,6 +184,53 @@ def test_progress_as_events(service: Served) -> None:
     assert base64.b64decode(data[-1]["b64_json"]) == picture() and data[-1]["asyncdiff"]["seed"] == 3
     (*_, last) = events_of(service.ask("error", stream=True).text)
     assert last[0] == "error" and last[1]["error"]["message"] == "because of error"
+
+
+def test_the_kind_of_each_step(service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def draw(order: Order) -> AsyncIterator[Progress | Drawn]:
+        for kinds in ((), ("full",), ("full", None)):
+            await asyncio.sleep(0.05)  # but for the last, which is told all the same
+            yield Progress(0, len(kinds), 2, kinds)
+        yield Drawn((picture(),), "png", 8, 4, 0.5, {"full": 1}, 7)
+
+    monkeypatch.setattr(service.replicas[0], "draw", draw)
+    kind = "image_generation.progress"
+    expected = [(0, None, []), (1, "full", ["full"]), (2, None, ["full", None])]
+    assert [data for each, data in events_of(service.ask("one", stream=True).text) if each == kind] == [
+        {"type": kind, "bar": 0, "step": step, "steps": 2, "kind": newest, "kinds": kinds}
+        for step, newest, kinds in expected
+    ]
+
+
+def test_what_the_ranks_did_if_it_is_asked_for(service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[bool] = []
+
+    async def draw(order: Order) -> AsyncIterator[Drawn]:
+        timed.append(order.is_timed)
+        row = Row(1, (Span("step", 0.0, 0.25, "round", 3),), 0.125)
+        yield Drawn((picture(),), "png", 8, 4, 0.5, {"round": 1}, 7, Timeline((row,), 0.25) if order.is_timed else None)
+
+    monkeypatch.setattr(service.replicas[0], "draw", draw)
+    assert "timeline" not in service.ask("one").json()["asyncdiff"]
+    asked = {"asyncdiff": {"timeline": True}}
+    span = {"what": "step", "begin": 0.0, "end": 0.25, "name": "round", "step": 3}
+    expected = {"seconds": 0.25, "ranks": [{"rank": 1, "seconds_waited": 0.125, "spans": [span]}]}
+    assert service.ask("one", **asked).json()["asyncdiff"]["timeline"] == expected
+    assert events_of(service.ask("one", stream=True, **asked).text)[-1][1]["asyncdiff"]["timeline"] == expected
+    assert timed == [False, True, True]
+
+
+def test_what_a_model_says_of_itself(service: Served) -> None:
+    about = service.client.get("/v1/models/stand-in").json()["asyncdiff"]
+    assert {name: about[name] for name in ("devices", "replicas", "steps", "max_steps", "max_prompt")} == {
+        "devices": 2,
+        "replicas": 1,
+        "steps": 4,
+        "max_steps": 20,
+        "max_prompt": 40,
+    }
+    for settings in (*(way["settings"] for way in about["ways"]), about["sequential"]):
+        assert service.ask("one", asyncdiff=settings).status_code == 200
 
 
 def test_a_full_line_health_and_figures() -> None:

@@ -1,5 +1,6 @@
 """What is a request and what is not: every other ends in a sentence, and nothing else."""
 
+import base64
 import dataclasses
 import json
 from typing import Any
@@ -7,12 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.serving.limits import Limits, Size, read_size
-from asyncdiff.serving.wire import FIELDS, SETTINGS, ImageRequest, RequestError, read_request
+from asyncdiff.request.words import Size, read_size
+from asyncdiff.serving.asked import WORDS
+from asyncdiff.serving.limits import Limits
+from asyncdiff.serving.refusals import RequestError
+from asyncdiff.serving.wire import FIELDS, SETTINGS, ImageRequest, read_request, read_video_request
 from asyncdiff.settings import Settings
-from tests.serving.stand_ins import SERVICE, SIGNATURE
+from tests.serving.stand_ins import FILM, SERVICE, SIGNATURE, as_text
 
 BAD: list[tuple[Any, str, str | None]] = [
     ([], "the request must be an object, not []", None),
@@ -45,6 +50,9 @@ BAD: list[tuple[Any, str, str | None]] = [
     ({"prompt": "x", "asyncdiff": {"guidance_scale": 1e300}}, "guidance_scale must be a number from", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"negative_prompt": 1}}, "negative_prompt must be text", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"negative_prompt": "x" * 41}}, "at most 40 characters", "asyncdiff"),
+    ({"prompt": "x", "asyncdiff": {"guidance_scale": 10**400}}, "guidance_scale must be a number from", "asyncdiff"),
+    ({"prompt": "x", "asyncdiff": {"timeline": 1}}, "timeline must be true or false, not 1", "asyncdiff"),
+    ({"prompt": "x", "asyncdiff": {"timeline": "yes"}}, "timeline must be true or false, not 'yes'", "asyncdiff"),
     # The sentences of the settings and of the workers themselves.
     ({"prompt": "x", "asyncdiff": {"warmup": 0}}, "warmup must be a whole number of at least 1, not 0", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"components": 3}}, "= 3 devices, not devices=2; use devices=3", "asyncdiff"),
@@ -52,6 +60,94 @@ BAD: list[tuple[Any, str, str | None]] = [
     ({"prompt": "x", "asyncdiff": {"method": {"module": "os"}}}, "method", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"split": "os"}}, "split", "asyncdiff"),
 ]
+
+
+def _film(**own: Any) -> dict[str, Any]:
+    return {"prompt": "x", "asyncdiff": own}
+
+
+DOG = as_text(Image.new("RGB", (8, 4), "red"))
+BAD_OF_PICTURES: list[tuple[dict[str, Any], str]] = [
+    (_film(image=3), "image must be a picture in base64, not 3"),
+    (_film(image="/etc/passwd"), "image must be a PNG, JPEG or WebP file in base64"),
+    (_film(image="http://127.0.0.1/dog.png"), "image must be a PNG, JPEG or WebP file in base64"),
+    (_film(image=base64.b64encode(b"no picture").decode()), "image must be a PNG, JPEG or WebP file in base64"),
+    (_film(image=DOG[:-40]), "image"),
+    (_film(image=as_text(Image.new("RGB", (8, 4)), "gif")), "image must be a PNG, JPEG or WebP file in base64"),
+    (_film(image=as_text(Image.new("1", (257, 4)))), "image may have at most 256x128 pixels, not 257x4"),
+    (_film(image=as_text(Image.new("1", (20_000, 20_000)))), "image"),  # a bomb: some kilobytes that are 400 megapixels
+    (_film(image=[DOG] * 9), "image may be at most 8 pictures, not 9"),
+    (_film(mask=[DOG, DOG]), "mask may be at most 1 pictures, not 2"),
+    (_film(video=[DOG] * 7), "video may be at most 6 pictures, not 7"),
+    (_film(frames=7), "frames must be a whole number of at most 6, not 7"),
+    (_film(frames="4"), "frames must be a whole number of at least 1, not '4'"),
+    (_film(control_image=DOG), "takes no control image"),
+    (_film(arguments=[]), "arguments must be an object, not []"),
+    (_film(arguments={"num_frames": 1000}), "arguments cannot have 'num_frames': the request has another word for it"),
+    (_film(arguments={"num_inference_steps": 1000}), "arguments cannot have 'num_inference_steps'"),
+    (_film(arguments={"height": 10**6}), "arguments cannot have 'height'"),
+    (_film(arguments={"output_type": "latent"}), "arguments cannot have 'output_type'"),
+    (_film(arguments={"strength": [0.5]}), "strength in arguments must be a number, text, true or false, not [0.5]"),
+    (_film(arguments={"strength": {"module": "os"}}), "strength in arguments must be a number, text, true or false"),
+    (_film(arguments={"strength": "0.5"}), "strength must be a number, not '0.5'"),
+    (_film(arguments={"fps": 1e9}), "fps must be a number of at most 10000"),
+    (_film(arguments={"fps": 10**400}), "fps must be a number of at most 10000"),
+    (_film(arguments={"tone": "x" * 41}), "tone must have at most 40 characters, not 41"),
+    (_film(arguments={"strenth": 0.5}), "takes no 'strenth'; is 'strength' meant?"),
+    ({"prompt": "x", "seconds": "long"}, "seconds must be a number above 0, not 'long'"),
+    ({"prompt": "x", "seconds": 0}, "seconds must be a number above 0, not 0"),
+    ({"prompt": "x", "seconds": "nan"}, "seconds must be a number above 0"),
+    ({"prompt": "x", "seconds": "9"}, "frames must be a whole number of at most 6, not 90"),
+    ({"prompt": "x", "fps": 0}, "fps must be a whole number of at least 1, not 0"),
+    ({"prompt": "x", "fps": 1000}, "fps must be a whole number of at most 240, not 1000"),
+    ({"prompt": "x", "n": 2}, "'n', which is not known here"),
+    ({"prompt": "x", "input_reference": {"file_id": "1"}}, "image must be a picture in base64"),
+]
+
+
+@pytest.mark.parametrize(("value", "sentence"), BAD_OF_PICTURES, ids=lambda value: str(value)[:60])
+def test_what_is_refused_of_pictures_and_videos(value: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError) as raised:
+        read_video_request(value, SERVICE, FILM)
+    assert sentence in str(raised.value) and "\n" not in str(raised.value) and raised.value.status == 400
+
+
+def test_a_video_with_everything() -> None:
+    own = {"frames": 4, "image": DOG, "arguments": {"strength": 0.5, "tone": "warm"}, "steps": 3}
+    found = read_video_request({"prompt": "x", "fps": 5, "size": "64x32", "asyncdiff": own}, SERVICE, FILM)
+    picture = found.arguments["image"]
+    assert (picture.size, picture.getpixel((0, 0))) == ((8, 4), (255, 0, 0))
+    rest = {name: value for name, value in found.arguments.items() if name != "image"}
+    assert rest == {
+        "prompt": "x",
+        "height": 32,
+        "width": 64,
+        "num_inference_steps": 3,
+        "num_frames": 4,
+        "strength": 0.5,
+        "tone": "warm",
+    }
+    assert found.frames_per_second == 5
+
+
+def test_as_other_clients_ask() -> None:
+    given = {"prompt": "x", "seconds": "2", "fps": 3, "input_reference": f"data:image/png;base64,{DOG}"}
+    found = read_video_request(given, SERVICE, FILM)
+    assert found.arguments["num_frames"] == 6 and found.arguments["image"].size == (8, 4)
+
+
+def test_a_pipeline_makes_what_it_makes() -> None:
+    body = json.dumps({"prompt": "x"}).encode()
+    with pytest.raises(RequestError, match="StandIn makes videos: POST /v1/videos"):
+        read_request(body, SERVICE, FILM)
+    with pytest.raises(RequestError, match="StandIn makes pictures: POST /v1/images/generations"):
+        read_video_request({"prompt": "x"}, SERVICE, SIGNATURE)
+    sound = dataclasses.replace(SIGNATURE, names=("prompt", "num_waveforms_per_prompt"))
+    with pytest.raises(RequestError, match="StandIn makes sounds: no route here sends those"):
+        read_request(body, SERVICE, sound)
+    with pytest.raises(RequestError, match="the pipeline is not there yet") as raised:
+        read_request(body, SERVICE, None)
+    assert raised.value.status == 503 and raised.value.retry_after
 
 
 def read(value: Any) -> ImageRequest:
@@ -105,16 +201,15 @@ def test_everything_at_once() -> None:
 
 def test_what_is_not_said_is_the_services() -> None:
     found = read({"prompt": "apple"})
-    assert found == ImageRequest(
-        {"prompt": "apple", "num_images_per_prompt": 1, "num_inference_steps": 4}, None, {"components": 2}, False, False
-    )
+    arguments = {"prompt": "apple", "num_inference_steps": 4}
+    assert found == ImageRequest(arguments, None, {"components": 2}, False, as_url=False, streams=False)
 
 
 def test_a_pipeline_that_takes_less_says_so() -> None:
     signature = dataclasses.replace(SIGNATURE, names=("prompt", "num_inference_steps", "generator"))
     body = json.dumps({"prompt": "x"}).encode()
-    assert "num_images_per_prompt" not in read_request(body, SERVICE, signature).arguments
-    with pytest.raises(RequestError, match="StandIn takes no 'num_images_per_prompt'"):
+    assert read_request(body, SERVICE, signature).arguments.keys() == {"prompt", "num_inference_steps"}
+    with pytest.raises(RequestError, match="StandIn takes no count; it takes prompt, "):
         read_request(json.dumps({"prompt": "x", "n": 2}).encode(), SERVICE, signature)
 
 
@@ -123,7 +218,7 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
     max_leaves=6,
 )
-_OWN = st.dictionaries(st.sampled_from(("steps", "guidance_scale", "negative_prompt", *SETTINGS)), _JSON, max_size=4)
+_OWN = st.dictionaries(st.sampled_from((*WORDS, "timeline", *SETTINGS)), _JSON, max_size=4)
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), _JSON) | _JSON, _OWN | _JSON)
@@ -136,7 +231,7 @@ def test_whatever_comes_is_a_request_within_the_limits_or_an_error(value: Any, o
         return
     limits, arguments = SERVICE.limits, found.arguments
     assert len(arguments["prompt"]) <= limits.prompt and arguments["num_inference_steps"] <= limits.steps
-    assert arguments["num_images_per_prompt"] <= limits.pictures
+    assert arguments.get("num_images_per_prompt", 1) <= limits.pictures
     assert arguments.get("width", 1) <= limits.size.width and arguments.get("height", 1) <= limits.size.height
     Settings(**found.settings)
 

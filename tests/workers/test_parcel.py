@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from asyncdiff import ConfigurationError, NotANumberError, ProcessError, StoppedError
 from asyncdiff.workers.answer import Answer, failure_of, first_failure, raise_failure
+from asyncdiff.workers.kinds import Kinds
 from asyncdiff.workers.parcel import generators_in, pack, unpack
 from asyncdiff.workers.progress import Bar, Events, Telling
 
@@ -138,9 +139,11 @@ def test_the_error_that_is_the_reason_of_the_others() -> None:
 
 def test_what_a_bar_writes() -> None:
     events = Events()
-    config = Telling(events).config()
-    events.begin()
+    telling = Telling(events, Kinds(dict))
     for _ in range(2):
-        with tqdm(total=3, **config) as bar:
-            bar.update(3)
-    assert events.end().bars == (Bar(0, 3, 3), Bar(1, 3, 3))
+        telling.begin()
+        events.begin()
+        for _ in range(2):
+            with tqdm(total=3, **telling.config()) as bar:
+                bar.update(3)
+        assert events.end().bars == (Bar(0, 3, 3, (None,) * 3), Bar(1, 3, 3, (None,) * 3))

@@ -13,6 +13,7 @@ import torch
 from ray.cluster_utils import Cluster
 
 from asyncdiff import AsyncDiff, ConfigurationError, ExchangeError, SplitError, StoppedError, Workers
+from asyncdiff.workers.progress import Bar
 from tests.tiny.narrow import load_narrow_demo, save_narrow_demo
 from tests.workers.drawing import STEPS, draw, save_adapter
 
@@ -125,6 +126,30 @@ def test_one_bar_and_every_step_here(pipe: Workers, capsys: pytest.CaptureFixtur
     assert len(told[0][2]) == 4
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if line.strip()]
     assert all(line.startswith("drawing") for line in lines) and f"{STEPS}/{STEPS}" in lines[-1]
+
+
+def test_what_every_rank_did_and_when(pipe: Workers, plain: Any) -> None:
+    """Told of calls that are timed; progress says the same of the steps. The picture is the same."""
+    told: list[Bar] = []
+    pipe.tell_progress(told.append)
+    try:
+        with pipe.timed():
+            picture = draw(pipe)
+    finally:
+        pipe.tell_progress(None)
+    assert picture.tobytes() == draw(plain).tobytes()
+    counts, found = pipe.report().denoisers[0].counts, pipe.timeline()
+    assert [row.rank for row in found.rows] == [0, 1] and counts.rounds
+    for row in found.rows:
+        steps = [span for span in row.spans if span.what == "step"]
+        assert [span.name for span in steps] == [kind.value for kind in counts.kinds]
+        assert {"text_encoder", "vae.decode"} <= {span.name for span in row.spans if span.what == "part"}
+        assert row.seconds_waited > 0 and {"waiting", "exchange"} <= {span.what for span in row.spans}
+        assert all(0 <= span.begin <= span.end <= found.seconds for span in row.spans)
+    assert told[-1] == Bar(0, STEPS, STEPS, tuple(kind.value for kind in counts.kinds))
+    draw(pipe)
+    with pytest.raises(ConfigurationError, match="was not timed"):
+        pipe.timeline()
 
 
 def test_advice_is_given_here(pipe: Workers, caplog: pytest.LogCaptureFixture) -> None:

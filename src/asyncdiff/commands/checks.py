@@ -1,7 +1,6 @@
 """What is looked at before anything is loaded: a command ends here where it could not end well."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import cast
@@ -54,12 +53,6 @@ def write_file(option: str, out: Path, text: str) -> None:
         out.write_text(text, encoding="utf-8")
     except OSError as error:
         fail(f"{option} {out} could not be written: {error}")
-
-
-def check_guidance(scale: float | None) -> None:
-    """End the command where the guidance scale is no number to multiply by."""
-    if scale is not None and not math.isfinite(scale):
-        refuse(f"--guidance must be a finite number, not {scale}.")
 
 
 def check_seed(option: str, seed: int) -> None:

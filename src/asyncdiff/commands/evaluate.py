@@ -9,8 +9,9 @@ import torch
 import typer
 from rich.table import Column, Table
 
-from asyncdiff.commands.checks import check_guidance, check_out, check_seed, check_weights, write_file
-from asyncdiff.commands.options import AllowPickle, Guidance, Model, Steps, Weights, with_settings
+from asyncdiff.commands.asking import with_request
+from asyncdiff.commands.checks import check_out, check_seed, check_weights, write_file
+from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
 from asyncdiff.commands.terminal import exit_codes, fail, refuse, stderr, stdout
 from asyncdiff.demo import demo_prompts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
@@ -29,7 +30,9 @@ from asyncdiff.evaluation.study import (
     parse_settings,
     title_of,
 )
-from asyncdiff.loading import DEMO_MODELS, load_pipeline
+from asyncdiff.loading import DEMO_MODELS, load_pipeline, signature_of
+from asyncdiff.lora import Lora, put_on
+from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 
 _PROMPTS_OF_DEMO = 8
@@ -43,6 +46,7 @@ class Executor(str, Enum):
 
 
 @with_settings
+@with_request
 def evaluate(
     model: Model = "demo-unet",
     prompts: Annotated[
@@ -52,8 +56,8 @@ def evaluate(
     seeds: Annotated[
         str, typer.Option(help="Of the initial noise, with commas between; every prompt with each.")
     ] = "0",
-    steps: Steps = 50,
-    guidance: Guidance = None,
+    request: Request = Request(),
+    loras: tuple[Lora, ...] = (),
     settings: Settings = Settings(),
     compare_with: Annotated[
         list[str] | None,
@@ -89,7 +93,7 @@ def evaluate(
     dtype: Weights = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Draw the same pictures sequentially and with asyncdiff, and write a report on how alike they are.
+    """Draw the same pictures or videos sequentially and with asyncdiff, and write a report on how alike they are.
 
     Examples:
 
@@ -101,26 +105,26 @@ def evaluate(
     - `asyncdiff evaluate --devices 2 --out two.html` – on two processes, with measured times
 
     The report is one HTML file: a table (PSNR, SSIM, times, modelled speed-up), and for every prompt and seed
-    the sequential picture, every setting's, and the differences. All pictures are kept in memory until then.
+    the sequential picture, every setting's, and the differences; videos play side by side. All pictures are kept in
+    memory until then.
 
     Exit codes: 0 fine, 1 a process or a setting failed (the others are in the report), 2 bad usage, or a model or a
     metric that cannot be had here, 130 interrupted (Ctrl-C).
     """
     _check_page(out)
-    check_guidance(guidance)
+    check_weights(model, allow_pickle)
     chosen = replace(settings, components=_components(settings, devices))
     study = Study(
         model=model,
         dtype=dtype.value if dtype else None,
         prompts=_prompts(prompts, model),
         seeds=_seeds(seeds),
-        steps=steps,
-        guidance=guidance,
+        request=request,
         settings=_settings(chosen, compare_with or []),
         allow_pickle=allow_pickle,
+        loras=loras,
     )
     local = _is_local(study.settings, devices, executor)
-    check_weights(model, allow_pickle)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with exit_codes():
         loaded = _metrics(metrics, study, device)
@@ -128,7 +132,8 @@ def evaluate(
         evaluation = judge(study, local, device, drawn, loaded)
         write_file("--out", out, render(evaluation))
     stdout.print(_table(evaluation))
-    stdout.print(f"{out}: {len(study.pairs)} pictures at every setting", markup=False, soft_wrap=True)
+    count, kind = len(study.pairs), evaluation.sequential.pictures[0].made.kind
+    stdout.print(f"{out}: {count} {kind}{'s' * (count > 1)} at every setting", markup=False, soft_wrap=True)
     failed = [series for series in evaluation.series if series.failure is not None]
     for series in failed:
         stderr.print(
@@ -160,9 +165,12 @@ def _components(settings: Settings, devices: int | None) -> int:
     return fitting
 
 
-def _prompts(file: Path | None, model: str) -> tuple[str, ...]:
+def _prompts(file: Path | None, model: str) -> tuple[str | None, ...]:
     if file is None:
         if model not in DEMO_MODELS:
+            signature = signature_of(model)
+            if signature is not None and "prompt" not in signature.names:
+                return (None,)
             refuse(f"--prompts is needed for {model}: a text file with a prompt per line.")
         known = demo_prompts()
         return tuple(known[number * len(known) // _PROMPTS_OF_DEMO] for number in range(_PROMPTS_OF_DEMO))
@@ -230,6 +238,7 @@ def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
 
 def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
     pipe = load_pipeline(study.model, study.dtype, device, study.allow_pickle)
+    put_on(pipe, study.loras)
     try:
         check_settings(pipe, study)
     except AsyncDiffError as error:

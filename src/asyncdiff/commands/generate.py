@@ -1,25 +1,36 @@
 """The command `asyncdiff generate`."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from PIL import Image
 
-from asyncdiff.commands.checks import check_guidance, check_out, check_seed, check_weights
-from asyncdiff.commands.options import AllowPickle, Guidance, Model, Steps, Weights, with_settings
-from asyncdiff.commands.terminal import exit_codes, fail, refuse, stdout
-from asyncdiff.evaluation.compare import pixels, psnr, side_by_side, ssim
+from asyncdiff.commands.asking import with_request
+from asyncdiff.commands.checks import check_out, check_seed, check_weights
+from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
+from asyncdiff.commands.remote import ask
+from asyncdiff.commands.terminal import exit_codes, refuse, stdout
+from asyncdiff.commands.writing import check_made, write_out
+from asyncdiff.evaluation.compare import beside, likeness
 from asyncdiff.launch import Job, Outcome, launch
+from asyncdiff.lora import Lora
+from asyncdiff.made.files import FRAMES_PER_SECOND
+from asyncdiff.made.media import Made
+from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 
 
 @with_settings
+@with_request
 def generate(
-    prompt: Annotated[str, typer.Argument(help='What to draw. The demo models know emoji, for instance "rocket".')],
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            help='What to draw, if the pipeline draws words. The demo models know emoji, for instance "rocket".'
+        ),
+    ] = None,
     devices: Annotated[
         int | None,
         typer.Option(
@@ -30,22 +41,31 @@ def generate(
         ),
     ] = None,
     settings: Settings = Settings(),
-    steps: Steps = 50,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
     out: Annotated[
-        Path, typer.Option(readable=False, help="Picture file to write; its ending says the format.")
-    ] = Path("out.png"),
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="File to write; its ending says the format: .png, .mp4, .gif, .wav. [default: out, with the ending of "
+            "what is made]",
+        ),
+    ] = None,
     model: Model = "demo-unet",
     dtype: Weights = None,
+    request: Request = Request(),
+    loras: tuple[Lora, ...] = (),
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Pictures, videos or sounds to make. [default: the pipeline's own]")
+    ] = None,
+    fps: Annotated[int, typer.Option(min=1, help="Frames per second of a video that is written.")] = FRAMES_PER_SECOND,
     compare: Annotated[
         bool,
         typer.Option(
             "--compare",
-            help="Also run the ordinary pipeline on one device. Writes both pictures side by side, and says "
-            "how alike they are (PSNR, SSIM), how long it took, and the speed-up.",
+            help="Also run the ordinary pipeline on one device. Writes both side by side (sound: the ordinary one in "
+            "the first file), and says how alike they are (PSNR, SSIM), how long it took, and the speed-up.",
         ),
     ] = False,
-    guidance: Guidance = None,
     trace: Annotated[
         Path | None,
         typer.Option(
@@ -54,12 +74,20 @@ def generate(
             help="Also write what every device does, and when, to a file that ui.perfetto.dev opens.",
         ),
     ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Have a running `asyncdiff serve` make it, for instance http://127.0.0.1:8000, with its model. Its "
+            "key, if it asks for one, is read from the variable ASYNCDIFF_API_KEY.",
+        ),
+    ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Print the whole report of what was done, in place of a line of it.")
     ] = False,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Draw a picture with the denoiser divided over several devices.
+    """Draw a picture, or make a video or sound, with the denoiser divided over several devices.
 
     Examples:
 
@@ -79,6 +107,12 @@ def generate(
 
     - `asyncdiff generate "a fox" --model ./my-pipeline --devices 4 --out fox.png` – four devices
 
+    - `asyncdiff generate "a fox runs" --model ./my-video-pipeline --frames 33 --size 832x480 --out fox.mp4` – a video
+
+    - `asyncdiff generate "a fox" --model ./my-pipeline --image dog.png --set strength=0.6` – of another picture
+
+    - `asyncdiff generate "a fox" --model ./my-pipeline --lora style.safetensors=0.8` – in another style
+
     Every process loads the pipeline, makes one short picture that is not timed (it traces the denoiser and
     touches all memory once), and then the picture. The time is that of this pipeline call alone. On a CPU
     every process computes on one thread, with --compare the ordinary pipeline too.
@@ -86,22 +120,27 @@ def generate(
     Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, or a model that cannot be loaded or
     divided so, 130 interrupted (Ctrl-C).
     """
-    devices = _fit(devices, settings)
-    _check_picture(out)
-    check_guidance(guidance)
+    check_made(out)
     check_seed("--seed", seed)
+    if server is not None:
+        own = {"--devices": devices, "--dtype": dtype, "--lora": loras, "--trace": trace, "--compare": compare}
+        given = [name for name, value in {**own, "--report": report, "--allow-pickle": allow_pickle}.items() if value]
+        if given:
+            refuse(f"{', '.join(given)} cannot be given together with --server: the service has its own.")
+        ask(server, model, request, seed, settings, out, fps)
+        return
+    devices = _fit(devices, settings)
     check_weights(model, allow_pickle)
     job = Job(
         model=model,
         dtype=dtype.value if dtype else None,
-        prompt=prompt,
-        steps=steps,
+        request=request,
         seed=seed,
-        guidance=guidance,
         devices=devices,
         settings=settings,
         title="asyncdiff",
         allow_pickle=allow_pickle,
+        loras=loras,
         trace=trace,
     )
     if trace is not None:
@@ -119,14 +158,11 @@ def generate(
         sequential = None
         if compare:
             sequential = launch(job.sequential())
-    picture = outcome.picture if sequential is None else _sheet(sequential, outcome)
-    try:
-        picture.save(out)
-    except (OSError, ValueError) as error:
-        fail(f"--out {out} could not be written: {error}")
+    made = outcome.made if sequential is None else _beside(sequential, outcome)
+    files = write_out(made, out, fps)
     lines = [
-        f"{out}: {job.steps} step{'s' * (job.steps != 1)} on {job.devices} device{'s' * (job.devices > 1)} "
-        f"in {outcome.seconds:.2f} s"
+        f"{', '.join(map(str, files))}: {request.steps} step{'s' * (request.steps != 1)} on {job.devices} "
+        f"device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s"
     ]
     if outcome.report is not None:
         lines.append(str(outcome.report) if report else outcome.report.summary)
@@ -178,31 +214,16 @@ def _check_trace(trace: Path, job: Job) -> None:
     check_out("--trace", trace)
 
 
-def _check_picture(out: Path) -> None:
-    Image.init()
-    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        refuse(f"--out {out}: {out.suffix or 'no ending'} is no picture format to write; use .png for instance.")
-    check_out("--out", out)
-
-
-def _sheet(sequential: Outcome, outcome: Outcome) -> Image.Image:
+def _beside(sequential: Outcome, outcome: Outcome) -> Made:
     done = "one device"
     if outcome.report is not None:
         groups = f"G={outcome.report.guidance} " if outcome.report.guidance > 1 else ""
         done = f"{groups}{outcome.report.parts} w={outcome.report.warmup}"
-    return side_by_side(
-        [sequential.picture, outcome.picture],
-        [
-            f"sequential, {sequential.seconds:.2f} s",
-            f"asyncdiff {done}, {outcome.seconds:.2f} s",
-        ],
-    )
+    captions = [f"sequential, {sequential.seconds:.2f} s", f"asyncdiff {done}, {outcome.seconds:.2f} s"]
+    return beside([sequential.made, outcome.made], captions)
 
 
 def _comparison(sequential: Outcome, outcome: Outcome) -> str:
-    first, second = pixels(sequential.picture), pixels(outcome.picture)
-    likeness = psnr(first, second)
-    is_same = math.isinf(likeness)
-    apart = "the same picture" if is_same else f"PSNR {likeness:.2f} dB, SSIM {ssim(first, second):.4f}"
     ratio = sequential.seconds / outcome.seconds
+    apart = likeness(sequential.made, outcome.made)
     return f"against the ordinary pipeline on one device, {sequential.seconds:.2f} s: {ratio:.2f}x as fast, {apart}"

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import typer
 
+from asyncdiff.commands.asking import LoraFiles, read_loras
 from asyncdiff.commands.checks import check_weights
 from asyncdiff.commands.options import AllowPickle, Model, Steps, Weights, with_settings
 from asyncdiff.commands.terminal import ended_by_sigterm, exit_codes, fail, refuse, stdout
 from asyncdiff.errors import AsyncDiffError, ExchangeError
+from asyncdiff.request.words import read_size
 from asyncdiff.serving.keys import read_keys
-from asyncdiff.serving.limits import Limits, read_size
+from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Pipeline
 from asyncdiff.serving.wire import Service
 from asyncdiff.settings import Settings, in_options
@@ -46,15 +48,17 @@ def serve(
     max_steps: Annotated[int, typer.Option(min=1, help="Of a request.")] = _MOST.steps,
     max_size: Annotated[str, typer.Option(help="Of a picture, in pixels.")] = str(_MOST.size),
     max_n: Annotated[int, typer.Option(min=1, help="Pictures of a request.")] = _MOST.pictures,
+    max_frames: Annotated[int, typer.Option(min=1, help="Frames of a video.")] = _MOST.frames,
     max_prompt: Annotated[int, typer.Option(min=1, help="Characters of a prompt.")] = _MOST.prompt,
     max_seconds: Annotated[float, typer.Option(help="From a request to its answer.")] = _MOST.seconds,
     queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come later.")] = (
         _MOST.waiting
     ),
     dtype: Weights = None,
+    lora: LoraFiles = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
-    """Draw pictures for whoever asks over HTTP, in the shape of OpenAI's API.
+    """Draw pictures and videos for whoever asks over HTTP, in the shape of OpenAI's API, or on the service's page.
 
     Examples:
 
@@ -75,12 +79,12 @@ def serve(
     given = {name: value for name, value in settings.arguments().items() if value != getattr(Settings(), name)}
     try:
         keys = () if api_key_file is None else read_keys(api_key_file)
-        limits = Limits(max_steps, read_size("--max-size", max_size), max_n, max_prompt, queue, max_seconds)
+        limits = Limits(max_steps, read_size("--max-size", max_size), max_n, max_frames, max_prompt, queue, max_seconds)
         settings_for(devices, given)
         service = Service(_name(model), devices, given, limits.check_steps(steps), limits)
     except AsyncDiffError as error:
         refuse(f"{in_options(str(error), '--')}.")
-    pipeline = Pipeline(_place(model), devices, dtype.value if dtype else None, allow_pickle, given)
+    pipeline = Pipeline(_place(model), devices, dtype.value if dtype else None, allow_pickle, given, read_loras(lora))
     _run(pipeline, replicas, service, host or _LOOPBACK, port, keys)
 
 
@@ -93,8 +97,9 @@ def _run(pipeline: Pipeline, replicas: int, service: Service, host: str, port: i
     with exit_codes(), ended_by_sigterm():
         try:
             with Running(plan):
-                at = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
-                stdout.print(f"{service.model} is served at {at}; Ctrl-C ends it.", markup=False, soft_wrap=True)
+                at = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+                told = f"{service.model} is served at {at}/v1, with a page at {at}/; Ctrl-C ends it."
+                stdout.print(told, markup=False, soft_wrap=True)
                 threading.Event().wait()
         except ExchangeError as error:
             fail(str(error))

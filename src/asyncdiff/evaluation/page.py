@@ -11,14 +11,17 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from asyncdiff.evaluation.compare import pixels
+from asyncdiff.evaluation.compare import Likeness, pixels
 from asyncdiff.evaluation.metrics import mean_and_half_interval
 from asyncdiff.evaluation.study import Evaluation, Picture, Scores, Series, devices_of, title_of
+from asyncdiff.made.files import FRAMES_PER_SECOND, wav
+from asyncdiff.made.media import Frames, Made
 from asyncdiff.settings import Settings
 
 _LARGEST_PNG = 256 * 256  # pixels; larger pictures are embedded as JPEG, or the page would be too heavy
 _JPEG_QUALITY = 92
 _SMALLEST_WIDTH, _LARGEST_WIDTH = 192, 320  # as shown
+_WIDEST_FRAME = 640  # of a film: it is hundreds of pictures
 _FACTORS = (64, 32, 16, 8, 4, 2, 1)
 _BRIGHT = 99  # per cent of a usual picture's differences are not cut off by the factor
 
@@ -44,12 +47,22 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Film:
+    """Pictures one after the other, in one sheet as a data URI: so many, in rows of so many."""
+
+    sheet: str
+    frames: int
+    columns: int
+
+
+@dataclass(frozen=True)
 class Shown:
-    """One picture on the page: itself and the difference as data URIs, and what is said of it."""
+    """What was made, on the page: itself and the difference, its sounds as data URIs, and what is said of it."""
 
     title: str
-    picture: str
-    difference: str
+    film: Film | None
+    difference: Film | None
+    sounds: tuple[str, ...]
     caption: str
 
 
@@ -59,16 +72,23 @@ class Comparison:
 
     prompt: str
     seed: int
-    pictures: tuple[Shown, ...]
+    shown: tuple[Shown, ...]
+
+    @property
+    def frames(self) -> int:
+        """How many pictures play one after the other."""
+        film = self.shown[0].film
+        return 0 if film is None else film.frames
 
 
 def render(evaluation: Evaluation) -> str:
     """The page, with everything in it."""
     factor = difference_factor(evaluation)
     environment = Environment(loader=PackageLoader("asyncdiff"), autoescape=True, undefined=StrictUndefined)
-    study = evaluation.study
+    study, first = evaluation.study, evaluation.sequential.pictures[0].made
     return environment.get_template("evaluation.html").render(
         study=study,
+        kind=first.kind,
         title=title_of(study.settings[0]),
         described=describe(study.settings[0]),
         local=evaluation.local,
@@ -84,7 +104,9 @@ def render(evaluation: Evaluation) -> str:
             for said in series.warnings
         ],
         factor=factor,
-        width=min(max(evaluation.sequential.pictures[0].image.width, _SMALLEST_WIDTH), _LARGEST_WIDTH),
+        width=min(max(first.frames[0].width if first.frames else 0, _SMALLEST_WIDTH), _LARGEST_WIDTH),
+        ratio=first.frames[0].height / first.frames[0].width if first.frames else 1,
+        milliseconds=1000 // FRAMES_PER_SECOND,
         comparisons=_comparisons(evaluation, factor),
     )
 
@@ -151,9 +173,10 @@ def decibels(value: float) -> str:
 def difference_factor(evaluation: Evaluation) -> int:
     """By what the differences of all pictures are multiplied: as much as shows those of a usual picture whole."""
     differences = [
-        float(np.percentile(np.abs(pixels(picture.image) - pixels(original.image)), _BRIGHT))
+        float(np.percentile(np.abs(pixels(frame) - pixels(original)), _BRIGHT))
         for series in evaluation.series
-        for picture, original in zip(series.pictures, evaluation.sequential.pictures, strict=False)
+        for picture, plain in zip(series.pictures, evaluation.sequential.pictures, strict=False)
+        for frame, original in zip(picture.made.frames, plain.made.frames, strict=False)
     ]
     usual = statistics.median([value for value in differences if value] or [0.0])
     return next((factor for factor in _FACTORS if factor * usual <= 1), 1)
@@ -169,16 +192,17 @@ def _row(evaluation: Evaluation, series: Series, scores: Scores | None, sequenti
     setting = series.setting
     if setting is None:
         raise ValueError("the sequential series has no setting")
-    worst = 0 if scores is None else min(range(len(scores.psnr)), key=scores.psnr.__getitem__)
+    likenesses = () if scores is None else scores.likenesses
+    worst = min(range(len(likenesses)), key=lambda number: likenesses[number].worst, default=0)
     seconds = statistics.fmean(picture.seconds for picture in series.pictures) if series.pictures else math.nan
     return Row(
         title=title_of(setting),
         is_chosen=setting == evaluation.study.settings[0],
         devices=str(devices_of(setting)),
-        psnr=_psnr(scores.psnr) if scores else "",
-        worst=decibels(scores.psnr[worst]) if scores else "",
+        psnr=_psnr([likeness.decibels for likeness in likenesses]) if scores else "",
+        worst=decibels(likenesses[worst].worst) if scores else "",
         worst_pair=worst,
-        ssim=f"{statistics.fmean(scores.ssim):.4f}" if scores else "",
+        ssim=_ssim(likenesses),
         metrics=tuple(f"{scores.metrics[name]:.4g}" if scores else "" for name in names),
         seconds=f"{seconds:.2f}" if scores else "",
         speedup=f"{sequential / seconds:.2f}×" if scores and not evaluation.local else "",
@@ -198,6 +222,12 @@ def _psnr(values: Sequence[float]) -> str:
     text = f"{mean:.1f} dB" if half is None else f"{mean:.1f} ± {half:.1f} dB"
     equal = len(values) - len(finite)
     return text + (f" ({equal} of {len(values)} identical)" if equal else "")
+
+
+def _ssim(likenesses: Sequence[Likeness]) -> str:
+    """The mean; of sound, and of pictures that are too small, there is none."""
+    found = [likeness.ssim for likeness in likenesses if likeness.ssim is not None]
+    return f"{statistics.fmean(found):.4f}" if found else ""
 
 
 def _modelled(pictures: Sequence[Picture]) -> str:
@@ -227,17 +257,43 @@ def _means(accounts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def _comparisons(evaluation: Evaluation, factor: int) -> list[Comparison]:
     found = []
     for number, (prompt, seed) in enumerate(evaluation.study.pairs):
-        original = evaluation.sequential.pictures[number].image
-        shown = [Shown("sequential", data_uri(original), "", "the original")]
+        original = evaluation.sequential.pictures[number].made
+        shown = [Shown("sequential", film(original.frames), None, _sounds(original), "the original")]
         for series, scores in zip(evaluation.series, evaluation.scores, strict=True):
             if scores is None or series.setting is None:
                 continue
-            picture = series.pictures[number].image
-            caption = f"{decibels(scores.psnr[number])}, SSIM {scores.ssim[number]:.4f}"
-            changed = data_uri(difference(picture, original, factor))
-            shown.append(Shown(title_of(series.setting), data_uri(picture), changed, caption))
-        found.append(Comparison(prompt, seed, tuple(shown)))
+            made = series.pictures[number].made
+            pairs = zip(made.frames, original.frames, strict=True)
+            changed = film(tuple(difference(frame, plain, factor) for frame, plain in pairs))
+            caption = _caption(scores.likenesses[number])
+            shown.append(Shown(title_of(series.setting), film(made.frames), changed, _sounds(made), caption))
+        found.append(Comparison(prompt or "no prompt", seed, tuple(shown)))
     return found
+
+
+def _caption(likeness: Likeness) -> str:
+    worst = f", worst frame {decibels(likeness.worst)}" if likeness.frames > 1 else ""
+    return decibels(likeness.decibels) + worst + ("" if likeness.ssim is None else f", SSIM {likeness.ssim:.4f}")
+
+
+def _sounds(made: Made) -> tuple[str, ...]:
+    return tuple(f"data:audio/wav;base64,{base64.b64encode(wav(sound)).decode()}" for sound in made.sounds)
+
+
+def film(frames: Frames) -> Film | None:
+    """The frames in one sheet, in rows; None where there are none."""
+    if not frames:
+        return None
+    if len(frames) == 1:
+        return Film(data_uri(frames[0]), 1, 1)
+    columns = math.ceil(math.sqrt(len(frames)))
+    factor = min(1.0, _WIDEST_FRAME / frames[0].width)
+    width, height = round(frames[0].width * factor), round(frames[0].height * factor)
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(frames) / columns) * height))
+    for number, frame in enumerate(frames):
+        row, column = divmod(number, columns)
+        sheet.paste(frame.convert("RGB").resize((width, height)), (column * width, row * height))
+    return Film(data_uri(sheet), len(frames), columns)
 
 
 def data_uri(picture: Image.Image) -> str:

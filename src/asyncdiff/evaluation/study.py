@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import os
 import platform
 import warnings
@@ -13,18 +14,20 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from asyncdiff.api import AsyncDiff
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
-from asyncdiff.evaluation.compare import pixels, psnr, ssim
+from asyncdiff.evaluation.compare import Likeness, likeness
 from asyncdiff.evaluation.machine import cpu_model, gpu_models
 from asyncdiff.evaluation.metrics import Metric
-from asyncdiff.launch import RefusedError, WorkerFailedError, draw, enter_process, rehearsal_steps, run_processes
+from asyncdiff.launch import RefusedError, WorkerFailedError, draw, enter_process, rehearsal_of, run_processes
 from asyncdiff.loading import load_pipeline
+from asyncdiff.lora import Lora, put_on
+from asyncdiff.made.media import Made
 from asyncdiff.report import Report
+from asyncdiff.request.words import Request
 from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
 from asyncdiff.versions import version_of
 
@@ -116,23 +119,24 @@ class Study:
     Attributes:
         model: a demo model, a hub id, or a folder.
         dtype: number format of the weights; None for the usual one of the device.
-        steps: denoising steps of every picture.
-        guidance: guidance scale; None for the pipeline's own.
+        prompts: None of a pipeline that takes none.
+        request: what is asked of the pipeline, but for the prompt.
         settings: the chosen ones first; the executor is the study's own choice.
         allow_pickle: whether weights may be read that are no safetensors.
+        loras: that are put on the pipeline before.
     """
 
     model: str
     dtype: str | None
-    prompts: tuple[str, ...]
+    prompts: tuple[str | None, ...]
     seeds: tuple[int, ...]
-    steps: int
-    guidance: float | None
+    request: Request
     settings: tuple[Settings, ...]
     allow_pickle: bool = False
+    loras: tuple[Lora, ...] = ()
 
     @property
-    def pairs(self) -> list[tuple[str, int]]:
+    def pairs(self) -> list[tuple[str | None, int]]:
         """Prompt and seed of every picture, in the order of drawing."""
         return [(prompt, seed) for prompt in self.prompts for seed in self.seeds]
 
@@ -154,9 +158,9 @@ class Account:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture, and the seconds of the pipeline call; the sequential pipeline's has no account."""
+    """One picture, video or sound, and the seconds of the pipeline call; the sequential pipeline's has no account."""
 
-    image: Image.Image
+    made: Made
     seconds: float
     account: Account | None
 
@@ -178,10 +182,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Scores:
-    """How alike one setting's pictures are to the sequential ones: dB and similarity of each, the other metrics."""
+    """How alike one setting's pictures are to the sequential ones, each and by the other metrics."""
 
-    psnr: tuple[float, ...]
-    ssim: tuple[float, ...]
+    likenesses: tuple[Likeness, ...]
     metrics: Mapping[str, float]
 
 
@@ -268,8 +271,8 @@ def judge(
 ) -> Evaluation:
     """Compare what was drawn, the sequential series first."""
     sequential, *others = drawn
-    prompts = [prompt for prompt, _ in study.pairs]
-    originals = [picture.image for picture in sequential.pictures]
+    prompts = [prompt or "" for prompt, _ in study.pairs]
+    originals = [picture.made for picture in sequential.pictures]
     return Evaluation(
         study=study,
         local=local,
@@ -278,7 +281,9 @@ def judge(
         metrics=tuple(metrics),
         sequential=sequential,
         sequential_scores={
-            metric.name: metric.measure(originals, originals, prompts) for metric in metrics if metric.is_of_sequential
+            metric.name: _measured(metric, originals, originals, prompts)
+            for metric in metrics
+            if metric.is_of_sequential
         },
         series=tuple(others),
         scores=tuple(_score(series, originals, prompts, metrics) for series in others),
@@ -305,10 +310,13 @@ class _Share:
 def _work(task: _Task) -> _Share:
     rank, device = enter_process()
     is_shared = task.setting is not None and task.setting.shard and devices_of(task.setting) > 1
-    pipe = load_pipeline(task.study.model, task.study.dtype, device, task.study.allow_pickle, is_shared)
+    study = task.study
+    place = torch.device("cpu") if is_shared else device
+    pipe = load_pipeline(study.model, study.dtype, place, study.allow_pickle, is_shared and not study.loras)
+    put_on(pipe, study.loras)
     pipe.set_progress_bar_config(disable=True)
     executor: Executor = "distributed" if task.setting and devices_of(task.setting) > 1 else "local"
-    share = _draw_share(pipe, task.study, task.setting, device, executor, is_shown=rank == 0)
+    share = _draw_share(pipe, study, task.setting, device, executor, is_shown=rank == 0)
     return _Share(share.bytes_sent) if rank else share
 
 
@@ -321,8 +329,9 @@ def _draw_share(
     is_shown: bool,
 ) -> _Share:
     if setting is None:
-        return _draw_pairs(pipe, study, None, 2, device, "sequential", is_shown)
-    rehearsal = rehearsal_steps(setting) or study.steps
+        rehearsal = replace(study.request, steps=min(study.request.steps or 2, 2))
+        return _draw_pairs(pipe, study, None, rehearsal, device, "sequential", is_shown)
+    rehearsal = rehearsal_of(study.request, setting)
     with AsyncDiff(pipe, **replace(setting, executor=executor).arguments()) as attached:
         return _draw_pairs(pipe, study, attached, rehearsal, device, title_of(setting), is_shown)
 
@@ -331,7 +340,7 @@ def _draw_pairs(
     pipe: DiffusionPipeline,
     study: Study,
     attached: AsyncDiff | None,
-    rehearsal: int,
+    rehearsal: Request,
     device: torch.device,
     title: str,
     is_shown: bool,
@@ -340,12 +349,12 @@ def _draw_pairs(
     pictures = []
     with _warnings_of_asyncdiff() as caught:
         prompt, seed = study.pairs[0]
-        draw(pipe, prompt, seed, min(study.steps, rehearsal), study.guidance, device)
+        draw(pipe, rehearsal.of(prompt), seed, device)
         caught.clear()
         console = Console(stderr=True)
         for prompt, seed in track(study.pairs, title, console=console, disable=not is_shown):
-            image, seconds = draw(pipe, prompt, seed, study.steps, study.guidance, device)
-            pictures.append(Picture(image, seconds, _account(attached.report()) if attached else None))
+            made, seconds = draw(pipe, study.request.of(prompt), seed, device)
+            pictures.append(Picture(made, seconds, _account(attached.report()) if attached else None))
     sent = tuple(picture.account.bytes_sent if picture.account else 0 for picture in pictures)
     said = dict.fromkeys(str(warning.message) for warning in caught)
     return _Share(sent, tuple(pictures), tuple(said))
@@ -364,17 +373,24 @@ def _account(report: Report) -> Account:
 
 
 def _score(
-    series: Series, originals: Sequence[Image.Image], prompts: Sequence[str], metrics: Sequence[Metric]
+    series: Series, originals: Sequence[Made], prompts: Sequence[str], metrics: Sequence[Metric]
 ) -> Scores | None:
     if series.failure is not None:
         return None
-    images = [picture.image for picture in series.pictures]
-    pairs = [(pixels(image), pixels(original)) for image, original in zip(images, originals, strict=True)]
+    mades = [picture.made for picture in series.pictures]
     return Scores(
-        psnr=tuple(psnr(*pair) for pair in pairs),
-        ssim=tuple(ssim(*pair) for pair in pairs),
-        metrics={metric.name: metric.measure(originals, images, prompts) for metric in metrics},
+        likenesses=tuple(likeness(original, made) for original, made in zip(originals, mades, strict=True)),
+        metrics={metric.name: _measured(metric, originals, mades, prompts) for metric in metrics},
     )
+
+
+def _measured(metric: Metric, originals: Sequence[Made], mades: Sequence[Made], prompts: Sequence[str]) -> float:
+    """A metric of pictures, over all frames; of sound there is none."""
+    if not any(made.frames for made in mades):
+        return math.nan
+    of_each = [prompt for prompt, made in zip(prompts, mades, strict=True) for _ in made.frames]
+    plain, drawn = ([frame for made in several for frame in made.frames] for several in (originals, mades))
+    return metric.measure(plain, drawn, of_each)
 
 
 def _machine(device: torch.device) -> dict[str, str]:

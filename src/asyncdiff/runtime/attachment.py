@@ -13,7 +13,7 @@ from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import World
 from asyncdiff.plan.mesh import Mesh
-from asyncdiff.report import DenoiserReport
+from asyncdiff.report import Counts, DenoiserReport
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.decoding import Decoding
@@ -157,6 +157,10 @@ class Attachment:
     def reports(self) -> tuple[DenoiserReport, ...]:
         """What the denoisers did in this generation so far."""
         return tuple(runtime.report() for runtime in self._runtimes.values())
+
+    def counts(self) -> dict[str, Counts]:
+        """What each denoiser counts while this generation runs; other records in the next."""
+        return {name: runtime.counts for name, runtime in self._runtimes.items()}
 
     def detach(self) -> None:
         """Leave the denoisers as they were."""

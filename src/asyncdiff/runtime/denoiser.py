@@ -126,7 +126,8 @@ class DenoiserRuntime:
 
     def report(self) -> DenoiserReport:
         """What this generation did so far."""
-        counts = replace(self.counts, full=self.counts.full.copy(), inserted=self.counts.inserted.copy())
+        own = self.counts
+        counts = replace(own, full=own.full.copy(), inserted=own.inserted.copy(), kinds=own.kinds.copy())
         division = self._computing.division
         guidance = GuidanceCounts() if self.outer is None else replace(self.outer.counts)
         if division is None:

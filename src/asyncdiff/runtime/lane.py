@@ -119,7 +119,11 @@ class Lane:
         begin = time.perf_counter()
         try:
             with self._context.events.span(
-                Kind.STEP, f"step {step.index}, {step.kind.value}", denoiser=self._context.name
+                Kind.STEP,
+                f"step {step.index}, {step.kind.value}",
+                denoiser=self._context.name,
+                index=str(step.index),
+                kind=step.kind.value,
             ):
                 self._runner.run(stream, course, prospect.call, counts)
         except TraceError as error:

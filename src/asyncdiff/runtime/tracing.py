@@ -1,10 +1,10 @@
-"""What happens in a stretch of a run, on all ranks, as one file."""
+"""What happens in a stretch of a run: on this rank as data, on all ranks as one file."""
 
 import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +22,33 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def tracing(pipe: Any, denoisers: Collection[nn.Module], world: World, path: Path) -> Iterator[None]:
-    """See `AsyncDiff.trace`."""
-    _check(path)
-    events = world.events
+def noting(pipe: Any, denoisers: Collection[nn.Module], world: World) -> Iterator[list[Event]]:
+    """See `AsyncDiff.noted`."""
+    events, noted = world.events, list[Event]()
     if events.is_on:
         raise ConfigurationError("this run is being traced already; leave the first trace() before the next")
     undo = list(_noted_parts(pipe, denoisers, events))
     events.start()
     try:
-        yield
-    except BaseException:
-        _write_own(path, world, events.stop())
-        raise
+        yield noted
     finally:
+        noted += events.stop()
         for put_back in reversed(undo):
             put_back()
-    own = events.stop()
+
+
+@contextlib.contextmanager
+def tracing(pipe: Any, denoisers: Collection[nn.Module], world: World, path: Path) -> Iterator[None]:
+    """See `AsyncDiff.trace`."""
+    _check(path)
+    with contextlib.ExitStack() as stack:
+        own = stack.enter_context(noting(pipe, denoisers, world))
+        try:
+            yield
+        except BaseException:
+            stack.close()
+            _write_own(path, world, own)
+            raise
     try:
         texts = world.gather_texts(rank_text(world.rank, own), "what happened")
     except AsyncDiffError as error:
@@ -55,7 +65,7 @@ def _check(path: Path) -> None:
         raise ConfigurationError(f"the trace cannot be written to {path}: no such folder, or no leave to write there")
 
 
-def _write_own(path: Path, world: World, events: tuple[Event, ...]) -> Path:
+def _write_own(path: Path, world: World, events: Sequence[Event]) -> Path:
     """Write what happened on this rank, beside where that of all would have gone."""
     own = path if world.rank is None else path.with_name(f"{path.stem}.rank{world.rank}{path.suffix}")
     own.write_text(whole_text([rank_text(world.rank, events)]))

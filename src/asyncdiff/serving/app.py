@@ -2,11 +2,11 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
-import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,35 +14,42 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
+from asyncdiff.made.media import kind_by
+from asyncdiff.serving.asked import takes_pictures
+from asyncdiff.serving.door import Door, body_of, form_of, is_form, response
 from asyncdiff.serving.front import Front
-from asyncdiff.serving.keys import is_key
-from asyncdiff.serving.limits import BODY_BYTES
+from asyncdiff.serving.limits import BODY_BYTES, BODY_BYTES_WITH_PICTURES
 from asyncdiff.serving.orders import Drawn, Failed, Outcome, Progress
 from asyncdiff.serving.pictures import Pictures
+from asyncdiff.serving.refusals import RequestError
+from asyncdiff.serving.site import Site
+from asyncdiff.serving.videos import Video, Videos
 from asyncdiff.serving.waiting import FullError, Job
+from asyncdiff.serving.ways import sequential_way, ways_of
 from asyncdiff.serving.wire import (
     ImageRequest,
-    RequestError,
     Service,
+    Wanted,
     answer,
     as_base64,
     completed_event,
     event,
+    parsed,
     progress_event,
     read_request,
+    read_video_request,
 )
 
 logger = logging.getLogger(__name__)
 
-_OPEN = re.compile(r"/health|/v1/images/[^/]+\.png")  # the second: a picture's name is as good as a key
 _SECONDS_OF_SILENCE = 10.0  # after which an event stream says that it is still there
-_SECONDS_TO_READ = 30.0  # a request that is this slow to arrive is given up
 _MOST_SEED = 2**32 - 1  # of those that are chosen here
 _GONE_AWAY = 499  # as nginx counts it
-_STATUS = {"refused": 400, "memory": 400, "gone": 503, "stopped": 503, "error": 500}
-_CODES = {"refused": "invalid_value", "memory": "out_of_memory", "gone": "replica_lost"}
+_STATUS = {"refused": 400, "memory": 400, "gone": 503, "stopped": 503, "late": 504, "error": 500}
+_MEDIA_TYPES = {"mp4": "video/mp4", "gif": "image/gif", "png": "image/png"}
+_CODES = {"refused": "invalid_value", "memory": "out_of_memory", "gone": "replica_lost", "late": "too_late"}
 
 
 def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
@@ -51,18 +58,25 @@ def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
     Args:
         keys: the digests of those that are let in; none for whoever comes.
     """
-    routes = _Routes(front, service)
+    routes, site = _Routes(front, service), Site()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
         front.begin()
         yield
+        await routes.end()
         await front.end()
 
     app = Starlette(
         routes=[
+            *site.routes,
             Route("/v1/images/generations", routes.generate, methods=["POST"]),
             Route("/v1/images/{name}.png", routes.picture, methods=["GET"]),
+            Route("/v1/videos", routes.make_video, methods=["POST"]),
+            Route("/v1/videos", routes.videos, methods=["GET"]),
+            Route("/v1/videos/{name}", routes.video, methods=["GET"]),
+            Route("/v1/videos/{name}", routes.forget_video, methods=["DELETE"]),
+            Route("/v1/videos/{name}/content", routes.video_content, methods=["GET"]),
             Route("/v1/models", routes.models, methods=["GET"]),
             Route("/v1/models/{name:path}", routes.model, methods=["GET"]),
             Route("/health", routes.health, methods=["GET"]),
@@ -71,7 +85,7 @@ def build(front: Front, service: Service, keys: Collection[bytes]) -> ASGIApp:
         exception_handlers={HTTPException: _no_route, RequestError: _refusal, Exception: _failure},
         lifespan=lifespan,
     )
-    return _Door(app, keys) if keys else app
+    return Door(app, keys, site.paths) if keys else app
 
 
 class _Routes:
@@ -79,14 +93,25 @@ class _Routes:
         self._front = front
         self._service = service
         self._pictures = Pictures()
+        self._videos = Videos(front.leave, service.limits.seconds)
         self._created = int(time.time())
 
+    async def end(self) -> None:
+        await self._videos.end()
+
     async def generate(self, request: Request) -> Response:
+        return await self._counted(self._generate, request)
+
+    async def make_video(self, request: Request) -> Response:
+        return await self._counted(self._make_video, request)
+
+    async def _counted(self, answer: Callable[[Request, float], Awaitable[Response]], request: Request) -> Response:
+        """What a request is answered with; one that goes on as a stream counts itself when it is over."""
         begin, status, is_over = time.monotonic(), _GONE_AWAY, True
         try:
-            response = await self._generate(request, begin)
-            status, is_over = response.status_code, not isinstance(response, StreamingResponse)
-            return response
+            found = await answer(request, begin)
+            status, is_over = found.status_code, not isinstance(found, StreamingResponse)
+            return found
         except RequestError as error:
             status = error.status
             raise
@@ -96,11 +121,18 @@ class _Routes:
             if is_over:
                 self._front.metrics.count_request(status, time.monotonic() - begin)
 
-    async def _generate(self, request: Request, begin: float) -> Response:
-        wanted = read_request(await _body_of(request), self._service, self._front.signature)
+    @property
+    def _most_bytes(self) -> int:
+        """How long a request may be."""
+        signature = self._front.signature
+        return BODY_BYTES_WITH_PICTURES if signature is not None and takes_pictures(signature) else BODY_BYTES
+
+    def _submit(self, wanted: Wanted, **more: Any) -> Job:
         seed = secrets.randbelow(_MOST_SEED + 1) if wanted.seed is None else wanted.seed
         try:
-            job = self._front.submit(dict(wanted.arguments), seed, dict(wanted.settings))
+            return self._front.submit(
+                dict(wanted.arguments), seed, dict(wanted.settings), is_timed=wanted.is_timed, **more
+            )
         except FullError as error:
             raise RequestError(
                 f"{self._front.waiting} requests are waiting already; try again later",
@@ -108,6 +140,10 @@ class _Routes:
                 code="queue_full",
                 retry_after=self._front.retry_after,
             ) from error
+
+    async def _generate(self, request: Request, begin: float) -> Response:
+        wanted = read_request(await body_of(request, self._most_bytes), self._service, self._front.signature)
+        job = self._submit(wanted)
         address = str(request.url_for("picture", name="NAME"))
         if wanted.streams:
             stream = self._stream(job, wanted, address, begin)
@@ -155,13 +191,57 @@ class _Routes:
                 return {"url": address.replace("NAME", self._pictures.add(picture))}
             return as_base64(picture)
 
-        return answer(drawn, [image(each) for each in drawn.pictures], int(time.time()), job.order.seed)
+        return answer(drawn, [image(each) for each in drawn.files], int(time.time()), job.order.seed)
 
     def _too_late(self) -> RequestError:
         seconds = self._service.limits.seconds
         return RequestError(
             f"the picture was not there within {seconds:g} s", 504, code="too_late", retry_after=self._front.retry_after
         )
+
+    async def _make_video(self, request: Request, begin: float) -> Response:
+        del begin
+        most = self._most_bytes
+        given = await form_of(request, most) if is_form(request) else parsed(await body_of(request, most))
+        wanted = read_video_request(given, self._service, self._front.signature)
+        job = self._submit(wanted, frames_per_second=wanted.frames_per_second)
+        size = given.get("size")
+        about = {
+            "model": self._service.model,
+            "prompt": given.get("prompt"),
+            "seconds": wanted.seconds,
+            "size": size,
+            "asyncdiff": {"seed": job.order.seed},
+        }
+        return JSONResponse(self._videos.add(job, about).record())
+
+    async def videos(self, request: Request) -> Response:
+        del request
+        records = [video.record() for video in self._videos.all()]
+        ends = {"first_id": records[0]["id"], "last_id": records[-1]["id"]} if records else {}
+        return JSONResponse({"object": "list", "data": records, "has_more": False, **ends})
+
+    async def video(self, request: Request) -> Response:
+        return JSONResponse(self._video(request).record())
+
+    async def video_content(self, request: Request) -> Response:
+        outcome = self._video(request).outcome
+        if outcome is None:
+            raise RequestError("the video is not there yet; ask for its status", 409, code="not_ready", retry_after=1)
+        drawn = _drawn(outcome)
+        headers = {"Cache-Control": "private, no-store"}
+        return Response(drawn.files[0], media_type=_MEDIA_TYPES[drawn.form], headers=headers)
+
+    async def forget_video(self, request: Request) -> Response:
+        video = self._video(request)
+        self._videos.remove(video)
+        return JSONResponse({"id": video.id, "object": "video.deleted", "deleted": True})
+
+    def _video(self, request: Request) -> Video:
+        found = self._videos.get(request.path_params["name"])
+        if found is None:
+            raise RequestError("there is no such video; they are kept for an hour", 404, code="not_found")
+        return found
 
     async def picture(self, request: Request) -> Response:
         found = self._pictures.get(request.path_params["name"])
@@ -180,7 +260,19 @@ class _Routes:
         return JSONResponse(self._model())
 
     def _model(self) -> dict[str, Any]:
-        return {"id": self._service.model, "object": "model", "created": self._created, "owned_by": "asyncdiff"}
+        own = self._service
+        about = {
+            "devices": own.devices,
+            "replicas": len(self._front.states),
+            "steps": own.steps,
+            "max_steps": own.limits.steps,
+            "max_prompt": own.limits.prompt,
+            "makes": None if self._front.signature is None else kind_by(self._front.signature),
+            "ways": [dataclasses.asdict(way) for way in ways_of(own)],
+            "sequential": sequential_way(own),
+        }
+        named = {"id": own.model, "object": "model", "created": self._created, "owned_by": "asyncdiff"}
+        return {**named, "asyncdiff": about}
 
     async def health(self, request: Request) -> Response:
         states = self._front.states
@@ -197,61 +289,6 @@ class _Routes:
         return Response(self._front.metrics.as_text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-class _Door:
-    """Lets those in who have a key."""
-
-    def __init__(self, app: ASGIApp, keys: Collection[bytes]) -> None:
-        self._app = app
-        self._keys = keys
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._is_open(scope) or self._has_key(scope):
-            await self._app(scope, receive, send)
-            return
-        error = RequestError("a key is needed: Authorization: Bearer <key>", 401, code="invalid_api_key")
-        await _response(error, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-
-    def _is_open(self, scope: Scope) -> bool:
-        return scope["method"] == "GET" and _OPEN.fullmatch(scope["path"]) is not None
-
-    def _has_key(self, scope: Scope) -> bool:
-        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"").decode("latin-1")
-        kind, _, key = given.partition(" ")
-        return kind.lower() == "bearer" and is_key(key.strip(), self._keys)
-
-
-async def _body_of(request: Request) -> bytes:
-    """The body, if it is JSON and short; read no further than it may be long.
-
-    A page in a browser cannot send JSON to another origin unasked; so it cannot draw on a service on the loopback.
-    """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise RequestError("the request must be of Content-Type: application/json", 415, code="invalid_content_type")
-    too_long = RequestError(f"the request is longer than {BODY_BYTES} bytes", 413, code="too_long")
-    if _length(request) > BODY_BYTES:
-        raise too_long
-    body = bytearray()
-
-    async def read() -> None:
-        async for part in request.stream():
-            body.extend(part)
-            if len(body) > BODY_BYTES:
-                raise too_long
-
-    try:
-        await asyncio.wait_for(read(), _SECONDS_TO_READ)
-    except asyncio.TimeoutError:
-        raise RequestError(f"the request did not arrive within {_SECONDS_TO_READ:g} s", 408, code="too_slow") from None
-    return bytes(body)
-
-
-def _length(request: Request) -> int:
-    """As the request tells it, or zero."""
-    told = request.headers.get("content-length", "")
-    return int(told) if told.isascii() and told.isdecimal() else 0
-
-
 def _drawn(outcome: Outcome) -> Drawn:
     if isinstance(outcome, Failed):
         after = 1 if outcome.why in ("gone", "stopped") else None
@@ -259,17 +296,12 @@ def _drawn(outcome: Outcome) -> Drawn:
     return outcome
 
 
-def _response(error: RequestError, headers: dict[str, str] | None = None) -> JSONResponse:
-    after = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
-    return JSONResponse(error.body(), error.status, {**(headers or {}), **after})
-
-
 async def _refusal(request: Request, error: Any) -> Response:
-    return _response(error)
+    return response(error)
 
 
 async def _no_route(request: Request, error: Any) -> Response:
-    return _response(
+    return response(
         RequestError(f"{error.detail}: {request.method} {request.url.path}", error.status_code),
         dict(error.headers or {}),
     )
@@ -277,4 +309,4 @@ async def _no_route(request: Request, error: Any) -> Response:
 
 async def _failure(request: Request, error: Exception) -> Response:
     logger.error("%s %s", request.method, request.url.path, exc_info=error)
-    return _response(RequestError("something went wrong in the service; its log says what", 500))
+    return response(RequestError("something went wrong in the service; its log says what", 500))

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, Protocol
 
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Progress, Ready
 from asyncdiff.serving.waiting import Job, Waiting
@@ -80,13 +80,16 @@ class Front:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any]) -> Job:
+    def submit(self, arguments: dict[str, Any], seed: int, settings: dict[str, Any], **more: Any) -> Job:
         """Let a request wait for its turn.
+
+        Args:
+            more: of the order, by name.
 
         Raises:
             FullError: as many wait as may.
         """
-        job = Job(Order(self._waiting.number(), arguments, seed, settings))
+        job = Job(Order(self._waiting.number(), arguments, seed, settings, **more))
         self._waiting.add(job)
         return job
 

@@ -1,29 +1,21 @@
 """What a request may ask for at most. Checked when it arrives, before anything is drawn. Pure."""
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
+from asyncdiff.request.words import Size, read_size
 
 BODY_BYTES = 64 * 1024
 """How long a request may be. A prompt and all settings take a small part of that."""
+BODY_BYTES_WITH_PICTURES = 16 * 2**20
+"""How long it may be where the pipeline takes pictures."""
 
-_SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})")
+_LARGEST = Size(1024, 1024)
+_MOST_FRAMES_PER_SECOND = 240
 _MOST_SECONDS = 24 * 3600.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of a picture, in pixels."""
-
-    width: int
-    height: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}"
 
 
 @dataclass(frozen=True)
@@ -34,6 +26,7 @@ class Limits:
         steps: denoising steps.
         size: of a picture.
         pictures: in one request.
+        frames: of a video.
         prompt: characters of a prompt, and of a negative one.
         waiting: requests that wait while others are drawn.
         seconds: from a request's arrival to its answer.
@@ -43,8 +36,9 @@ class Limits:
     """
 
     steps: int = 100
-    size: Size = Size(1024, 1024)
+    size: Size = _LARGEST
     pictures: int = 4
+    frames: int = 121
     prompt: int = 1000
     waiting: int = 16
     seconds: float = 600.0
@@ -65,6 +59,17 @@ class Limits:
     def check_pictures(self, value: Any) -> int:
         return check_whole_number("n", value, 1, self.pictures)
 
+    def check_frames(self, value: Any) -> int:
+        return check_whole_number("frames", value, 1, self.frames)
+
+    def check_rate(self, value: Any) -> int:
+        return check_whole_number("fps", value, 1, _MOST_FRAMES_PER_SECOND)
+
+    def check_picture(self, name: str, width: int, height: int) -> None:
+        """Whether one that is given is no larger than one that may be asked for."""
+        if width > self.size.width or height > self.size.height:
+            raise ConfigurationError(f"{name} may have at most {self.size} pixels, not {Size(width, height)}")
+
     def check_prompt(self, name: str, value: Any) -> str:
         if not isinstance(value, str):
             raise ConfigurationError(f"{name} must be text, not {shown(value)}")
@@ -79,18 +84,6 @@ class Limits:
         check_whole_number("the width in size", size.width, 1, self.size.width)
         check_whole_number("the height in size", size.height, 1, self.size.height)
         return size
-
-
-def read_size(name: str, value: Any) -> Size:
-    """A size that is written as "128x128".
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise ConfigurationError(f"{name} must be a width and a height in pixels, '128x128', not {shown(value)}")
-    return Size(int(found[1]), int(found[2]))
 
 
 def _is_unicode(text: str) -> bool:

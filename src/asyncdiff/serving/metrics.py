@@ -30,10 +30,10 @@ class Metrics:
         self._drawing = Histogram(
             "asyncdiff_drawing_seconds", "Seconds in which a request was drawn", buckets=_SECONDS, registry=own
         )
-        self._pictures = Counter("asyncdiff_pictures", "Pictures that were drawn", registry=own)
+        self._pictures = Counter("asyncdiff_pictures", "Pictures and videos that were drawn", registry=own)
         self._steps = Counter("asyncdiff_steps", "Denoiser calls, by kind", ["kind"], registry=own)
         self._sent = Counter("asyncdiff_sent_bytes", "Bytes that rank 0 has sent to other ranks", registry=own)
-        self._answered = Counter("asyncdiff_picture_bytes", "Bytes of the pictures that were drawn", registry=own)
+        self._answered = Counter("asyncdiff_picture_bytes", "Bytes of what was drawn", registry=own)
 
     def count_request(self, status: int, seconds: float) -> None:
         """A request was answered."""
@@ -43,9 +43,9 @@ class Metrics:
     def count_drawn(self, drawn: Drawn) -> None:
         """Something was drawn."""
         self._drawing.observe(drawn.seconds)
-        self._pictures.inc(len(drawn.pictures))
+        self._pictures.inc(len(drawn.files))
         self._sent.inc(drawn.bytes_sent)
-        self._answered.inc(sum(map(len, drawn.pictures)))
+        self._answered.inc(sum(map(len, drawn.files)))
         for kind, count in drawn.steps.items():
             self._steps.labels(kind).inc(count)
 

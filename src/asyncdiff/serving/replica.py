@@ -4,22 +4,28 @@ import asyncio
 import contextlib
 import io
 import logging
+import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ExchangeError
+from asyncdiff.lora import put_on
+from asyncdiff.made.files import can_write_mp4, write_video
+from asyncdiff.made.media import Made, made_by
 from asyncdiff.report import Report
 from asyncdiff.serving.front import LostError
-from asyncdiff.serving.orders import Drawn, Failed, Order, Outcome, Pipeline, Progress, Ready
+from asyncdiff.serving.orders import Drawn, Failed, Form, Order, Outcome, Pipeline, Progress, Ready
 from asyncdiff.workers.parcel import pack, unpack
-from asyncdiff.workers.progress import Events, Telling
+from asyncdiff.workers.progress import Events, News
 from asyncdiff.workers.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -45,6 +51,7 @@ class Drawer:
         self._workers: Workers | None = None
         self._turn = asyncio.Lock()
         self._events = Events()
+        self._rest = News()  # of the last generation, what was not told before its end
         self._number = -1
         self._stopped = False
 
@@ -60,9 +67,12 @@ class Drawer:
         work = asyncio.create_task(self._in_turn(self._draw, order))
         while not work.done():
             news = await asyncio.to_thread(self._events.wait, _SECONDS_OF_LISTENING)
-            for bar in news.bars:
-                yield pack(Progress(bar.number, bar.done, bar.total))
-        yield pack(await work)
+            for progress in _progress(news):
+                yield pack(progress)
+        outcome = await work
+        for progress in _progress(self._rest):
+            yield pack(progress)
+        yield pack(outcome)
 
     async def stop(self, number: int) -> None:
         """End the generation of this order."""
@@ -89,9 +99,13 @@ class Drawer:
     def _opened(self) -> Workers:
         if self._workers is None:
             own = self._pipeline
-            self._workers = Workers(
-                own.model, own.devices, dtype=own.dtype, allow_pickle=own.allow_pickle, **own.settings
-            )
+            workers = Workers(own.model, own.devices, dtype=own.dtype, allow_pickle=own.allow_pickle, **own.settings)
+            try:
+                put_on(workers, own.loras)
+            except BaseException:
+                workers.close()
+                raise
+            self._workers = workers
         return self._workers
 
     def _draw(self, order: Order) -> Outcome:
@@ -113,7 +127,7 @@ class Drawer:
             logger.exception("order %d", order.number)
             return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
         finally:
-            self._events.end()
+            self._rest = self._events.end()
 
     def _drawn(self, order: Order) -> Outcome:
         begin = time.perf_counter()
@@ -121,21 +135,24 @@ class Drawer:
         if self._stopped:
             return _ENDED
         workers.attach(**order.settings)
-        workers.set_progress_bar_config(**Telling(self._events).config())
+        workers.set_progress_bar_config(disable=True)
+        workers.tell_progress(self._events.add_bar)
         generator = torch.Generator().manual_seed(order.seed)
-        output = workers(**order.arguments, generator=generator)
-        pictures = getattr(output, "images", None)
-        if not isinstance(pictures, list):
-            raise ConfigurationError(f"{workers.signature.pipeline} makes no pictures")
+        with workers.timed() if order.is_timed else contextlib.nullcontext():
+            output = workers(**order.arguments, generator=generator)
+        made = made_by(workers, output)
         report = workers.report()
-        first = pictures[0]
+        form, files = _files(made, order.frames_per_second)
+        first = made.frames[0]
         return Drawn(
-            tuple(map(_png, pictures)),
+            files,
+            form,
             first.width,
             first.height,
             time.perf_counter() - begin,
             _steps(report),
             report.bytes_sent,
+            workers.timeline() if order.is_timed else None,
         )
 
 
@@ -174,7 +191,30 @@ def _lost() -> Iterator[None]:
         raise LostError("the process that was drawing has died") from error
 
 
-def _png(picture: Any) -> bytes:
+def _progress(news: News) -> Iterator[Progress]:
+    for bar in news.bars:
+        yield Progress(bar.number, bar.done, bar.total, bar.kinds)
+
+
+def _files(made: Made, frames_per_second: int) -> tuple[Form, tuple[bytes, ...]]:
+    """What is sent.
+
+    Raises:
+        ConfigurationError: it is sound alone.
+    """
+    if made.kind == "sound":
+        raise ConfigurationError("the pipeline makes sound, which this service does not send")
+    if made.kind == "picture":
+        return "png", tuple(map(_png, made.pictures))
+    form: Form = "mp4" if can_write_mp4() else "gif"
+    with tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
+        files = [Path(folder, f"{number}.{form}") for number in range(len(made.videos))]
+        for file, video in zip(files, made.videos, strict=True):
+            write_video(video, file, frames_per_second)
+        return form, tuple(file.read_bytes() for file in files)
+
+
+def _png(picture: Image.Image) -> bytes:
     written = io.BytesIO()
     picture.save(written, "png")
     return written.getvalue()

@@ -44,15 +44,19 @@ class Job:
         return await asyncio.shield(self._outcome)
 
     async def news(self, seconds: float) -> Progress | Outcome | None:
-        """The newest that has happened since this was asked before; None if nothing has in so many seconds."""
+        """What has happened since this was asked before: the newest progress, and then the outcome.
+
+        None if nothing has in so many seconds.
+        """
         try:
             await asyncio.wait_for(self._changed.wait(), seconds)
         except asyncio.TimeoutError:
             return None
-        self._changed.clear()
+        progress, self._progress = self._progress, None
         if self._outcome.done():
-            return self._outcome.result()
-        return self._progress
+            return self._outcome.result() if progress is None else progress  # then it is still to be told
+        self._changed.clear()
+        return progress
 
 
 class Watched(Protocol):

@@ -8,6 +8,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from asyncdiff.workers.kinds import Kinds
+
 # What tqdm is to write for `Telling`: how much is done, of how much.
 _FORMAT = "{n}/{total}"
 
@@ -19,11 +21,13 @@ class Bar:
     Attributes:
         number: which of the bars of a call it is.
         done, total: steps; none in all where that is not known.
+        kinds: of the steps that are done: "full", "round", "bridged"; None where a step called no denoiser.
     """
 
     number: int
     done: int
     total: int | None
+    kinds: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,36 @@ class Events:
 
 
 class Telling:
-    """A stream on which a pipeline's bars are written, which makes events of them."""
+    """A stream on which a pipeline's bars are written, which makes events of them.
 
-    def __init__(self, events: Events) -> None:
+    Args:
+        events: where they go.
+        kinds: of the steps that are over.
+    """
+
+    def __init__(self, events: Events, kinds: Kinds) -> None:
         self._events = events
+        self._kinds = kinds
         self._number = 0
+        self._known: list[str | None] = []
 
     def config(self) -> dict[str, Any]:
-        """For `set_progress_bar_config` of the pipeline."""
-        return {"file": self, "bar_format": _FORMAT, "disable": False}
+        """For `set_progress_bar_config` of the pipeline. Every step is written, so that each one's kind is seen."""
+        return {"file": self, "bar_format": _FORMAT, "disable": False, "mininterval": 0, "miniters": 1}
+
+    def begin(self) -> None:
+        """A call of the pipeline begins."""
+        self._number, self._known = 0, []
+        self._kinds.begin()
 
     def write(self, text: str) -> int:
         done, slash, total = text.strip().partition("/")
         if slash and done.isdecimal():
-            self._events.add_bar(Bar(self._number, int(done), int(total) if total.isdecimal() else None))
+            self._known += self._kinds.of_steps(int(done) - len(self._known))
+            known = tuple(self._known)
+            self._events.add_bar(Bar(self._number, int(done), int(total) if total.isdecimal() else None, known))
         if text.endswith("\n"):  # what tqdm writes when a bar is closed
-            self._number += 1
+            self._number, self._known = self._number + 1, []
         return len(text)
 
     def flush(self) -> None:
@@ -122,11 +140,18 @@ class Shown:
     Args:
         config: of `set_progress_bar_config`.
         on_step: told of every step.
+        on_bar: told how far each bar is.
     """
 
-    def __init__(self, config: Mapping[str, Any], on_step: Callable[[Step], None] | None) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        on_step: Callable[[Step], None] | None,
+        on_bar: Callable[[Bar], None] | None = None,
+    ) -> None:
         self._config = config
         self._on_step = on_step
+        self._on_bar = on_bar
         self._bars: dict[int, Any] = {}
 
     def __enter__(self) -> "Shown":
@@ -145,6 +170,8 @@ class Shown:
                 self._bars[bar.number] = tqdm(total=bar.total, **self._config)
             shown = self._bars[bar.number]
             shown.update(bar.done - shown.n)
+            if self._on_bar is not None:
+                self._on_bar(bar)
         for step in news.steps:
             if self._on_step is not None:
                 self._on_step(step)

@@ -22,8 +22,10 @@ from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load_pipeline
 from asyncdiff.plain import to_text
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
+from asyncdiff.timeline import Row, row_of
 from asyncdiff.workers.answer import Answer, failure_of, remarks
+from asyncdiff.workers.kinds import Kinds
 from asyncdiff.workers.parcel import generators_in, pack, unpack
 from asyncdiff.workers.progress import Events, News, Step, Telling
 
@@ -79,12 +81,14 @@ class Drawing:
         random_state: torch's own, for what is drawn without a generator.
         is_watched: whether steps are told.
         sends_tensors: and with them the tensors of a callback.
+        is_timed: whether every rank notes what it does, and when.
     """
 
     arguments: Mapping[str, Any]
     random_state: bytes
     is_watched: bool
     sends_tensors: bool
+    is_timed: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,10 @@ class Rank:
 
     def __init__(self) -> None:
         self._events = Events()
+        self._telling = Telling(self._events, Kinds(lambda: self._attached.counts()))
         self._rank = 0
         self._has_drawn = False
+        self._row: Row | None = None
 
     def start(self, order: bytes) -> bytes:
         """Load the pipeline of a packed `Order`, and attach AsyncDiff; the result is a `Description`."""
@@ -140,6 +146,10 @@ class Rank:
     def report(self) -> bytes:
         """What the last generation did, as text."""
         return self._answer(lambda: to_text(self._attached.report()))
+
+    def row(self) -> bytes:
+        """What this rank did in the last call, if that was timed: a `Row`."""
+        return self._answer(lambda: self._row)
 
     def told(self, seconds: float) -> bytes:
         """What has happened since this was asked before, as soon as there is something: packed `News`."""
@@ -173,7 +183,7 @@ class Rank:
         if order.settings["shard"] and order.size > 1 and not self._is_hollow:
             device = torch.device("cpu")  # from where each rank takes its part
         self._pipe = load_pipeline(order.model, order.dtype, device, order.allow_pickle, self._is_hollow)
-        bars = {"disable": True} if order.rank else Telling(self._events).config()
+        bars = {"disable": True} if order.rank else self._telling.config()
         self._pipe.set_progress_bar_config(**bars)
 
     def _attach(self) -> None:
@@ -205,16 +215,23 @@ class Rank:
         arguments = dict(drawing.arguments)
         if drawing.is_watched:
             arguments[CALLBACK] = self._teller(drawing.sends_tensors)
-        self._has_drawn = True
+        self._has_drawn, self._row = True, None
+        self._telling.begin()
         self._events.begin()
         try:
-            output = self._pipe(**arguments)
+            output = self._timed(arguments) if drawing.is_timed else self._pipe(**arguments)
         finally:
             news = self._events.end()
         if self._rank:
             return None
         states = tuple(_bytes_of(generator.get_state()) for generator in generators_in(drawing.arguments))
         return Drawn(output, _bytes_of(torch.get_rng_state()), states, news)
+
+    def _timed(self, arguments: Mapping[str, Any]) -> Any:
+        with self._attached.noted() as events:
+            output = self._pipe(**arguments)
+        self._row = row_of(self._rank, events)
+        return output
 
     def _take_over(self, random_state: bytes) -> None:
         torch.set_rng_state(torch.frombuffer(bytearray(random_state), dtype=torch.uint8))

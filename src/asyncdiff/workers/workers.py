@@ -18,11 +18,12 @@ from asyncdiff.loading import check_model
 from asyncdiff.plain import from_text
 from asyncdiff.plan.numbers import check_whole_number, shown
 from asyncdiff.report import Report
-from asyncdiff.request import Signature, near
+from asyncdiff.request.signature import Signature, near
 from asyncdiff.settings import Settings
+from asyncdiff.timeline import Row, Timeline, timeline_of
 from asyncdiff.workers.answer import Answer, first_failure, raise_failure, repeat
 from asyncdiff.workers.parcel import generators_in, pack
-from asyncdiff.workers.progress import News, Shown, Step
+from asyncdiff.workers.progress import Bar, News, Shown, Step
 from asyncdiff.workers.rank import CALLBACK, TENSORS_OF_CALLBACK, Description, Drawing, Drawn, Order, Use
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Workers:
         self._dtype = _checked_dtype(dtype)
         self._allow_pickle = allow_pickle
         self._bars: dict[str, Any] = {}
+        self._on_bar: Callable[[Bar], None] | None = None
+        self._is_timed = False
         self._uses: list[bytes] = []  # done again where processes are started anew
         self._report: Report | None = None
         self._turn = threading.Lock()
@@ -102,7 +105,7 @@ class Workers:
             BusyError: another thread is generating.
         """
         with self._in_turn():
-            return self._draw(dict(self._description.signature.request(args, kwargs).arguments))
+            return self._draw(self._description.signature.call(args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
         """A method of the pipeline, to be run in all processes, or a part of it that has such methods."""
@@ -170,6 +173,32 @@ class Workers:
         """As of the pipeline: `disable=True` for no bar, and whatever else tqdm takes."""
         self._bars = config
 
+    def tell_progress(self, on_bar: Callable[[Bar], None] | None) -> None:
+        """Have a function told how far each of the pipeline's bars is, and of which kinds its steps were."""
+        self._on_bar = on_bar
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """In this block every rank notes what it does, and when: see `timeline()`. The pictures are the same."""
+        self._is_timed = True
+        try:
+            yield
+        finally:
+            self._is_timed = False
+
+    def timeline(self) -> Timeline:
+        """What every rank did in the last call, and when. Times on several machines agree as their clocks do.
+
+        Raises:
+            ConfigurationError: it was not called within `timed()`.
+            ExchangeError: a process has died.
+        """
+        with self._in_turn():
+            rows: list[Row | None] = [] if self._team is None else self._run_on_all("row", ())
+        if not rows or None in rows:
+            raise ConfigurationError("the last call was not timed, or has failed: with workers.timed(): workers(...)")
+        return timeline_of([row for row in rows if row is not None])
+
     @property
     def processes(self) -> tuple[int, ...]:
         """The number that each rank's process has on its machine."""
@@ -205,11 +234,11 @@ class Workers:
             )
         sends_tensors = arguments.get(TENSORS_OF_CALLBACK) is not None
         random_state = torch.get_rng_state().numpy().tobytes()
-        parcel = pack(Drawing(arguments, random_state, callback is not None, sends_tensors))
+        parcel = pack(Drawing(arguments, random_state, callback is not None, sends_tensors, self._is_timed))
         self._interrupt, self._report, self._has_drawn = False, None, True
         on_step = None if callback is None else functools.partial(self._call_back, callback)
         self._stop.clear()
-        with Shown(self._bars, on_step) as bars:
+        with Shown(self._bars, on_step, self._on_bar) as bars:
 
             def show(news: News) -> None:
                 bars.show(news)
@@ -245,15 +274,21 @@ class Workers:
 
     def _run(self, name: str, given: tuple[bytes, ...], on_news: Callable[[News], None] | None = None) -> Any:
         """Have all processes do one thing; what rank 0 comes to. Processes that are gone are started anew."""
+        return self._run_on_all(name, given, on_news)[0]
+
+    def _run_on_all(
+        self, name: str, given: tuple[bytes, ...], on_news: Callable[[News], None] | None = None
+    ) -> list[Any]:
+        """The same; what each process comes to."""
         self._check_open()
         if self._team is None:
             self._open()
         team = self._present()
         task = team.begin(name, [given] * self._devices)
-        return self._result_of(task, self._settings.timeout, on_news)
+        return self._results_of(task, self._settings.timeout, on_news)
 
-    def _result_of(self, task: "Task", patience: float, on_news: Callable[[News], None] | None = None) -> Any:
-        """What rank 0 comes to; what a process logs is logged here, and what it raises is raised here.
+    def _results_of(self, task: "Task", patience: float, on_news: Callable[[News], None] | None = None) -> list[Any]:
+        """What each process comes to; what one logs is logged here, and what it raises is raised here.
 
         Args:
             patience: seconds that the other processes have when one has failed.
@@ -274,7 +309,7 @@ class Workers:
             self._end_team()
         if failures:
             raise_failure(first_failure(failures))
-        return _first(answers).result
+        return _results(answers)
 
     def _break_off(self, task: "Task") -> None:
         """End a generation, after which the processes go on with the next call; or else the processes."""
@@ -313,9 +348,9 @@ class Workers:
         try:
             # Where one process cannot load the pipeline, the others wait for it in vain.
             start = team.begin("start", [(pack(order),) for order in orders])
-            self._description: Description = self._result_of(start, patience=0.0)
+            self._description: Description = self._results_of(start, patience=0.0)[0]
             for use in self._uses:
-                self._result_of(team.begin("use", [(use,)] * self._devices), self._settings.timeout)
+                self._results_of(team.begin("use", [(use,)] * self._devices), self._settings.timeout)
         except BaseException:
             self._end_team()
             raise
@@ -423,11 +458,11 @@ def _checked_dtype(dtype: str | None) -> str | None:
     return dtype
 
 
-def _first(answers: Sequence[Answer | None]) -> Answer:
-    (first, *_) = answers
-    if first is None:
+def _results(answers: Sequence[Answer | None]) -> list[Any]:
+    """What each process comes to, rank by rank; None of those whose answer is not there."""
+    if answers[0] is None:
         raise ExchangeError("rank 0 has not answered; the next call starts the processes anew")
-    return first
+    return [None if answer is None else answer.result for answer in answers]
 
 
 def _state(state: bytes) -> torch.Tensor:

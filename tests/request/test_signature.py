@@ -7,7 +7,7 @@ from diffusers import DDIMPipeline, FluxPipeline, StableDiffusionPipeline
 
 from asyncdiff import ConfigurationError
 from asyncdiff.plain import from_text, to_text
-from asyncdiff.request import Signature
+from asyncdiff.request.signature import Signature
 
 
 def signature(kind: type) -> Signature:
@@ -19,11 +19,11 @@ class Demanding:
 
 
 def test_arguments_get_their_names() -> None:
-    request = signature(FluxPipeline).request(["a fox"], {"num_inference_steps": 3, "height": 64})
-    assert list(request.arguments.items()) == [("prompt", "a fox"), ("height", 64), ("num_inference_steps", 3)]
+    found = signature(FluxPipeline).call(["a fox"], {"num_inference_steps": 3, "height": 64})
+    assert list(found.items()) == [("prompt", "a fox"), ("height", 64), ("num_inference_steps", 3)]
     demanding = Signature.of(Demanding())
     assert from_text(Signature, to_text(demanding)) == demanding
-    assert demanding.request([1, "a"], {"strength": 0.5}).arguments == {"image": 1, "prompt": "a", "strength": 0.5}
+    assert demanding.call([1, "a"], {"strength": 0.5}) == {"image": 1, "prompt": "a", "strength": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_arguments_get_their_names() -> None:
 )
 def test_what_it_does_not_take(kind: type, args: tuple[Any, ...], kwargs: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigurationError) as raised:
-        signature(kind).request(args, kwargs)
+        signature(kind).call(args, kwargs)
     assert sentence in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_pipeline_that_takes_anything() -> None:
     """As diffusers' older pipelines do, for arguments of the past."""
-    assert signature(StableDiffusionPipeline).request([], {"callback_steps": 1}).arguments == {"callback_steps": 1}
+    assert signature(StableDiffusionPipeline).call([], {"callback_steps": 1}) == {"callback_steps": 1}

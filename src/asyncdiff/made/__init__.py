@@ -1,0 +1,1 @@
+"""What pipelines make: pictures, videos and sound, whichever pipeline it was; and their files."""

@@ -1,0 +1,92 @@
+"""Pictures, videos and other values that are read from files."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import load_video
+from PIL import Image, ImageOps, UnidentifiedImageError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from asyncdiff.errors import ConfigurationError
+
+VIDEOS = (".gif", ".mp4", ".webm", ".mov", ".avi", ".mkv")
+NEEDS_VIDEO = "pip install asyncdiff[video]"
+
+
+def read_pictures(name: str, file: Path) -> tuple[Image.Image, ...]:
+    """The picture in a file, or the frames of the video in it, as RGB, turned as its camera says.
+
+    Args:
+        name: what an error calls the file.
+
+    Raises:
+        ConfigurationError: there is no file, or it holds no picture.
+    """
+    if file.suffix.lower() in VIDEOS:
+        return _frames(name, file)
+    try:
+        with Image.open(file) as opened:
+            return (ImageOps.exif_transpose(opened).convert("RGB"),)
+    except UnidentifiedImageError as error:
+        raise ConfigurationError(f"{name} {file} is no picture that Pillow can read") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigurationError(f"{name} {file} cannot be read: {error}") from error
+
+
+def read_picture(name: str, file: Path) -> Image.Image:
+    """The one picture in a file.
+
+    Raises:
+        ConfigurationError: there is no file, or it does not hold one picture.
+    """
+    pictures = read_pictures(name, file)
+    if len(pictures) != 1:
+        raise ConfigurationError(f"{name} {file} must hold one picture, not {len(pictures)}")
+    return pictures[0]
+
+
+def read_value(name: str, file: Path) -> Any:
+    """What a file holds, by its ending: text, JSON, numbers, tensors, a video, or else a picture.
+
+    Raises:
+        ConfigurationError: there is no file, or it does not hold what its ending says.
+    """
+    read = _READERS.get(file.suffix.lower())
+    if read is None:
+        pictures = read_pictures(name, file)
+        return list(pictures) if file.suffix.lower() in VIDEOS else pictures[0]
+    try:
+        return read(file)
+    except (OSError, ValueError, EOFError, RecursionError, SafetensorError) as error:
+        raise ConfigurationError(f"{name} {file} cannot be read: {error}") from error
+
+
+def _frames(name: str, file: Path) -> tuple[Image.Image, ...]:
+    if not file.is_file():
+        raise ConfigurationError(f"{name} {file} cannot be read: there is no such file")
+    is_animation = file.suffix.lower() == ".gif"
+    if not is_animation and importlib.util.find_spec("imageio") is None:
+        raise ConfigurationError(f"{name} {file} is a video, which imageio reads: {NEEDS_VIDEO}")
+    try:
+        return tuple(frame.convert("RGB") for frame in load_video(str(file)))
+    except Exception as error:  # whatever the decoders stumble over
+        raise ConfigurationError(f"{name} {file} is no video that can be read: {error}") from error
+
+
+def _tensors(file: Path) -> Any:
+    held = load_file(file)
+    return next(iter(held.values())) if len(held) == 1 else held
+
+
+_READERS: Mapping[str, Callable[[Path], Any]] = {
+    ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
+    ".txt": lambda file: file.read_text(encoding="utf-8").strip(),
+    ".npy": lambda file: torch.from_numpy(np.load(file, allow_pickle=False)),
+    ".safetensors": _tensors,
+}
