@@ -11,8 +11,9 @@ from .address import Address
 from .client import Client, Drawn
 from .errors import InputError
 from .keys import usual_address
-from .pictures import images_of
-from .settings import BELOW_ALL, chosen, read_names, read_split, widgets
+from .pictures import images_of, texts_of
+from .settings import BELOW_ALL, chosen, read_names, widgets
+from .written import read_arguments, read_split
 
 _CATEGORY = "AsyncDiff"
 _SERVICE = "ASYNCDIFF_SERVICE"
@@ -181,13 +182,23 @@ class AsyncDiffSampler:
                 ),
             },
             "optional": {
-                "settings": (_SETTINGS, {"tooltip": "From AsyncDiff Settings. Without: as the service has them."})
+                "settings": (_SETTINGS, {"tooltip": "From AsyncDiff Settings. Without: as the service has them."}),
+                "image": ("IMAGE", {"tooltip": "To begin with, for a pipeline that takes one."}),
+                "mask": ("MASK", {"tooltip": "Where it is white, the image is painted anew."}),
+                "control_image": ("IMAGE", {"tooltip": "Edges, a depth or a pose, for a pipeline with ControlNet."}),
+                "arguments": (
+                    "STRING",
+                    {"default": "", "tooltip": 'Others of the pipeline\'s, as JSON: {"strength": 0.6}, for instance.'},
+                ),
             },
         }
 
     @classmethod
-    def VALIDATE_INPUTS(cls, width: int | None = None, height: int | None = None) -> bool | str:
-        return True if width is None or height is None else _sentence(_size, width, height)
+    def VALIDATE_INPUTS(
+        cls, width: int | None = None, height: int | None = None, arguments: str | None = None
+    ) -> bool | str:
+        told = True if width is None or height is None else _sentence(_size, width, height)
+        return _sentence(read_arguments, arguments) if told is True and arguments else told
 
     def draw(
         self,
@@ -201,16 +212,24 @@ class AsyncDiffSampler:
         height: int,
         batch_size: int,
         settings: Mapping[str, Any] | None = None,
+        image: Any = None,
+        mask: Any = None,
+        control_image: Any = None,
+        arguments: str = "",
     ) -> tuple[Any, str]:
         """
         Raises:
-            InputError: a width without a height.
+            InputError: a width without a height, or arguments that are none.
             ServiceError: the service has refused it, in its own words, has failed, or is gone.
         """
         own = {
             "steps": steps or None,
             "guidance_scale": None if guidance_scale == BELOW_ALL else guidance_scale,
             "negative_prompt": negative_prompt or None,
+            "image": _sent(image),
+            "mask": _sent(mask),
+            "control_image": _sent(control_image),
+            "arguments": read_arguments(arguments) or None,
         }
         request = {
             "model": service.model,
@@ -238,6 +257,14 @@ class _Bar:
 def _check() -> None:
     """Raises what ComfyUI ends a workflow by, if somebody wants it to end."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def _sent(images: Any) -> str | list[str] | None:
+    """One picture, or a list of them, as a request holds them."""
+    if images is None:
+        return None
+    texts = texts_of(images)
+    return texts[0] if len(texts) == 1 else texts
 
 
 def _size(width: int, height: int) -> str | None:

@@ -1,7 +1,9 @@
 """Pictures as ComfyUI has them."""
 
+import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,3 +27,15 @@ def images_of(pictures: Sequence[bytes]) -> torch.Tensor:
 def _image_of(picture: bytes) -> torch.Tensor:
     with Image.open(io.BytesIO(picture), formats=("PNG",)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"), dtype=np.float32) / 255.0)
+
+
+def texts_of(images: torch.Tensor) -> list[str]:
+    """The PNG files of an `IMAGE`, or of a `MASK` (pictures, height, width), in base64, as a request holds them."""
+    rows = (images.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+    return [_text_of(row) for row in (rows if rows.ndim >= 3 else rows[None])]
+
+
+def _text_of(row: "np.ndarray[Any, Any]") -> str:
+    written = io.BytesIO()
+    Image.fromarray(row).convert("RGB").save(written, "png")
+    return base64.b64encode(written.getvalue()).decode("ascii")

@@ -1,12 +1,12 @@
 """The settings of asyncdiff that a request may choose, as widgets; those that are not touched stay as the service has
 them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import InputError
+from .written import read_split
 
 UNTOUCHED = "as served"
 """In a list: as the service has it."""
@@ -170,20 +170,3 @@ def read_names(text: str) -> list[str]:
     if unknown is not None:
         raise InputError(f"{LEFT_OUT} names {unknown!r}, which is no setting; there are {', '.join(_BY_NAME)}")
     return names
-
-
-def read_split(text: str) -> Any:
-    """The lists that are written as JSON; what is in them is for the service to judge.
-
-    Raises:
-        InputError: they are not.
-    """
-    try:
-        split = json.loads(text)
-    except (ValueError, RecursionError):
-        split = None
-    if not isinstance(split, list):
-        raise InputError(
-            f'split must be lists of module names, as [["down_blocks", "mid_block"], ["up_blocks"]], not {text!r}'
-        )
-    return split

@@ -42,7 +42,7 @@ class ComfyUI:
     """
 
     def __init__(self) -> None:
-        self.nodes: dict[str, Any] = {"SaveImage": SaveImage, "PreviewAny": PreviewAny}
+        self.nodes: dict[str, Any] = {"LoadImage": LoadImage, "SaveImage": SaveImage, "PreviewAny": PreviewAny}
         self.titles: dict[str, str] = {}
         self.package: Any = None
         self.bars: list[tuple[int, int]] = []
@@ -251,6 +251,22 @@ class SaveImage:
     def save(self, images: torch.Tensor, filename_prefix: str) -> Saved:
         rows = [np.clip(255.0 * image.numpy(), 0, 255).astype(np.uint8) for image in images]
         return Saved([row.tobytes() for row in rows], images.shape[2], images.shape[1])
+
+
+class LoadImage:
+    """Gives a picture and its mask, both of noise."""
+
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "load"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seed": ("INT", {"default": 0})}}
+
+    def load(self, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = np.random.default_rng(seed).integers(0, 256, (4, 8, 4), dtype=np.uint8)
+        rows = torch.from_numpy(noise.astype(np.float32) / 255.0)[None]
+        return rows[..., :3], rows[..., 3]
 
 
 class PreviewAny:

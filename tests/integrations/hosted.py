@@ -11,8 +11,9 @@ from typing import Any
 
 import uvicorn
 
+from asyncdiff.request.signature import Signature
 from asyncdiff.serving.app import build
-from tests.serving.stand_ins import LIMITS, SECONDS, StandIn, front_of
+from tests.serving.stand_ins import LIMITS, SECONDS, SIGNATURE, StandIn, front_of
 from tests.serving.stand_ins import SERVICE as SHORT
 
 # It gives up nothing by itself while a test waits.
@@ -27,8 +28,8 @@ class Hosted:
         replica: the one that there is.
     """
 
-    def __init__(self, keys: tuple[bytes, ...], service: Any, port: int) -> None:
-        self.replica = StandIn()
+    def __init__(self, keys: tuple[bytes, ...], service: Any, port: int, signature: Signature) -> None:
+        self.replica = StandIn(signature=signature)
         self.front = front_of(self.replica, waiting=service.limits.waiting)
         config = uvicorn.Config(
             build(self.front, service, keys), port=port, log_level="error", timeout_graceful_shutdown=1
@@ -64,8 +65,10 @@ class Hosted:
 
 
 @contextlib.contextmanager
-def hosted(keys: tuple[bytes, ...] = (), service: Any = SERVICE, port: int = 0) -> Iterator[Hosted]:
-    own = Hosted(keys, service, port)
+def hosted(
+    keys: tuple[bytes, ...] = (), service: Any = SERVICE, port: int = 0, signature: Signature = SIGNATURE
+) -> Iterator[Hosted]:
+    own = Hosted(keys, service, port, signature)
     try:
         yield own
     finally:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from tests.integrations.comfyui import ComfyUI, InterruptionError, Saved, SaveImage, workflow
+from tests.integrations.comfyui import ComfyUI, InterruptionError, LoadImage, Saved, SaveImage, workflow
 from tests.integrations.hosted import SERVICE, Hosted, hosted, until
 from tests.integrations.odd import answer, broken_stream, odd
-from tests.serving.stand_ins import LIMITS, SECONDS, picture
+from tests.serving.stand_ins import LIMITS, SECONDS, SIGNATURE, picture
 
 KEY = "a-key-that-nobody-guesses"
 SENT = Saved([Image.open(io.BytesIO(picture())).tobytes()], 8, 4)
@@ -67,6 +68,24 @@ def test_what_is_not_said_is_as_the_service_has_it(comfyui: ComfyUI, service: Ho
     order = service.replica.orders[-1]
     assert order.arguments == {"prompt": "one", "num_inference_steps": 4}
     assert order.settings == SERVICE.settings
+
+
+def test_pictures_to_begin_with(comfyui: ComfyUI) -> None:
+    """As they are, with a further argument; a pipeline that takes none says so."""
+    names = ("image", "mask_image", "control_image", "strength")
+    taking = dataclasses.replace(SIGNATURE, names=(*SIGNATURE.names, *names), kinds={"strength": ("float",)})
+    sent = {"image": ["6", 0], "mask": ["6", 1], "control_image": ["6", 0], "arguments": '{"strength": 0.5}'}
+    with hosted(signature=taking) as own, hosted() as other:
+        asked = {"6": {"class_type": "LoadImage", "inputs": {"seed": 1}}, **workflow(own.address, **sent)}
+        comfyui.run(asked)
+        (order,) = own.replica.orders
+        asked["1"]["inputs"]["address"] = other.address
+        with pytest.raises(RuntimeError, match="StandIn takes no "):
+            comfyui.run(asked)
+    rows, mask = ((each[0] * 255).round().to(torch.uint8).numpy() for each in LoadImage().load(1))
+    given = order.arguments
+    assert np.array_equal(np.asarray(given["image"]), rows) and np.array_equal(np.asarray(given["control_image"]), rows)
+    assert np.array_equal(np.asarray(given["mask_image"])[..., 0], mask) and given["strength"] == 0.5
 
 
 def test_the_same_is_not_drawn_twice(comfyui: ComfyUI) -> None:

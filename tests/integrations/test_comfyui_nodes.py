@@ -107,6 +107,7 @@ def shown(number: str) -> dict[str, Any]:
     [
         ({"width": 64}, "width and height must both be numbers of pixels, or both 0 .* not 64 and 0"),
         ({"width": -64, "height": -64}, "not -64 and -64"),
+        ({"arguments": "strength=1"}, "arguments must be names and values"),
         ({"batch_size": 0}, "smaller than min of 1"),
         ({"seed": 2**64}, "bigger than max"),
     ],
