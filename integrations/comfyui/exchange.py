@@ -121,7 +121,9 @@ class Exchange:
         try:
             if not self._connected():
                 return
-            self._connection.request(method, path, body, headers)
+            # A request that is too long is answered, and no longer read, before all of it is sent.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self._connection.request(method, path, body, headers)
             with self._connection.getresponse() as response:
                 self._told.put(_head_of(response))
                 while line := response.readline(_MOST_OF_A_LINE):

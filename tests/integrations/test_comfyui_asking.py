@@ -261,6 +261,17 @@ def test_a_service_comes_back(comfyui: ComfyUI, pool: ThreadPoolExecutor, monkey
         assert comfyui.saved["4"] == SENT
 
 
+def ask_too_long(comfyui: ComfyUI, address: str) -> None:
+    client = comfyui.package.client.Client(comfyui.package.address.Address.of(address))
+    with pytest.raises(RuntimeError, match=r"^the request is longer than "):
+        client.draw({"prompt": "x", "asyncdiff": {"image": "x" * 2**23}}, SECONDS, lambda done, total: None)
+
+
+def test_a_request_that_is_too_long(comfyui: ComfyUI, service: Hosted) -> None:
+    """It is answered before all of it is sent, and the answer is read."""
+    ask_too_long(comfyui, service.address)
+
+
 STEP = b'event: x\ndata: {"type": "image_generation.progress", "bar": 0, "step": 1, "steps": null}\n\n'
 ABOUT = {"size": "8x4", "asyncdiff": {"seed": 1, "seconds": 0.1, "steps": {}}}
 DONE = {"type": "image_generation.completed", "b64_json": "eA==", **ABOUT}

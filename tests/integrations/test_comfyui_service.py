@@ -13,6 +13,7 @@ import pytest
 from benchmarks.serving import OPTIONS, PROMPTS, Served, expected, served
 from tests.integrations.comfyui import ComfyUI, InterruptionError, workflow
 from tests.integrations.hosted import until
+from tests.integrations.test_comfyui_asking import ask_too_long
 from tests.integrations.test_comfyui_folder import example
 
 pytestmark = pytest.mark.whole
@@ -70,6 +71,10 @@ def test_the_example(asking: ComfyUI, service: Served) -> None:
 def test_what_only_the_pipeline_can_see(asking: ComfyUI, service: Served) -> None:
     with pytest.raises(RuntimeError, match="have to be divisible by 8"):
         asking.run(workflow(service.address, width=100, height=100))
+
+
+def test_a_request_that_is_too_long(asking: ComfyUI, service: Served) -> None:
+    ask_too_long(asking, service.address)
 
 
 def test_a_wrong_key(asking: ComfyUI, service: Served, monkeypatch: pytest.MonkeyPatch) -> None:
