@@ -74,7 +74,7 @@ def _made(kind: Any, data: Any) -> Any:
         picture.load()
         return picture
     if origin is np.ndarray:
-        return np.load(io.BytesIO(base64.b64decode(data)), allow_pickle=False)
+        return np.lib.format.read_array(io.BytesIO(base64.b64decode(data)), allow_pickle=False)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(data)
     return _value(kind, data)

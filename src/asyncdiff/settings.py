@@ -204,8 +204,6 @@ class Settings:
             "components": self.components not in (None, 1),
             "split": self.split is not None,
             "stride": self.stride > 1,
-            "bridge": self.bridge not in (None, 1),
-            "target_speedup": self.target_speedup is not None,
             "shard": self.shard,
         }
         for name, is_given in others.items():

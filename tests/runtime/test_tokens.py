@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
 from asyncdiff import AsyncDiff, ConfigurationError, SplitError, load_demo
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
@@ -53,10 +54,13 @@ class Emulated:
 
     No tokens are cut: what becomes of the others' in a rank's call is of no use, and reaches nothing, since their keys
     are replaced at every attention. Knows of the code under test only where tokens lie.
+
+    Of `bridge` calls after the warm-up the first is a round; in the others the last of the divided units gives what it
+    gave in the call before.
     """
 
-    def __init__(self, denoiser: nn.Module, layout: TokenLayout, ranks: int, warmup: int) -> None:
-        self._denoiser, self._layout, self._warmup = denoiser, layout, warmup
+    def __init__(self, denoiser: nn.Module, layout: TokenLayout, ranks: int, warmup: int, bridge: int = 1) -> None:
+        self._denoiser, self._layout, self._warmup, self._bridge = denoiser, layout, warmup, bridge
         self._bounds = [rank * layout.tokens // ranks for rank in range(ranks + 1)]
         self._made: dict[int, tuple[Tensor, Tensor]] = {}  # by site, of the call before
         self._calls = 0
@@ -65,12 +69,19 @@ class Emulated:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self._calls += 1
         if self._calls <= self._warmup:
-            result, self._made = self._with_keys(None, args, kwargs)
+            with self._last_unit() as given:
+                result, self._made = self._with_keys(None, args, kwargs)
+            self._given = tree_leaves(given[0])
             return result
-        parts, made = [], {}
+        if (self._calls - self._warmup - 1) % self._bridge:
+            with self._last_unit(self._given):
+                return self._plain(*args, **kwargs)
+        parts, made, last = [], {}, []
         for rank in range(len(self._bounds) - 1):
-            result, keys = self._with_keys(rank, args, kwargs)
+            with self._last_unit() as given:
+                result, keys = self._with_keys(rank, args, kwargs)
             parts.append(result[0])
+            last.append(tree_leaves(given[0]))
             for site, pair in keys.items():
                 made.setdefault(site, []).append(pair)
         self._made = {
@@ -80,9 +91,36 @@ class Emulated:
             )
             for site, pairs in made.items()
         }
+        self._given = [self._joined(leaf, [leaves[leaf] for leaves in last]) for leaf in range(len(last[0]))]
         # A packed picture, (batch, tokens, channels): every rank's own tokens.
         whole = [part[:, slice(*self._bounds[rank : rank + 2])] for rank, part in enumerate(parts)]
         return (torch.cat(whole, 1),)
+
+    @contextmanager
+    def _last_unit(self, instead: list[Tensor] | None = None) -> Iterator[list[Any]]:
+        """What the last of the divided units gives; or it gives something else instead."""
+        seen: list[Any] = []
+
+        def look(module: nn.Module, given: Any, result: Any) -> Any:
+            seen.append(result)
+            return None if instead is None else tree_unflatten(instead, tree_structure(result))
+
+        name = self._layout.graph.units[self._layout.last].name
+        hook = self._denoiser.get_submodule(name).register_forward_hook(look)
+        try:
+            yield seen
+        finally:
+            hook.remove()
+
+    def _joined(self, leaf: int, of_ranks: list[Tensor]) -> Tensor:
+        """A leaf of the last unit's output, with every rank's own tokens of the picture; the rest is rank 0's."""
+        whole, extent = of_ranks[0].clone(), self._layout.outputs.get(leaf)
+        if extent is not None:
+            for rank, own in enumerate(of_ranks):
+                size = self._bounds[rank + 1] - self._bounds[rank]
+                place = extent.dim, extent.start + self._bounds[rank], size
+                whole.narrow(*place).copy_(own.narrow(*place))
+        return whole
 
     def _tokens(self, tensor: Tensor, site: int, rank: int) -> Tensor:
         start = self._layout.sites[site].keys
@@ -114,8 +152,8 @@ class Emulated:
 
 
 @contextmanager
-def emulated(denoiser: nn.Module, layout: TokenLayout, ranks: int, warmup: int) -> Iterator[None]:
-    forward = Emulated(denoiser, layout, ranks, warmup)
+def emulated(denoiser: nn.Module, layout: TokenLayout, ranks: int, warmup: int, bridge: int = 1) -> Iterator[None]:
+    forward = Emulated(denoiser, layout, ranks, warmup, bridge)
     denoiser.forward = types.MethodType(lambda self, *args, **kwargs: forward(*args, **kwargs), denoiser)  # type: ignore[method-assign]
     try:
         yield
@@ -139,9 +177,50 @@ def test_rounds_use_the_keys_of_the_step_before(ranks: int) -> None:
     assert (found - plain).abs().max() > 100 * (found - expected).abs().max(), "rounds are no steps in full"
 
 
+@pytest.mark.parametrize("bridge", [4, 5])  # longer than what is not bridged at the end
+def test_a_bridged_step_has_the_last_units_output_of_the_step_before(bridge: int) -> None:
+    """With the paper's method, which forecasts nothing: of a call only what comes after the tokens is computed."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    settings: dict[str, Any] = dict(tokens=2, warmup=2, method="paper", bridge=bridge, executor="local")
+    with AsyncDiff(pipe, **settings) as async_diff:
+        found = run(pipe, tiny, num_inference_steps=10)
+        division = division_of(async_diff)
+        counts = async_diff.report().denoisers[0].counts
+        rounds = -(-8 // bridge)
+        assert (counts.divided, counts.rounds, counts.bridged) == (2, rounds, 8 - rounds)
+        assert division.layout.last == division.layout.last_site and division.made_everywhere
+    plain = run(pipe, tiny, num_inference_steps=10)
+    with emulated(getattr(pipe, tiny.denoiser), division.layout, 2, warmup=2, bridge=bridge):
+        expected = run(pipe, tiny, num_inference_steps=10)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert (found - plain).abs().max() > 100 * (found - expected).abs().max()
+
+
+def test_as_many_steps_are_bridged_as_a_speed_up_takes() -> None:
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    with AsyncDiff(pipe, tokens=2, warmup=2, cooldown=0, target_speedup=2.0, executor="local") as async_diff:
+        run(pipe, tiny, num_inference_steps=12)
+        (denoiser,) = async_diff.report().denoisers
+    assert denoiser.counts.bridged and denoiser.modelled_speedup >= 2.0
+
+
+def test_what_is_added_is_forecast_and_not_the_sum() -> None:
+    """The last block's output is the first one's input, and what all of them have added to it."""
+    tiny, pipe = PIPELINES["sd3"], PIPELINES["sd3"].build()
+    with AsyncDiff(pipe, tokens=2, warmup=2, bridge=4, cooldown=0, executor="local") as async_diff:
+        run(pipe, tiny)
+        division = division_of(async_diff)
+    first = division.layout.graph.units[division.layout.first].name
+    assert "block" in first and set(division.bases) >= set(division.layout.outputs)
+
+
 LAYOUTS: dict[int, list[tuple[str, dict[str, Any]]]] = {
-    2: [("flux", {"tokens": 2}), ("wan22", {"tokens": 2, "max_error": 0.05}), ("qwen_image", {"tokens": 2})],
-    3: [("sd3_controlnet", {"tokens": 3})],
+    2: [
+        ("flux", {"tokens": 2, "bridge": 4}),
+        ("wan22", {"tokens": 2, "max_error": 0.05}),
+        ("qwen_image", {"tokens": 2}),
+    ],
+    3: [("sd3_controlnet", {"tokens": 3}), ("flux", {"tokens": 3, "bridge": 4, "max_error": 0.5})],
     4: [("sd3", {"tokens": 2, "guidance": 2})],
 }
 
@@ -231,9 +310,7 @@ def test_attention_that_is_not_seen_any_more_is_an_error() -> None:
         run(pipe, tiny)
 
 
-@pytest.mark.parametrize(
-    "other", [{"components": 2}, {"stride": 2}, {"bridge": 2}, {"shard": True}, {"target_speedup": 2.0}]
-)
+@pytest.mark.parametrize("other", [{"components": 2}, {"stride": 2}, {"shard": True}, {"split": [["a"], ["b"]]}])
 def test_settings_that_do_not_go_together(other: dict[str, Any]) -> None:
     pipe = PIPELINES["flux"].build()
     with pytest.raises(ConfigurationError, match=f"tokens=2 .* {next(iter(other))}"):

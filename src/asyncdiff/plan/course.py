@@ -180,5 +180,8 @@ class Course:
         return (Task(rank, self._label(index), predictor, completes=self.history(index), predicts=index),)
 
     def _bridged(self, index: int) -> tuple[Task, ...]:
-        predictor = self.schedule.predicting_component
-        return (Task(predictor, self._label(index), None, completes=self.history(index), predicts=index),)
+        schedule = self.schedule
+        # Where tokens are divided every rank has what is forecast, and nothing is sent.
+        ranks = range(schedule.components) if schedule.by_tokens else (schedule.predicting_component,)
+        label, completes = self._label(index), self.history(index)
+        return tuple(Task(rank, label, None, completes=completes, predicts=index) for rank in ranks)

@@ -59,6 +59,11 @@ class Division:
         """What a round gives, as (key, rank that makes it): predictions, by the step that they are for."""
         return tuple((task.predicts, task.rank) for task in step.tasks if task.predicts is not None)
 
+    @property
+    def made_everywhere(self) -> frozenset[Edge]:
+        """Live edges that every rank makes for itself, and holds."""
+        return frozenset()
+
     @functools.cached_property
     def replicated(self) -> frozenset[int]:
         """The units that every device runs."""
@@ -80,7 +85,7 @@ class Division:
 
     def reads_of(self, rank: int) -> frozenset[Edge]:
         """The live edges that a rank holds."""
-        return reads_of(self.schedule, self.partition, rank)
+        return reads_of(self.schedule, self.partition, rank) | self.made_everywhere
 
     def own_reads_of(self, rank: int) -> frozenset[Edge]:
         """Those of them that the rank makes itself."""
@@ -97,7 +102,7 @@ class Division:
                     groups.setdefault((message.source, 2 * self.part_of[edge] + (edge in at_the_end)), []).append(edge)
         own = self.own_reads_of(rank)
         ordered = [groups[key] for key in sorted(groups)]
-        return lay_out(self.graph, [*ordered, own - at_the_end, own & at_the_end])
+        return lay_out(self.graph, [*ordered, own - at_the_end, own & at_the_end, self.made_everywhere])
 
     def modelled_speedup(self, steps: int) -> float:
         """The modelled speed-up of a denoising loop of so many steps, without communication."""

@@ -17,12 +17,15 @@ from torch.utils._pytree import tree_structure
 
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
 from asyncdiff.denoiser.rates import DeviceRates
-from asyncdiff.denoiser.trace import Leaf
-from asyncdiff.plan.division import Division
+from asyncdiff.denoiser.residual import find_bases
+from asyncdiff.denoiser.trace import Leaf, Trace
+from asyncdiff.errors import SplitError
+from asyncdiff.plan.cost import fast_enough
+from asyncdiff.plan.division import Division, Goal
 from asyncdiff.plan.method import Method
 from asyncdiff.plan.partition import End, Partition
 from asyncdiff.plan.routing import messages, parts_of_round
-from asyncdiff.plan.schedule import Schedule, Step
+from asyncdiff.plan.schedule import Schedule, Step, StepKind
 from asyncdiff.plan.storage import contiguous_stride
 
 
@@ -148,10 +151,13 @@ class TokenDivision(Division):
     Attributes:
         layout: where its call is divided.
         parts: who has which tokens.
+        bases: of a leaf of the last unit's output that is made by adding to what the first unit is given: the place of
+            that among the first unit's tensors.
     """
 
     layout: TokenLayout
     parts: TokenParts
+    bases: Mapping[int, int]
 
     @functools.cached_property
     def _places(self) -> Mapping[int, int]:
@@ -171,7 +177,18 @@ class TokenDivision(Division):
         return str((self.bounds, layout.first, layout.last, layout.inputs, layout.outputs, list(layout.sites)))
 
     def results(self, step: Step) -> tuple[tuple[int, int], ...]:
+        if step.kind is StepKind.BRIDGED:
+            return ()  # every rank makes the prediction for itself
         return tuple((rank, rank) for rank in range(self.parts.count))
+
+    @functools.cached_property
+    def made_everywhere(self) -> frozenset[Edge]:
+        """The last unit's output of all tokens, from which steps are bridged."""
+        return self.partition.end.reads if self.schedule.bridge > 1 else frozenset()
+
+    def exit(self, leaf: int) -> Edge:
+        """The live edge that is a leaf of the last unit's output, of all tokens."""
+        return Edge(len(self.graph.units) - 1, leaf)
 
     def edges(self, number: int, rank: int) -> tuple[Edge, Edge]:
         """The live edges that are a rank's keys and values at a site."""
@@ -180,42 +197,94 @@ class TokenDivision(Division):
 
 
 def divide_tokens(
-    layout: TokenLayout, schedule: Schedule, rates: DeviceRates, method: Method, share: float
+    layout: TokenLayout,
+    schedule: Schedule,
+    rates: DeviceRates,
+    method: Method,
+    share: float,
+    bases: Mapping[int, int],
+    goal: Goal | None = None,
 ) -> TokenDivision:
     """Give each of the schedule's components a part of the tokens.
 
     Args:
         share: what a call with the tokens of the last of them takes, relative to an undivided one.
+        bases: of the leaves of the last unit's output (`bases_of`).
+        goal: with it as many steps are bridged as it takes.
+
+    Raises:
+        SplitError: steps are to be bridged, and what comes after the tokens reads more than the last unit's output.
     """
     parts = TokenParts(layout.tokens, schedule.components)
     in_unit = Counter(site.unit for site in layout.sites.values())
     inside = [layout.graph.units[unit] for unit in range(layout.first, layout.last + 1)]
     cost, time = (sum(getattr(unit, name) for unit in inside) for name in ("cost", "time"))
+    keys = tuple(
+        _virtual_unit(layout, site, number, parts, rank, in_unit[site.unit])
+        for number, site in layout.sites.items()
+        for rank in range(parts.count)
+    )
+    # The last of all is the last unit's output, which every rank gets whole.
+    last = layout.graph.units[layout.last]
     graph = Graph(
-        tuple(
-            _virtual_unit(layout, site, number, parts, rank, in_unit[site.unit])
-            for number, site in layout.sites.items()
-            for rank in range(parts.count)
-        ),
+        (*keys, replace(last, cost=0.0, time=0.0, flops=0, reads=frozenset(), replicated=True)),
         frozenset(),
         layout.graph.cost - cost,
         layout.graph.time - time,
     )
     components = tuple(
-        frozenset(unit for unit in range(len(graph.units)) if unit % parts.count == rank) for rank in range(parts.count)
+        frozenset(unit for unit in range(len(keys)) if unit % parts.count == rank) for rank in range(parts.count)
     )
-    every = frozenset(Edge(unit, leaf) for unit in range(len(graph.units)) for leaf in (0, 1))
+    every = frozenset(Edge(unit, leaf) for unit in range(len(keys)) for leaf in (0, 1))
+    exits = frozenset(
+        Edge(len(keys), place)
+        for place, leaf in enumerate(last.outputs)
+        if leaf.value is not None and last.origins[place] == place
+    )
     partition = Partition(
         components=components,
         reads=tuple(frozenset(edge for edge in every if edge.unit not in own) for own in components),
         predictor=0,
         shares=(share,) * parts.count,
-        end=End(frozenset(), frozenset(), 0.0),
+        end=End(frozenset(), exits, 1 - time / layout.graph.time),
     )
     schedule = replace(schedule, predictor=0, versions=method.versions, fresh_sum=False)
+    if goal is not None:
+        schedule = fast_enough(schedule, goal.steps, goal.speedup, share, partition.end.share)
+    if schedule.bridge > 1:
+        _check_exit(layout)
     sent = messages(schedule, partition)
     part_of = parts_of_round(graph, partition, sent, rates)
-    return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts)
+    return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts, bases)
+
+
+def bases_of(trace: Trace, layout: TokenLayout) -> dict[int, int]:
+    """For each leaf of the last unit's output: which tensor of the first unit's it is made of by adding to it, if any.
+
+    What is forecast then is what was added, and the newest tensor is added to that.
+    """
+    inside = range(layout.first, layout.last + 1)
+    owners = [0 if unit in inside else None for unit in range(len(layout.graph.units))]
+    found = {}
+    for edge, base in find_bases(trace, layout.graph, owners).items():
+        is_of_picture = edge.leaf in layout.outputs
+        is_cut_here = base.input in layout.inputs[layout.first]
+        if edge.unit == layout.last and base.unit == layout.first and is_of_picture == is_cut_here:
+            found[edge.leaf] = base.input
+    return found
+
+
+def _check_exit(layout: TokenLayout) -> None:
+    """Whether all that is read after the tokens is what the last unit gives."""
+    units = layout.graph.units
+    later = [(unit.name, unit.reads) for unit in units[layout.last + 1 :]]
+    for name, reads in (*later, ("the prediction", layout.graph.output_reads)):
+        for edge in reads:
+            if layout.first <= edge.unit < layout.last:
+                raise SplitError(
+                    f"steps cannot be bridged where tokens are divided so: {name!r} reads what "
+                    f"{units[edge.unit].name!r} makes, in the middle of it; leave bridge and target_speedup out"
+                )
 
 
 def _virtual_unit(layout: TokenLayout, site: Site, number: int, parts: TokenParts, rank: int, sites: int) -> UnitCall:

@@ -84,9 +84,14 @@ def _tensors(file: Path) -> Any:
     return next(iter(held.values())) if len(held) == 1 else held
 
 
+def _array(file: Path) -> Any:
+    with file.open("rb") as opened:
+        return torch.from_numpy(np.lib.format.read_array(opened, allow_pickle=False))
+
+
 _READERS: Mapping[str, Callable[[Path], Any]] = {
     ".json": lambda file: json.loads(file.read_text(encoding="utf-8")),
     ".txt": lambda file: file.read_text(encoding="utf-8").strip(),
-    ".npy": lambda file: torch.from_numpy(np.load(file, allow_pickle=False)),
+    ".npy": _array,
     ".safetensors": _tensors,
 }

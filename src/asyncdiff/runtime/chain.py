@@ -110,7 +110,7 @@ class _Part:
         if unit in self._division.replicated:
             return call()
         if unit not in self._own:
-            return substitute(self._division, self._fillers, unit, call, self._handed_on)
+            return substitute(self._division.graph, self._fillers, unit, call, self._handed_on)
         if unit in self._made:
             leaves, structure = self._made[unit]
             return tree_unflatten(self._copied(unit, leaves), structure)

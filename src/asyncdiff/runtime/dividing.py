@@ -17,7 +17,7 @@ from asyncdiff.errors import OtherUnitsError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
-from asyncdiff.plan.tokens import TokenDivision, divide_tokens
+from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
@@ -103,7 +103,7 @@ class Divisions:
         else:
             result, trace = record(context.denoiser, call.with_own_containers(), batch)
         if context.schedule.by_tokens:
-            division: Division = self._divide_tokens(trace, call)
+            division: Division = self._divide_tokens(trace, call, goal)
         else:
             division = divide_denoiser(
                 trace,
@@ -128,15 +128,18 @@ class Divisions:
                 context.share.take(self._ownership, own)
         return result, division
 
-    def _divide_tokens(self, trace: Trace, call: Call) -> TokenDivision:
+    def _divide_tokens(self, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
         """Find where the call can be divided by tokens, and give each rank of the group a part of them."""
         context, rates = self._context, rates_of(self._context.device)
         graph = build_graph(trace, rates)
         context.units.add(graph)
-        finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph)
+        is_bridged = goal is not None or context.schedule.bridge > 1
+        finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged)
         layout, divided = finder.find(call, context.schedule.components)
         share = operations(divided, rates) / operations(trace, rates)
-        return divide_tokens(layout, context.schedule, rates, context.settings.chosen_method, share)
+        method = context.settings.chosen_method
+        bases = bases_of(trace, layout) if method.residual else {}
+        return divide_tokens(layout, context.schedule, rates, method, share, bases, goal)
 
     def forget(self, stream: Stream) -> None:
         """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.graph import Edge, UnitCall
+from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.exchange.store import Reading
@@ -88,7 +88,7 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
         residuals.note(unit, call)
         if unit not in own and unit not in replicated:
             counts.units_skipped += 1
-            return substitute(work.division, work.fillers, unit, call, received.of(residuals))
+            return substitute(work.division.graph, work.fillers, unit, call, received.of(residuals))
         counts.units_run += 1
         result = call()
         if unit in makers:
@@ -122,7 +122,7 @@ def complete_task(work: Work, task: Task) -> UnitRule:
             counts.units_run += 1
             return call()
         counts.units_skipped += 1
-        return substitute(work.division, work.fillers, unit, call, received.of(residuals))
+        return substitute(work.division.graph, work.fillers, unit, call, received.of(residuals))
 
     return UnitRule(rule, counts, _answers(work, run, received, residuals))
 
@@ -222,15 +222,13 @@ def _answers(
     return work.fillers.answers(needed)
 
 
-def substitute(
-    division: Division, fillers: Fillers, unit: int, call: Call, known: Callable[[Edge], Tensor | None]
-) -> Any:
+def substitute(graph: Graph, fillers: Fillers, unit: int, call: Call, known: Callable[[Edge], Tensor | None]) -> Any:
     """A unit's output, made of what is known of it.
 
     Args:
         known: an edge's tensor, for this reader alone; None where it is not read.
     """
-    unit_call = division.graph.units[unit]
+    unit_call = graph.units[unit]
     given = call.tensors if any(leaf.input_index is not None for leaf in unit_call.outputs) else []
     made: list[Any] = []
     for number, leaf in enumerate(unit_call.outputs):

@@ -85,14 +85,25 @@ class TokenFinder:
         form: how it is called.
         trace: a recorded call.
         graph: the units of that call.
+        is_bridged: whether steps are bridged from where the tokens are joined again. That is best right after the last
+            attention: what comes then is computed in every step. Else it is as late as can be.
     """
 
-    def __init__(self, denoiser: nn.Module, units: UnitHooks, form: CallForm, trace: Trace, graph: Graph) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        units: UnitHooks,
+        form: CallForm,
+        trace: Trace,
+        graph: Graph,
+        is_bridged: bool = False,
+    ) -> None:
         self._denoiser = denoiser
         self._units = units
         self._form = form
         self._trace = trace
         self._graph = graph
+        self._is_bridged = is_bridged
 
     def find(self, call: Call, count: int, tried: Sequence[int] = ()) -> tuple[TokenLayout, Trace]:
         """The layout for a call like the recorded one, and a record of the call with one rank's tokens.
@@ -157,7 +168,8 @@ class TokenFinder:
 
     def _choices(self, marks: Marks, found: _Found) -> list[_Choice]:
         """All that fits the marks, the likeliest first."""
-        ends = dict.fromkeys([self._last_of_tokens(marks, found), found.last_site])
+        latest = self._last_of_tokens(marks, found)
+        ends = dict.fromkeys([found.last_site, latest] if self._is_bridged else [latest, found.last_site])
         doubts = self._doubts(marks, found)
         choices = []
         takings = itertools.product((True, False), repeat=len(doubts))
@@ -272,7 +284,7 @@ class Trial:
                 leaves = tree_leaves(result)
                 self._outputs[unit] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
-        walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look)
+        self._result = tree_leaves(walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look))
 
     def run(self, layout: TokenLayout, parts: TokenParts, rank: int) -> Trace:
         """Whether a rank's tokens become what they are in the ordinary call; records how.
@@ -298,9 +310,10 @@ class Trial:
             return walk_divided(self._units, layout, parts, rank, inner, keys, join, Counts())
 
         try:
-            _, trace = record(self._denoiser, Call(walk, *self._call.given))
+            result, trace = record(self._denoiser, Call(walk, *self._call.given))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not fit
             raise SplitError(f"with some of its tokens alone it fails ({str(error).splitlines()[0]})") from error
+        self._check_result(layout, tree_leaves(result))
         for leaf, extent in layout.outputs.items():
             ordinary = parts.cut(self._outputs[layout.last][leaf], extent, rank)
             if made[leaf].shape != ordinary.shape:
@@ -310,6 +323,18 @@ class Trial:
             if not off <= _TOLERANCE.get(ordinary.dtype, _TOLERANCE_OF_HALF):
                 raise SplitError(f"tokens depend on each other in other ways than by attention (off by {off:.2g})")
         return trace
+
+
+    def _check_result(self, layout: TokenLayout, found: list[Any]) -> None:
+        """With the ordinary output of the last unit the rest of the call must make what it always does."""
+        name = layout.graph.units[layout.last].name
+        for ordinary, leaf in zip(self._result, found, strict=True):
+            if not isinstance(ordinary, Tensor):
+                continue
+            if leaf.shape != ordinary.shape:
+                raise SplitError(f"after {name!r} it counts the tokens that it had before, a part of the picture's")
+            if not _off(leaf, ordinary) <= _TOLERANCE.get(ordinary.dtype, _TOLERANCE_OF_HALF):
+                raise SplitError(f"what comes after {name!r} reads tokens from before it, a part of the picture's")
 
 
 def _off(made: Tensor, ordinary: Tensor) -> float:

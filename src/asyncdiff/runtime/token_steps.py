@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from asyncdiff.call import Call
+from asyncdiff.denoiser.graph import Edge
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
@@ -18,9 +19,11 @@ from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
-from asyncdiff.runtime.rules import Received, Work
+from asyncdiff.runtime.fillers import Fillers
+from asyncdiff.runtime.rules import Received, Work, substitute
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
+from asyncdiff.runtime.units import UnitRule
 
 
 class TokenStepRunner:
@@ -37,6 +40,8 @@ class TokenStepRunner:
         with self._divisions.told_apart(stream, ShapeChangedError):
             if step.kind is StepKind.ROUND:
                 result = self._round(stream, course, call, counts)
+            elif step.kind is StepKind.BRIDGED:
+                result = self._bridged(stream, course, call, counts)
             else:
                 if stream.division is None:
                     result, _ = self._divisions.divide(stream, self._lane, call)
@@ -67,11 +72,17 @@ class TokenStepRunner:
                 key, value = (division.parts.of(tensor, extent, source) for tensor in pair)
                 _keep(division, channel, number, source, (key, value))
 
-        return walk_whole(self._context.units, division.layout, call, note, Counts())
+        end = _Exit(division)
+
+        def look(unit: int, result: Any) -> None:
+            if unit == division.layout.last:
+                end.keep(channel, tree_leaves(result))
+
+        return walk_whole(self._context.units, division.layout, call, note, Counts(), look, end.enter)
 
     def _among_processes(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
         """Keys and values go to all other ranks at every site, and are waited for there."""
-        exchange = self._context.exchange
+        exchange, end = self._context.exchange, _Exit(division)
         (rank,) = exchange.ranks
         everyone = tuple((source, source) for source in range(division.parts.count))
 
@@ -85,9 +96,13 @@ class TokenStepRunner:
             return found
 
         def join(leaves: list[Any]) -> list[Any]:
-            return self._joined(division, {rank: leaves}, Moment(results=everyone))()
+            whole = self._joined(division, {rank: leaves}, Moment(results=everyone))()
+            end.keep(channel, whole)
+            return whole
 
-        return walk_divided(self._context.units, division.layout, division.parts, rank, call, keys, join, Counts())
+        return walk_divided(
+            self._context.units, division.layout, division.parts, rank, call, keys, join, Counts(), end.enter
+        )
 
     def _round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> Any:
         """A step with keys of the others that are forecast."""
@@ -97,6 +112,7 @@ class TokenStepRunner:
         channel.start_round(order)
         tasks = [task for task in step.tasks if task.rank in self._context.exchange.ranks]
         made: dict[int, list[Any]] = {}
+        end = _Exit(division)
 
         def join(leaves: list[Any]) -> list[Any]:
             task = tasks[len(made)]
@@ -111,14 +127,42 @@ class TokenStepRunner:
                     finish = self._joined(division, made, moment)
             if finish is None:
                 raise RuntimeError("a round has no results")
-            return finish()
+            whole = finish()
+            end.keep(channel, whole)
+            return whole
 
         result = None
         for task in tasks:
             with contextlib.suppress(WalkEndedError):
-                result = self._walk(stream, work, task, order.kept, call, join)
+                result = self._walk(stream, work, task, order.kept, call, join, end)
         channel.end_round(step.index)
         return result
+
+    def _bridged(self, stream: Stream, course: Course, call: Call, counts: Counts) -> Any:
+        """A step in which what the last of the divided units would give is forecast; every rank does the same."""
+        division, step = _of_tokens(stream), course.step(stream.index)
+        work = Work(division, self._channel(stream), stream.fillers(), counts, stream.moment)
+        task = next(task for task in step.tasks if task.rank in self._context.exchange.ranks)
+        received = Received(work, task.rank, task.completes, task.label, division.partition.end.reads)
+        if task.label != stream.index:
+            call = self._context.form.with_times(call, stream.times(task.label))
+        layout, fillers, end = division.layout, Fillers(division.walked), _Exit(division)
+
+        def known(edge: Edge) -> Tensor | None:
+            if edge.unit != layout.last:
+                return None
+            return end.added(edge.leaf, received.sent(division.exit(edge.leaf)))
+
+        def rule(unit: int, inner: Call) -> Any:
+            if unit == layout.first:
+                end.enter(inner)
+            if not layout.first <= unit <= layout.last:
+                counts.units_run += 1
+                return inner()
+            counts.units_skipped += 1
+            return substitute(layout.graph, fillers, unit, inner, known)
+
+        return self._context.units.walk(layout.graph, UnitRule(rule, counts), call)
 
     def _walk(
         self,
@@ -128,6 +172,7 @@ class TokenStepRunner:
         kept: frozenset[Any],
         call: Call,
         join: Callable[[list[Any]], list[Any]],
+        end: "_Exit",
     ) -> Any:
         """One rank's part in a round."""
         division = _of_tokens(stream)
@@ -149,7 +194,7 @@ class TokenStepRunner:
             return pairs
 
         return walk_divided(
-            self._context.units, division.layout, division.parts, task.rank, call, keys, join, work.counts
+            self._context.units, division.layout, division.parts, task.rank, call, keys, join, work.counts, end.enter
         )
 
     def _joined(self, division: TokenDivision, made: dict[int, list[Any]], moment: Moment) -> Callable[[], list[Any]]:
@@ -189,6 +234,37 @@ class TokenStepRunner:
 
     def _channel(self, stream: Stream) -> Channel:
         return stream.opened(self._context.exchange, self._context.device)
+
+
+class _Exit:
+    """What the last of the divided units gives, of all tokens: kept where steps are bridged from it.
+
+    Where it is made by adding to what the first of them is given, it is kept, and forecast, as what is added.
+    """
+
+    def __init__(self, division: TokenDivision) -> None:
+        self._division = division
+        self._given: list[Tensor] = []
+
+    def enter(self, call: Call) -> None:
+        """The first unit's call, with all tokens."""
+        self._given = call.tensors
+
+    def keep(self, channel: Channel | None, leaves: Sequence[Any]) -> None:
+        """Leave it for the ranks of this process."""
+        bases = self._division.bases
+        if channel is None:
+            return
+        for edge in self._division.made_everywhere:
+            leaf = leaves[edge.leaf]
+            held = leaf - self._given[bases[edge.leaf]] if edge.leaf in bases else leaf
+            for store in channel.stores.values():
+                store.put(edge, held)
+
+    def added(self, leaf: int, held: Tensor) -> Tensor:
+        """The leaf, from what was kept of it."""
+        base = self._division.bases.get(leaf)
+        return held if base is None else held + self._given[base]
 
 
 def _of_tokens(stream: Stream) -> TokenDivision:

@@ -29,12 +29,14 @@ def walk_whole(
     note: Callable[[int, Pair], None],
     counts: Counts,
     look: Callable[[int, Any], None] | None = None,
+    enter: Callable[[Call], None] | None = None,
 ) -> Any:
     """Make a call with all tokens.
 
     Args:
         note: is told the keys and values of all tokens at every site, by its number.
         look: is told what every unit gives.
+        enter: is told the first unit's call.
 
     Raises:
         OtherUnitsError: attention is not called as often as it was when the call was recorded.
@@ -43,6 +45,8 @@ def walk_whole(
     numbers = _Numbers(layout)
 
     def rule(unit: int, inner: Call) -> Any:
+        if unit == layout.first and enter is not None:
+            enter(inner)
         result = numbers.inside(unit, inner)
         if unit == layout.last:
             numbers.check()
@@ -71,12 +75,14 @@ def walk_divided(
     keys: Callable[[int, Pair], Sequence[Pair]],
     join: Callable[[list[Any]], list[Any]],
     counts: Counts,
+    enter: Callable[[Call], None] | None = None,
 ) -> Any:
     """Make a call with one rank's tokens between the layout's first and last unit.
 
     Args:
         keys: given the number of a site, and the keys and values of the rank's own tokens there, gives every rank's.
         join: given the leaves of the last unit's output, gives those of all tokens; or raises WalkEndedError.
+        enter: is told the first unit's call, before tokens are cut out.
 
     Raises:
         OtherUnitsError: attention is not called as often as it was when the call was recorded.
@@ -88,6 +94,8 @@ def walk_divided(
         counts.units_run += 1
         if not layout.first <= unit <= layout.last:
             return inner()
+        if unit == layout.first and enter is not None:
+            enter(inner)
         result = numbers.inside(unit, _own_tensors(inner, layout.inputs[unit], parts, rank))
         if unit < layout.last:
             return result
