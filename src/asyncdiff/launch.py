@@ -10,6 +10,7 @@ import os
 import signal
 import tempfile
 import time
+import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -150,7 +152,12 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
     launcher_log.propagate = False
     # Not an argument of LaunchConfig in every torch that this package supports.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_SHUT_DOWN))
-    config = LaunchConfig(
+    with tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
+        return _run(_config(count, folder), function, task, folder)
+
+
+def _config(count: int, folder: str) -> LaunchConfig:
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=count,
@@ -161,15 +168,19 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
         max_restarts=0,
         monitor_interval=_MONITOR_INTERVAL,
         start_method="spawn",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
-    with tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
-        try:
-            elastic_launch(config, _bring_home)(function, task, folder)
-        except ChildFailedError as error:
-            _tell_failure(error, [_refusal_file(folder, rank) for rank in range(count)])
-        returned = get_type_hints(function)["return"]
-        texts = (_result_file(folder, rank).read_text(encoding="utf-8") for rank in range(count))
-        return [from_text(returned, text) for text in texts]
+
+
+def _run(config: LaunchConfig, function: Callable[[_Task], _Result], task: _Task, folder: str) -> list[_Result]:
+    ranks = range(config.nproc_per_node)
+    try:
+        elastic_launch(config, _bring_home)(function, task, folder)
+    except ChildFailedError as error:
+        _tell_failure(error, [_refusal_file(folder, rank) for rank in ranks])
+    returned = get_type_hints(function)["return"]
+    texts = (_result_file(folder, rank).read_text(encoding="utf-8") for rank in ranks)
+    return [from_text(returned, text) for text in texts]
 
 
 def enter_process() -> tuple[int, torch.device]:
@@ -201,7 +212,9 @@ def work(job: Job) -> Outcome | None:
     if job.devices == 1:
         settings = replace(settings, components=1)
     with AsyncDiff(pipe, **settings.arguments()) as attached:
-        return _generate(pipe, job, attached, device, rank)
+        outcome = _generate(pipe, job, attached, device, rank)
+        logging.getLogger(AsyncDiff.__module__).disabled = True  # its advice is for who goes on with the pipeline
+        return outcome
 
 
 def draw(
@@ -233,8 +246,15 @@ def call_pipeline(pipe: Any, **named: Any) -> Any:
         return pipe(**named)
     except AsyncDiffError:
         raise
-    except ValueError as error:  # how pipelines refuse what they are given
+    except (ValueError, TypeError) as error:
+        if isinstance(error, TypeError) and not _is_refusal(error):
+            raise
         raise ConfigurationError(f"{type(pipe).__name__} refuses the call: {' '.join(str(error).split())}") from error
+
+
+def _is_refusal(error: TypeError) -> bool:
+    """Whether it comes from where pipelines check what they are given."""
+    return any(frame.name.startswith("check_") for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _generate(

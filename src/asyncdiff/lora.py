@@ -1,5 +1,6 @@
 """LoRA files that are put on a pipeline, with their scales, before its denoiser is divided."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ def read_lora(text: str) -> Lora:
             number = float(scale)
         except ValueError as error:
             raise ConfigurationError(f"{text!r}: the scale of a LoRA is a number, not {shown(scale)}") from error
+        if not math.isfinite(number):
+            raise ConfigurationError(f"{text!r}: the scale of a LoRA is a finite number, not {shown(scale)}")
     if not file.is_file():
         raise ConfigurationError(f"there is no file {str(file)!r}; a LoRA is written FILE or FILE=SCALE")
     if file.suffix != ".safetensors":
@@ -60,4 +63,10 @@ def put_on(pipe: Any, loras: Sequence[Lora]) -> None:
         except Exception as error:  # whatever the libraries stumble over in a file
             said = " ".join(str(error).split()) or type(error).__name__
             raise ModelError(f"{file} cannot be loaded as a LoRA of {type(pipe).__name__}: {said}") from error
-    pipe.set_adapters(names, [lora.scale for lora in loras])
+    try:
+        pipe.set_adapters(names, [lora.scale for lora in loras])
+    except (AsyncDiffError, MemoryError):
+        raise
+    except Exception as error:  # of a file for another model nothing was loaded
+        files = ", ".join(str(lora.file) for lora in loras)
+        raise ModelError(f"{files}: one of them holds nothing for {type(pipe).__name__}") from error

@@ -107,7 +107,10 @@ def test_what_is_typed_is_what_the_pipeline_makes(
         ("svd", "--image cat.png", "--image cat.png cannot be read"),
         ("svd", "--image dog.png --set fps=fast", "fps must be a whole number, not 'fast'"),
         ("svd", "--image dog.png --set frames_per_second=5", "takes no 'frames_per_second'"),
-        ("svd", "--image dog.png --frames 3 --set num_frames=3", "'num_frames' is given twice"),
+        ("svd", "--image dog.png --frames 3 --set num_frames=3", "'num_frames' is what 'frames' says"),
+        ("svd", "--image dog.png --out a.gif --fps 60", "--fps 60: a .gif has at most 50 frames a second"),
+        ("svd", "--image dog.png --out a.xbm", ".xbm cannot hold a picture of colours"),
+        ("controlnet", "fox", "is controlled by a picture: --control-image"),
         (
             "svd",
             "--image dog.png --size large",

@@ -51,6 +51,9 @@ def test_values_get_the_types_that_the_pipeline_says(name: str, text: str, expec
         ("timesteps", "9", "timesteps must be a list, not 9"),
         ("ip_adapter_image", "dog.png", "ip_adapter_image must be "),
         ("ip_adapter_image", "dog.png", "what @FILE holds"),
+        ("strength", "NaN", "strength must be a number, not 'NaN'"),
+        ("strength", "1e999", "strength must be a finite number, not 1e999"),
+        ("latents", "5", "latents must be what @FILE holds, not 5"),
         ("clip_skip", "1.5", "clip_skip must be a whole number, not 1.5"),
     ],
 )
@@ -122,6 +125,25 @@ def test_files_that_do_not_hold_that(tmp_path: Path, name: str, content: bytes |
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigurationError, match=sentence):
         value("latents", f"@{tmp_path / name}")
+
+
+def test_what_holds_more_than_eight_bits(tmp_path: Path) -> None:
+    steps = np.linspace(0, 2**16 - 1, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(steps).save(tmp_path / "deep.png")
+    found = np.asarray(read_picture("--image", tmp_path / "deep.png"))
+    assert np.array_equal(found[..., 0], steps >> 8) and np.array_equal(found[..., 0], found[..., 2])
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ConfigurationError, match="holds fractions; save it with 8 or 16 bits"):
+        read_picture("--image", tmp_path / "float.tiff")
+    Image.fromarray(np.full((8, 8), 2**20, np.int32)).save(tmp_path / "long.tiff")
+    with pytest.raises(ConfigurationError, match="holds numbers of 32 bits"):
+        read_picture("--image", tmp_path / "long.tiff")
+
+
+def test_an_array_of_text_is_no_tensor(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array(["x"]))
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        value("latents", f"@{tmp_path}/a.npy")
 
 
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:

@@ -89,7 +89,9 @@ def test_what_controls_is_the_image_of_a_pipeline_that_has_a_controlnet_and_no_o
         ("StableVideoDiffusionPipeline", Request(), "StableVideoDiffusionPipeline needs 'image'"),
         ("FluxPipeline", Request("a", frames=4), "FluxPipeline takes no frames; it takes "),
         ("FluxPipeline", Request("a", arguments={"promt_2": "b"}), "takes no 'promt_2'; is 'prompt_2' meant?"),
-        ("FluxPipeline", Request("a", arguments={"prompt": "b"}), "'prompt' is given twice"),
+        ("FluxPipeline", Request("a", arguments={"prompt": "b"}), "'prompt' is what 'prompt' says; give that alone"),
+        ("FluxPipeline", Request("a", arguments={"generator": 5}), "'generator' is given by asyncdiff itself"),
+        ("FluxPipeline", Request("a", steps=3, arguments={"num_inference_steps": 3}), "is what 'steps' says"),
         ("FluxPipeline", Request("a", mask=DOG), "FluxPipeline takes no mask"),
         # It takes any name, and does nothing with most.
         ("StableDiffusionPipeline", Request("a", arguments={"strenth": 0.5}), "takes no 'strenth'"),

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -21,7 +22,6 @@ from asyncdiff.serving.app import build
 from asyncdiff.serving.client import Answer, Client
 from asyncdiff.serving.keys import read_keys
 from asyncdiff.serving.orders import Drawn, Order
-from asyncdiff.settings import Settings
 from tests.serving.browser import listening
 from tests.serving.stand_ins import FILM, SECONDS, SERVICE, StandIn, front_of, picture
 
@@ -69,7 +69,7 @@ def test_several_in_another_format(address: str, place: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (["one"], 2, "steps must be a whole number of at most 20, not 50"),  # those of the command
+        (["one", "--steps", "50"], 2, "steps must be a whole number of at most 20, not 50"),
         (["one", "--steps", "7", "--size", "512x512"], 2, "the width in size must be a whole number of at most 256"),
         (["one", "--steps", "7", "--set", "strenth=1"], 2, "takes no 'strenth'"),
         (["one", "--steps", "7", "--image", "dog.png"], 2, "takes no image"),
@@ -95,6 +95,18 @@ def test_what_the_service_refuses_is_said(
     done = generate(address, *words)
     assert done.exit_code == code and sentence in done.stderr, done.output
     assert "\n" not in done.stderr.strip() and not [path for path in place.iterdir() if path.name != "dog.png"]
+
+
+def test_what_is_not_typed_is_left_to_the_service_and_what_is_typed_is_sent(place: Path) -> None:
+    """Also where it is what asyncdiff has by itself: the service may have something else."""
+    replica = StandIn()
+    with served(replica) as own:
+        assert generate(own, "one").exit_code == 0
+        assert generate(own, "one", "--warmup", "3", "--stride", "1", "--steps", "7").exit_code == 0
+    plain, typed = replica.orders
+    assert plain.arguments["num_inference_steps"] == SERVICE.steps and plain.settings == SERVICE.settings
+    assert typed.arguments["num_inference_steps"] == 7
+    assert typed.settings == {**SERVICE.settings, "warmup": 3, "stride": 1}
 
 
 def test_keys(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +163,12 @@ def test_a_video_from_a_service(place: Path, tmp_path_factory: pytest.TempPathFa
     assert order.frames_per_second == 5 and order.arguments["image"].getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_a_service_makes_one_video_at_a_time(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with served(Filming(tmp_path_factory.mktemp("films"))) as own:
+        done = generate(own, "one", "--count", "2")
+    assert done.exit_code == 2 and "one video at a time: leave --count out" in done.stderr
+
+
 class Other(http.server.BaseHTTPRequestHandler):
     """A server that is none of ours, and one that ends in the middle."""
 
@@ -167,15 +185,16 @@ class Other(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(b'event: x\ndata: {"type": "image_generation.progress", "step": 1, "steps": 2}\n\n')
+        self.wfile.write(self.server.rest)  # type: ignore[attr-defined]
 
     def log_message(self, *given: Any) -> None:
         del given
 
 
 @contextmanager
-def other(is_ours: bool) -> Iterator[str]:
+def other(is_ours: bool, rest: bytes = b"") -> Iterator[str]:
     with http.server.HTTPServer(("127.0.0.1", 0), Other) as server:
-        server.is_ours = is_ours  # type: ignore[attr-defined]
+        server.is_ours, server.rest = is_ours, rest  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -188,9 +207,16 @@ def test_what_is_no_service_or_goes_away(place: Path) -> None:
     with other(is_ours=True) as own:
         done = generate(own, "one")
         assert done.exit_code == 1 and "has ended the answer before the picture was there" in done.stderr
+    with other(is_ours=True, rest=b'data: {"type": "im') as own:
+        done = generate(own, "one")
+        assert done.exit_code == 1 and "the service is gone" in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: listener.accept()[0].sendall(b"SSH-2.0-OpenSSH\r\n"), daemon=True).start()
+        done = generate(f"http://127.0.0.1:{listener.getsockname()[1]}", "one")
+        assert done.exit_code == 1 and "nobody answers at" in done.stderr
     done = generate(own, "one")
     assert done.exit_code == 1 and "nobody answers at http://127.0.0.1" in done.stderr
-    for wrong in ("127.0.0.1:8000", "ftp://here", "http://here/v2", "http://"):
+    for wrong in ("127.0.0.1:8000", "ftp://here", "http://here/v2", "http://", "http://[::1"):
         done = generate(wrong, "one")
         assert done.exit_code == 2 and "is no address of a service" in done.stderr
 
@@ -201,7 +227,7 @@ def test_a_full_line_is_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch)
     front = front_of(replica)
 
     def draw(address: str, prompt: str) -> Answer:
-        return Client(address).draw(Request(prompt, steps=4), 0, Settings(), lambda done, total: None, 10)
+        return Client(address).draw(Request(prompt, steps=4), 0, {}, lambda done, total: None, 10)
 
     def sleep(seconds: float) -> None:
         waited.append(seconds)

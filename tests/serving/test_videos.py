@@ -155,7 +155,7 @@ async def test_they_are_kept_for_an_hour_and_not_too_many(anyio_backend: str) ->
     videos = Videos(left.append, seconds_to_draw=SECONDS, most=2, clock=clock)
 
     async def add(is_done: bool = True) -> Video:
-        job = Job(Order(0, {}, 0, {}))
+        job = Job(Order(0, {"image": "large"}, 0, {}))
         video = videos.add(job, {"asyncdiff": {}})
         if is_done:
             job.finish(drawn(9))
@@ -164,6 +164,7 @@ async def test_they_are_kept_for_an_hour_and_not_too_many(anyio_backend: str) ->
         return video
 
     first, second, third = [await add() for _ in range(3)]
+    assert second.job.order.arguments == {}, "pictures that were sent are kept no longer"
     assert videos.get(first.id) is None and videos.all() == [third, second]
     clock.now = KEPT
     waiting = await add(is_done=False)

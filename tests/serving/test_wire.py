@@ -2,9 +2,11 @@
 
 import base64
 import dataclasses
+import io
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,7 +58,7 @@ BAD: list[tuple[Any, str, str | None]] = [
     # The sentences of the settings and of the workers themselves.
     ({"prompt": "x", "asyncdiff": {"warmup": 0}}, "warmup must be a whole number of at least 1, not 0", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"components": 3}}, "= 3 devices, not devices=2; use devices=3", "asyncdiff"),
-    ({"prompt": "x", "asyncdiff": {"tokens": 2, "bridge": 2}}, "does not go together with", "asyncdiff"),
+    ({"prompt": "x", "asyncdiff": {"tokens": 2, "stride": 2}}, "does not go together with", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"method": {"module": "os"}}}, "method", "asyncdiff"),
     ({"prompt": "x", "asyncdiff": {"split": "os"}}, "split", "asyncdiff"),
 ]
@@ -90,12 +92,17 @@ BAD_OF_PICTURES: list[tuple[dict[str, Any], str]] = [
     (_film(arguments={"strength": [0.5]}), "strength in arguments must be a number, text, true or false, not [0.5]"),
     (_film(arguments={"strength": {"module": "os"}}), "strength in arguments must be a number, text, true or false"),
     (_film(arguments={"strength": "0.5"}), "strength must be a number, not '0.5'"),
-    (_film(arguments={"fps": 1e9}), "fps must be a number of at most 10000"),
-    (_film(arguments={"fps": 10**400}), "fps must be a number of at most 10000"),
+    (_film(arguments={"fps": 1e9}), "fps must be a number of at most 1024"),
+    (_film(arguments={"fps": 10**400}), "fps must be a number of at most 1024"),
+    (_film(arguments={"max_sequence_length": 10_000}), "max_sequence_length must be a number of at most 1024"),
+    (_film(arguments={"generator": 5}), "arguments cannot have 'generator'"),
     (_film(arguments={"tone": "x" * 41}), "tone must have at most 40 characters, not 41"),
     (_film(arguments={"strenth": 0.5}), "takes no 'strenth'; is 'strength' meant?"),
     ({"prompt": "x", "seconds": "long"}, "seconds must be a number above 0, not 'long'"),
     ({"prompt": "x", "seconds": 0}, "seconds must be a number above 0, not 0"),
+    ({"prompt": "x", "seconds": True}, "seconds must be a number above 0, not True"),
+    ({"prompt": "x", "seconds": 10**400}, "seconds must be a number above 0, not "),
+    ({"prompt": "x", "seconds": 5000}, "seconds must be a number of at most 3600, not 5000"),
     ({"prompt": "x", "seconds": "nan"}, "seconds must be a number above 0"),
     ({"prompt": "x", "seconds": "9"}, "frames must be a whole number of at most 6, not 90"),
     ({"prompt": "x", "fps": 0}, "fps must be a whole number of at least 1, not 0"),
@@ -128,6 +135,27 @@ def test_a_video_with_everything() -> None:
         "tone": "warm",
     }
     assert found.frames_per_second == 5
+
+
+def test_all_pictures_of_a_request_are_not_too_many_pixels() -> None:
+    service = dataclasses.replace(SERVICE, limits=dataclasses.replace(SERVICE.limits, size=Size(4096, 4096)))
+    large = as_text(Image.new("1", (4096, 3000)))
+    assert read_video_request(_film(image=large), service, FILM).arguments["image"].size == (4096, 3000)
+    with pytest.raises(RequestError, match="the pictures of a request may have 16777216 pixels together"):
+        read_video_request(_film(image=[large, large]), service, FILM)
+
+
+def test_pictures_as_they_come() -> None:
+    """In base64 with line breaks, lying on their side, with 16 bits; and a number where text is meant."""
+    written = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (8, 4), "red").save(written, "jpeg", exif=exif)
+    deep = Image.fromarray(np.full((4, 8), 0x8000, np.uint16))
+    broken = base64.encodebytes(written.getvalue()).decode()
+    found = read_video_request(_film(image=broken, mask=as_text(deep), arguments={"tone": 5}), SERVICE, FILM).arguments
+    assert found["image"].size == (4, 8) and found["tone"] == "5"
+    assert found["mask_image"].getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_as_other_clients_ask() -> None:

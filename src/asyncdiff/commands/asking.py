@@ -17,7 +17,7 @@ from asyncdiff.lora import Lora, read_lora
 from asyncdiff.request.files import read_picture, read_pictures
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import read_arguments, read_values
-from asyncdiff.request.words import Request, read_size
+from asyncdiff.request.words import Request, is_controlled, read_size
 
 LoraFiles = Annotated[
     list[str] | None,
@@ -123,11 +123,13 @@ def _check(request: Request, signature: Signature, has_prompt: bool) -> None:
         request = request.of("" if "prompt" in signature.names else None)
     elif request.prompt is None and "prompt" in signature.names and not _begins_with_something(request):
         raise ConfigurationError(f"{signature.pipeline} draws a prompt, and none is given")
+    if is_controlled(signature) and not (request.control_image or request.image or request.video or request.arguments):
+        raise ConfigurationError(f"{signature.pipeline} is controlled by a picture: --control-image")
     request.arguments_for(signature)
 
 
 def _begins_with_something(request: Request) -> bool:
-    return bool(request.image or request.video or request.arguments)
+    return bool(request.image or request.video) or any("embeds" in name for name in request.arguments)
 
 
 def _signature(model: str) -> Signature | None:

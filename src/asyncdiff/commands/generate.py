@@ -9,7 +9,7 @@ import typer
 
 from asyncdiff.commands.asking import with_request
 from asyncdiff.commands.checks import check_out, check_seed, check_weights
-from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
+from asyncdiff.commands.options import AllowPickle, Model, Weights, is_typed, typed_settings, with_settings
 from asyncdiff.commands.remote import ask
 from asyncdiff.commands.terminal import exit_codes, refuse, stdout
 from asyncdiff.commands.writing import check_made, write_out
@@ -25,6 +25,7 @@ from asyncdiff.settings import Settings
 @with_settings
 @with_request
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(
@@ -57,7 +58,9 @@ def generate(
     count: Annotated[
         int | None, typer.Option(min=1, help="Pictures, videos or sounds to make. [default: the pipeline's own]")
     ] = None,
-    fps: Annotated[int, typer.Option(min=1, help="Frames per second of a video that is written.")] = FRAMES_PER_SECOND,
+    fps: Annotated[
+        int, typer.Option(min=1, max=240, help="Frames per second of a video that is written.")
+    ] = FRAMES_PER_SECOND,
     compare: Annotated[
         bool,
         typer.Option(
@@ -120,14 +123,16 @@ def generate(
     Exit codes: 0 fine, 1 a process failed (its traceback is printed), 2 bad usage, or a model that cannot be loaded or
     divided so, 130 interrupted (Ctrl-C).
     """
-    check_made(out)
+    check_made(out, fps)
     check_seed("--seed", seed)
     if server is not None:
         own = {"--devices": devices, "--dtype": dtype, "--lora": loras, "--trace": trace, "--compare": compare}
         given = [name for name, value in {**own, "--report": report, "--allow-pickle": allow_pickle}.items() if value]
         if given:
             refuse(f"{', '.join(given)} cannot be given together with --server: the service has its own.")
-        ask(server, model, request, seed, settings, out, fps)
+        if not is_typed(context, "steps"):
+            request = dataclasses.replace(request, steps=None)
+        ask(server, model, request, seed, typed_settings(context, settings), out, fps)
         return
     devices = _fit(devices, settings)
     check_weights(model, allow_pickle)

@@ -74,6 +74,18 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return with_record
 
 
+def is_typed(context: typer.Context, parameter: str) -> bool:
+    """Whether an option of a command was typed, and is not the default."""
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+
+
+def typed_settings(context: typer.Context, settings: Settings) -> dict[str, Any]:
+    """Those of the settings that were typed, by name."""
+    typed = (knob.name for knob in _with_option() if is_typed(context, _parameter_name(knob)))
+    return {name: getattr(settings, name) for name in typed}
+
+
 def setting_option(name: str) -> Any:
     """The type of a command's parameter that is this one setting."""
     return next(_option(knob).annotation for knob in knobs() if knob.name == name)

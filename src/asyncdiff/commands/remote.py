@@ -3,7 +3,9 @@
 import io
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.console import Console
@@ -17,12 +19,13 @@ from asyncdiff.made.media import Made
 from asyncdiff.request.files import read_pictures
 from asyncdiff.request.words import Request
 from asyncdiff.serving.client import Answer, Client, ServiceError
-from asyncdiff.settings import Settings
 
 _KEY = "ASYNCDIFF_API_KEY"
 
 
-def ask(server: str, model: str, request: Request, seed: int, settings: Settings, out: Path | None, fps: int) -> None:
+def ask(
+    server: str, model: str, request: Request, seed: int, settings: Mapping[str, Any], out: Path | None, fps: int
+) -> None:
     """Have the service make it, and write the files."""
     try:
         with exit_codes():

@@ -41,6 +41,11 @@ def check_file(file: Path) -> None:
             f"{file.suffix or 'no ending'} is no format to write; use .png for instance, .mp4 or .gif for a video, "
             ".wav for sound"
         )
+    if kind_of(file) == "picture":
+        try:
+            Image.new("RGB", (16, 16)).save(io.BytesIO(), Image.registered_extensions()[file.suffix.lower()])
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(f"{file.suffix} cannot hold a picture of colours: {error}") from error
     if file.suffix.lower() == ".mp4" and not can_write_mp4():
         raise ConfigurationError(f".mp4 is written by imageio, which is not here: {NEEDS_VIDEO}; or use .gif")
 

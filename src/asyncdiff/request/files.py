@@ -32,7 +32,9 @@ def read_pictures(name: str, file: Path) -> tuple[Image.Image, ...]:
         return _frames(name, file)
     try:
         with Image.open(file) as opened:
-            return (ImageOps.exif_transpose(opened).convert("RGB"),)
+            return (rgb_of(f"{name} {file}", opened),)
+    except ConfigurationError:
+        raise
     except UnidentifiedImageError as error:
         raise ConfigurationError(f"{name} {file} is no picture that Pillow can read") from error
     except (OSError, ValueError, Image.DecompressionBombError) as error:
@@ -63,8 +65,24 @@ def read_value(name: str, file: Path) -> Any:
         return list(pictures) if file.suffix.lower() in VIDEOS else pictures[0]
     try:
         return read(file)
-    except (OSError, ValueError, EOFError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, EOFError, RecursionError, SafetensorError) as error:
         raise ConfigurationError(f"{name} {file} cannot be read: {error}") from error
+
+
+def rgb_of(name: str, picture: Image.Image) -> Image.Image:
+    """A picture as RGB, turned as its camera says; of 16 bits the upper half.
+
+    Raises:
+        ConfigurationError: it holds numbers of which nobody knows what is white.
+    """
+    if picture.mode == "F":
+        raise ConfigurationError(f"{name} holds fractions; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        numbers = np.asarray(picture, dtype=np.int64)
+        if numbers.min() < 0 or numbers.max() > 2**16 - 1:
+            raise ConfigurationError(f"{name} holds numbers of 32 bits; save it with 8 or 16 bits")
+        picture = Image.fromarray((numbers >> 8).astype(np.uint8))
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def _frames(name: str, file: Path) -> tuple[Image.Image, ...]:
@@ -76,7 +94,8 @@ def _frames(name: str, file: Path) -> tuple[Image.Image, ...]:
     try:
         return tuple(frame.convert("RGB") for frame in load_video(str(file)))
     except Exception as error:  # whatever the decoders stumble over
-        raise ConfigurationError(f"{name} {file} is no video that can be read: {error}") from error
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigurationError(f"{name} {file} is no video that can be read: {said}") from error
 
 
 def _tensors(file: Path) -> Any:

@@ -123,8 +123,10 @@ def _kinds(annotation: Any) -> tuple[str, ...]:
     """The names of the types that an annotation allows; None among them says nothing."""
     origin = get_origin(annotation)
     if origin in (Union, types.UnionType):
-        found = (name for each in get_args(annotation) if each is not types.NoneType for name in _kinds(each))
-        return tuple(dict.fromkeys(found))
+        allowed = [_kinds(each) for each in get_args(annotation) if each is not types.NoneType]
+        return tuple(dict.fromkeys(name for names in allowed for name in names)) if all(allowed) else ()
+    if annotation is Any:
+        return ()
     if origin is Literal:
         return tuple(dict.fromkeys(type(each).__name__ for each in get_args(annotation)))
     kind = origin or annotation

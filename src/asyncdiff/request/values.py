@@ -1,9 +1,10 @@
 """Values of a pipeline's own arguments that are written as text: `--set name=value`."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.numbers import shown
@@ -64,19 +65,25 @@ def check_kind(name: str, value: Any, kinds: Sequence[str]) -> Any:
         return tuple(value)  # JSON has no other
     if value is None or not kinds or kind in kinds or (kind == "int" and "float" in kinds):
         return value
-    if OTHER in kinds and kind not in ("str", "bool"):
+    if OTHER in kinds and kind not in ("str", "bool", "int", "float"):
         return value
     wanted = dict.fromkeys(_CALLED[each] for each in kinds)
     raise ConfigurationError(f"{name} must be {' or '.join(wanted)}, not {shown(value)}")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def _value(name: str, text: str, kinds: Sequence[str]) -> Any:
     if text.startswith("@"):
         return read_value(name, Path(text[1:]))
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         value = text
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be a finite number, not {text}")
     if isinstance(value, (bool, int, float)) and "str" in kinds and type(value).__name__ not in kinds:
         value = text  # a prompt that is a number
     return check_kind(name, value, kinds)

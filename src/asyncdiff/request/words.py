@@ -35,6 +35,8 @@ _CONTROLLING_PARTS = ("controlnet", "adapter")
 # Those that are a list of pictures even where there is one.
 _LISTS = ("conditioning_frames", "control_video", "video")
 
+_OURS = ("generator", "return_dict")
+
 GOVERNED = frozenset(name for names in _NAMES.values() for name in names)
 """The arguments of pipelines for which there is a word."""
 
@@ -102,14 +104,18 @@ class Request:
             ConfigurationError: the pipeline takes no such thing, needs another, or is given one twice.
         """
         found: dict[str, Any] = {}
+        words: dict[str, str] = {}
         for word, value in self._given().items():
             name = _name_of(word, signature)
             if name in found:
                 raise ConfigurationError(f"{signature.pipeline} takes one picture as {name!r}, not {word!r} as well")
+            words[name] = word.replace("_", "-")
             found[name] = [value] if name in _LISTS and not isinstance(value, list) else value
         for name, value in self.arguments.items():
             if name in found:
-                raise ConfigurationError(f"{name!r} is given twice, by its own name and by a word for it")
+                raise ConfigurationError(f"{name!r} is what {words[name]!r} says; give that alone")
+            if name in _OURS or name.startswith("callback"):
+                raise ConfigurationError(f"{name!r} is given by asyncdiff itself")
             found[name] = value
         # Some pipelines take any name, and do nothing with most.
         return dataclasses.replace(signature, takes_any=False).call((), found)
@@ -134,6 +140,11 @@ class Request:
         return {word: value for word, value in every.items() if value is not None}
 
 
+def is_controlled(signature: Signature) -> bool:
+    """Whether the pipeline has a part that a picture controls."""
+    return any(part in signature.parts for part in _CONTROLLING_PARTS)
+
+
 def read_size(name: str, value: Any) -> Size:
     """A size that is written as "128x128".
 
@@ -149,7 +160,7 @@ def read_size(name: str, value: Any) -> Size:
 def _name_of(word: str, signature: Signature) -> str:
     """The pipeline's argument for a word."""
     names = _NAMES[word]
-    if word == "control_image" and any(part in signature.parts for part in _CONTROLLING_PARTS):
+    if word == "control_image" and is_controlled(signature):
         names = (*names, "image")
     name = next((name for name in names if name in signature.names), None)
     if name is not None:

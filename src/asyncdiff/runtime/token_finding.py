@@ -324,7 +324,6 @@ class Trial:
                 raise SplitError(f"tokens depend on each other in other ways than by attention (off by {off:.2g})")
         return trace
 
-
     def _check_result(self, layout: TokenLayout, found: list[Any]) -> None:
         """With the ordinary output of the last unit the rest of the call must make what it always does."""
         name = layout.graph.units[layout.last].name

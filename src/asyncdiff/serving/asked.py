@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.numbers import shown
+from asyncdiff.request.files import rgb_of
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import check_kind
 from asyncdiff.request.words import GOVERNED, Request
@@ -26,7 +27,8 @@ WORDS = (
 _PICTURES = ("image", "images", "mask_image", "mask", "control_image", "conditioning_frames", "control_video", "video")
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _MOST_PICTURES = 8
-_MOST_NUMBER = 1e4
+_MOST_NUMBER = 1024  # of what may be tokens of a text, or frames
+_MOST_PIXELS = 2**24  # of all pictures of a request
 _MOST_SCALE = 1000.0
 # What says in which form the pipeline answers, or is data that a request has no other word for.
 _OURS = ("output_type", "return_dict", "generator")
@@ -65,6 +67,9 @@ def read_asked(
         steps=checked(limits.check_steps, param, steps if own.get("steps") is None else own["steps"]),
         arguments=_arguments(own.get("arguments"), limits, signature),
     )
+    given = (*request.image, *request.control_image, *request.video, *filter(None, [request.mask]))
+    if sum(picture.width * picture.height for picture in given) > _MOST_PIXELS:
+        refuse(f"the pictures of a request may have {_MOST_PIXELS} pixels together", param)
     return checked(request.arguments_for, None, signature)
 
 
@@ -80,9 +85,10 @@ def read_picture(name: str, value: Any, limits: Limits) -> Image.Image:
     if not (comma and head.startswith("data:")):
         data = value
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=_FORMATS)
+        held = base64.b64decode("".join(data.split()), validate=True)
+        picture = Image.open(io.BytesIO(held), formats=_FORMATS)
         limits.check_picture(name, picture.width, picture.height)
-        return picture.convert("RGB")
+        return rgb_of(name, picture)
     except ConfigurationError:
         raise
     except (binascii.Error, UnidentifiedImageError) as error:
@@ -105,12 +111,14 @@ def _pictures(own: Mapping[str, Any], name: str, most: int, limits: Limits) -> t
 def _arguments(given: Any, limits: Limits, signature: Signature) -> dict[str, Any]:
     """Further arguments of the pipeline: numbers, text, true and false. None of them can load anything."""
     found = {} if given is None else mapping(given, "arguments")
-    for name, value in found.items():
-        checked(_check_argument, "asyncdiff", name, value, limits, signature)
-    return found
+    told = {name: value for name, value in found.items() if value is not None}
+    return {name: checked(_argument, "asyncdiff", name, value, limits, signature) for name, value in told.items()}
 
 
-def _check_argument(name: str, value: Any, limits: Limits, signature: Signature) -> None:
+def _argument(name: str, value: Any, limits: Limits, signature: Signature) -> Any:
+    kinds = signature.kinds.get(name, ())
+    if type(value) in (int, float) and "str" in kinds and not {"int", "float"} & {*kinds}:
+        value = str(value)  # forms, and who types --set, do not tell text from numbers
     if name in GOVERNED or name in _OURS:
         raise ConfigurationError(f"arguments cannot have {name!r}: the request has another word for it, or the service")
     if isinstance(value, str):
@@ -119,7 +127,7 @@ def _check_argument(name: str, value: Any, limits: Limits, signature: Signature)
         raise ConfigurationError(f"{name} in arguments must be a number, text, true or false, not {shown(value)}")
     elif abs(value) > _MOST_NUMBER or not math.isfinite(value):
         raise ConfigurationError(f"{name} must be a number of at most {_MOST_NUMBER:g}, not {shown(value)}")
-    check_kind(name, value, signature.kinds.get(name, ()))
+    return check_kind(name, value, kinds)
 
 
 def _prompt(given: Any, limits: Limits, signature: Signature) -> str | None:

@@ -1,6 +1,7 @@
 """Ask a service that runs elsewhere: a request as JSON, progress as it comes, files in the end."""
 
 import base64
+import http.client
 import io
 import json
 import time
@@ -16,7 +17,6 @@ from PIL import Image
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.plan.numbers import shown
 from asyncdiff.request.words import Request
-from asyncdiff.settings import Settings
 
 _SECONDS_OF_SILENCE = 60.0  # a service says more often that it is there
 _SECONDS_BETWEEN_QUESTIONS = 0.5
@@ -57,7 +57,10 @@ class Client:
     """
 
     def __init__(self, address: str, key: str | None = None) -> None:
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError as error:
+            raise ConfigurationError(f"{shown(address)} is no address of a service: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.rstrip("/") not in ("", "/v1"):
             raise ConfigurationError(f"{shown(address)} is no address of a service: http://127.0.0.1:8000 for instance")
         self._address = f"{parts.scheme}://{parts.netloc}/v1"
@@ -70,7 +73,7 @@ class Client:
             ServiceError: nobody answers.
             ConfigurationError: what answers is no such service, or asks for a key.
         """
-        answer = self._ask("/models").read(_MOST_BYTES)
+        answer = _read(self._ask("/models"))
         try:
             (model,) = json.loads(answer)["data"]
             return {**model, **model["asyncdiff"]}
@@ -78,11 +81,17 @@ class Client:
             raise ConfigurationError(f"what answers at {self._address} is no service of asyncdiff") from error
 
     def draw(
-        self, request: Request, seed: int, settings: Settings, on_progress: Callable[[int, int], None], fps: int
+        self,
+        request: Request,
+        seed: int,
+        settings: Mapping[str, Any],
+        on_progress: Callable[[int, int], None],
+        fps: int,
     ) -> Answer:
         """Have it made.
 
         Args:
+            settings: of AsyncDiff, by name, that the service's own are to be put aside for.
             on_progress: told how many steps are done, of how many.
             fps: frames per second of a video's file.
 
@@ -94,6 +103,8 @@ class Client:
         if request.size is not None:
             body["size"] = str(request.size)
         if self.about()["makes"] == "video":
+            if request.count not in (None, 1):
+                raise ConfigurationError("a service makes one video at a time: leave --count out")
             return self._video({**body, "fps": fps}, on_progress)
         return self._pictures({**body, "n": request.count or 1, "stream": True}, on_progress)
 
@@ -113,17 +124,17 @@ class Client:
         return Answer(tuple(files), "png", about["seconds"], about["steps"])
 
     def _video(self, body: Mapping[str, Any], on_progress: Callable[[int, int], None]) -> Answer:
-        path = f"/videos/{json.load(self._ask('/videos', body))['id']}"
+        path = f"/videos/{json.loads(_read(self._ask('/videos', body)))['id']}"
         end = time.monotonic() + _SECONDS_TO_WAIT
         try:
-            while (record := json.load(self._ask(path)))["status"] not in ("completed", "failed"):
+            while (record := json.loads(_read(self._ask(path))))["status"] not in ("completed", "failed"):
                 on_progress(record["progress"], 100)
                 if time.monotonic() > end:
                     raise ServiceError(f"the video was not there within {_SECONDS_TO_WAIT:g} s")
                 time.sleep(_SECONDS_BETWEEN_QUESTIONS)
             if record["error"] is not None:
                 raise ServiceError(record["error"]["message"])
-            file = self._ask(f"{path}/content").read(_MOST_BYTES)
+            file = _read(self._ask(f"{path}/content"))
         finally:
             self._ask(path, method="DELETE")
         own = record["asyncdiff"]
@@ -145,19 +156,24 @@ class Client:
                     continue
                 kind = ConfigurationError if error.code < 500 else ServiceError
                 raise kind(_sentence(error)) from error
-            except (OSError, ValueError) as error:  # urllib's own errors are OSErrors
+            except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
                 said = " ".join(str(getattr(error, "reason", error)).split())
                 raise ServiceError(f"nobody answers at {self._address}: {said}") from error
+
+
+def _read(answer: Any) -> bytes:
+    try:
+        return bytes(answer.read(_MOST_BYTES))
+    except (OSError, http.client.HTTPException) as error:
+        raise ServiceError(f"the service is gone: {type(error).__name__}") from error
 
 
 def _wait(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def _own(request: Request, settings: Settings) -> dict[str, Any]:
+def _own(request: Request, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What stands in the field `asyncdiff`: what is not left to the service."""
-    default = Settings()
-    chosen = {name: value for name, value in settings.arguments().items() if value != getattr(default, name)}
     for name, value in request.arguments.items():
         if not isinstance(value, (bool, int, float, str, type(None))):
             raise ConfigurationError(f"{name} is {type(value).__name__}, which cannot be sent to a service")
@@ -172,7 +188,7 @@ def _own(request: Request, settings: Settings) -> dict[str, Any]:
         "frames": request.frames,
         "arguments": dict(request.arguments),
     }
-    return {**chosen, **{name: value for name, value in words.items() if value not in (None, [], {})}}
+    return {**settings, **{name: value for name, value in words.items() if value not in (None, [], {})}}
 
 
 def _as_text(picture: Image.Image) -> str:
@@ -187,8 +203,8 @@ def _events(answer: Any) -> Iterator[dict[str, Any]]:
         for line in answer:
             if line.startswith(b"data: "):
                 yield json.loads(line[6:])
-    except OSError as error:
-        raise ServiceError(f"the service is gone: {error}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ServiceError(f"the service is gone: {type(error).__name__}") from error
 
 
 def _sentence(error: urllib.error.HTTPError) -> str:

@@ -22,7 +22,7 @@ _SECONDS_TO_READ = 30.0  # a request that is this slow to arrive is given up
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _FIELD = re.compile(r"\w+(?:\[\w+\]){0,2}")  # of a form: name, name[part], name[part][part]
 _MOST_FIELDS = 100
-_TEXTS = ("prompt", "model", "user", "size", "seconds")  # text, even where it looks like a number
+_TEXTS = ("prompt", "negative_prompt", "model", "user", "size", "seconds")  # text, even where it looks like a number
 
 
 class Door:
@@ -107,7 +107,7 @@ async def _fields(form: FormData) -> dict[str, Any]:
         if isinstance(value, UploadFile):
             place[last] = base64.b64encode(await value.read()).decode()
         else:
-            place[last] = value if name in _TEXTS else _plain(value)
+            place[last] = value if last in _TEXTS else _plain(value)
     return found
 
 

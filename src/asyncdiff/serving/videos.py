@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import time
 from collections import OrderedDict
@@ -142,6 +143,7 @@ class Videos:
             video.outcome = _TOO_LATE
             self._leave(video.job)
         video.completed = int(time.time())
+        video.job.order = dataclasses.replace(video.job.order, arguments={})  # pictures may be among them
         self._let_go()
 
     async def _outcome(self, video: Video) -> Outcome:

@@ -233,9 +233,10 @@ def _settings(own: Mapping[str, Any], service: Service) -> dict[str, Any]:
 def _frames_of(seconds: Any, rate: int) -> int:
     """How many frames so many seconds are, which clients send as text."""
     try:
-        return round(check_number("seconds", float(seconds), 0, _MOST_SECONDS) * rate) or 1
-    except (TypeError, ValueError) as error:
+        number = seconds if isinstance(seconds, bool) else float(seconds)
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigurationError(f"seconds must be a number above 0, not {shown(seconds)}") from error
+    return round(check_number("seconds", number, 0, _MOST_SECONDS) * rate) or 1
 
 
 def _seed(value: Any) -> int | None:
