@@ -470,7 +470,7 @@ COMMANDS: list[Typed] = [
             ("--steps 101", "steps must be a whole number of at most 100, not 101"),
             ("--components 3", "= 3 devices, not devices=2; use devices=3"),
             ("--devices 3 --guidance-devices 2", "devices=3 cannot be shared out among"),
-            ("--tokens 2 --bridge 2", "does not go together with --bridge"),
+            ("--tokens 2 --stride 2", "does not go together with --stride"),
             ("--backend magic", "--backend='magic': torch.distributed knows no 'magic' here"),
         )
     ),
