@@ -153,6 +153,17 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/commands/test_plan.py",
     ),
     "A setting's text stands in one place": ("tests/test_settings.py",),
+    "What is asked of a pipeline in words is what its own arguments make, and a file holds what was made": (
+        "tests/request",
+        "tests/made",
+        "tests/commands/test_requests.py",
+        "tests/test_lora.py",
+    ),
+    "The service makes videos as jobs, and takes pictures within limits; a command that asks it sends what was typed": (
+        "tests/serving/test_videos.py",
+        "tests/serving/test_wire.py",
+        "tests/serving/test_client.py",
+    ),
     "Workers give the picture of one process, outlive Ctrl-C and errors, and end with their block": (
         "tests/workers/test_workers.py",
         "tests/workers/test_parcel.py",

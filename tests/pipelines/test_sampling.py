@@ -262,7 +262,7 @@ def seeds(*numbers: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(number) for number in numbers]
 
 
-@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["unet", "sd3", pytest.param("flux", marks=pytest.mark.whole)])
 def test_a_batch_is_its_prompts_one_by_one(family: str) -> None:
     """Every prompt has a generator of its own."""
     divided = FAMILIES[family]
@@ -283,7 +283,7 @@ def test_a_batch_is_its_prompts_one_by_one(family: str) -> None:
 
 @ignore_short
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("family", ["sd3", "flux"])
+@pytest.mark.parametrize("family", ["sd3", pytest.param("flux", marks=pytest.mark.whole)])
 def test_the_scale_of_an_adapter_in_a_call(family: str, stride: int) -> None:
     """Where rounds are given another timestep, all else is given as it was."""
     strong, _ = check(family, stride, 3, lambda pipe: load_lora(pipe, "one", 10))
@@ -292,7 +292,9 @@ def test_the_scale_of_an_adapter_in_a_call(family: str, stride: int) -> None:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", pytest.param("sdxl", marks=pytest.mark.whole), "flux"])
+@pytest.mark.parametrize(
+    "family", ["unet", *(pytest.param(name, marks=pytest.mark.whole) for name in ("sdxl", "flux"))]
+)
 def test_other_sizes_and_steps_from_call_to_call(family: str) -> None:
     divided = FAMILIES[family]
     calls: list[dict[str, Any]] = [
@@ -318,7 +320,7 @@ def edit(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[s
 
 @ignore_short
 @pytest.mark.parametrize("stride", STRIDES)
-@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["unet", "sd3", pytest.param("flux", marks=pytest.mark.whole)])
 def test_a_callback_that_edits_latents(family: str, stride: int) -> None:
     edited, _ = check(family, stride, 1 + stride, callback_on_step_end=edit)
     divided = FAMILIES[family]
@@ -562,7 +564,7 @@ def draws_as_in_single_precision(dtype: torch.dtype) -> bool:
 
 
 @ignore_short
-@pytest.mark.parametrize("family", ["unet", "sd3", "flux"])
+@pytest.mark.parametrize("family", ["unet", "sd3", pytest.param("flux", marks=pytest.mark.whole)])
 def test_another_precision_between_two_calls(family: str) -> None:
     divided = FAMILIES[family]
     pipe = divided.build()

@@ -4,7 +4,7 @@ import base64
 import binascii
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -67,9 +67,7 @@ def read_asked(
         steps=checked(limits.check_steps, param, steps if own.get("steps") is None else own["steps"]),
         arguments=_arguments(own.get("arguments"), limits, signature),
     )
-    given = (*request.image, *request.control_image, *request.video, *filter(None, [request.mask]))
-    if sum(picture.width * picture.height for picture in given) > _MOST_PIXELS:
-        refuse(f"the pictures of a request may have {_MOST_PIXELS} pixels together", param)
+    _check_pixels((*request.image, *request.control_image, *request.video, *filter(None, [request.mask])))
     return checked(request.arguments_for, None, signature)
 
 
@@ -105,7 +103,16 @@ def _pictures(own: Mapping[str, Any], name: str, most: int, limits: Limits) -> t
     several = given if isinstance(given, list) else [given]
     if len(several) > most:
         refuse(f"{name} may be at most {most} pictures, not {len(several)}", "asyncdiff")
-    return tuple(checked(read_picture, "asyncdiff", name, each, limits) for each in several)
+    pictures: list[Image.Image] = []
+    for each in several:
+        pictures.append(checked(read_picture, "asyncdiff", name, each, limits))
+        _check_pixels(pictures)
+    return tuple(pictures)
+
+
+def _check_pixels(pictures: Iterable[Image.Image]) -> None:
+    if sum(picture.width * picture.height for picture in pictures) > _MOST_PIXELS:
+        refuse(f"the pictures of a request may have {_MOST_PIXELS} pixels together", "asyncdiff")
 
 
 def _arguments(given: Any, limits: Limits, signature: Signature) -> dict[str, Any]:
