@@ -201,11 +201,7 @@ def work(job: Job) -> Outcome | None:
     """What every process does. Returns the outcome on rank 0, None on the others."""
     rank, device = enter_process()
     is_shared = job.settings.shard and job.devices > 1
-    # A LoRA is put on weights that are all there: on the CPU, from where each rank takes its part of them.
-    place = torch.device("cpu") if is_shared else device
-    pipe = load_pipeline(job.model, job.dtype, place, job.allow_pickle, is_shared and not job.loras)
-    put_on(pipe, job.loras)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(job.model, job.dtype, device, job.allow_pickle, job.loras, is_shared)
     if job.is_ordinary:
         return _generate(pipe, job, None, device, rank)
     settings = replace(job.settings, executor="distributed" if job.devices > 1 else "local")
@@ -215,6 +211,31 @@ def work(job: Job) -> Outcome | None:
         outcome = _generate(pipe, job, attached, device, rank)
         logging.getLogger(AsyncDiff.__module__).disabled = True  # its advice is for who goes on with the pipeline
         return outcome
+
+
+def open_pipeline(
+    model: str,
+    dtype: str | None,
+    device: torch.device,
+    allow_pickle: bool,
+    loras: Sequence[Lora],
+    is_shared: bool = False,
+) -> DiffusionPipeline:
+    """A pipeline without bars, with LoRA files put on.
+
+    Args:
+        is_shared: whether each rank is to take its part of the weights only.
+
+    Raises:
+        ModelError: it cannot be loaded, or a file is no LoRA of it.
+        ConfigurationError: it takes no LoRA.
+    """
+    # A LoRA is put on weights that are all there: on the CPU, from where each rank takes its part of them.
+    place = torch.device("cpu") if is_shared else device
+    pipe = load_pipeline(model, dtype, place, allow_pickle, is_shared and not loras)
+    put_on(pipe, loras)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def draw(

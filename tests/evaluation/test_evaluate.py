@@ -186,7 +186,7 @@ def test_missing_packages_and_weights_are_told_before_anything_is_drawn(monkeypa
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("asyncdiff.evaluation.metrics.METRICS", {"lpips": no_package, "clip": no_network})
-    monkeypatch.setattr("asyncdiff.commands.evaluate.load_pipeline", lambda *given: pytest.fail("work was begun"))
+    monkeypatch.setattr("asyncdiff.commands.evaluate.open_pipeline", lambda *given: pytest.fail("work was begun"))
     for name, sentence in (("lpips", "pip install 'asyncdiff[evaluate]'"), ("clip", "is there a network?")):
         done = run("--metrics", name)
         assert done.exit_code == BAD_USAGE

@@ -30,8 +30,9 @@ from asyncdiff.evaluation.study import (
     parse_settings,
     title_of,
 )
-from asyncdiff.loading import DEMO_MODELS, load_pipeline, signature_of
-from asyncdiff.lora import Lora, put_on
+from asyncdiff.launch import open_pipeline
+from asyncdiff.loading import DEMO_MODELS, signature_of
+from asyncdiff.lora import Lora
 from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 
@@ -237,8 +238,7 @@ def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
 
 
 def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
-    pipe = load_pipeline(study.model, study.dtype, device, study.allow_pickle)
-    put_on(pipe, study.loras)
+    pipe = open_pipeline(study.model, study.dtype, device, study.allow_pickle, study.loras)
     try:
         check_settings(pipe, study)
     except AsyncDiffError as error:

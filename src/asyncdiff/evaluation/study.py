@@ -22,9 +22,16 @@ from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
 from asyncdiff.evaluation.compare import Likeness, likeness
 from asyncdiff.evaluation.machine import cpu_model, gpu_models
 from asyncdiff.evaluation.metrics import Metric
-from asyncdiff.launch import RefusedError, WorkerFailedError, draw, enter_process, rehearsal_of, run_processes
-from asyncdiff.loading import load_pipeline
-from asyncdiff.lora import Lora, put_on
+from asyncdiff.launch import (
+    RefusedError,
+    WorkerFailedError,
+    draw,
+    enter_process,
+    open_pipeline,
+    rehearsal_of,
+    run_processes,
+)
+from asyncdiff.lora import Lora
 from asyncdiff.made.media import Made
 from asyncdiff.report import Report
 from asyncdiff.request.words import Request
@@ -311,10 +318,7 @@ def _work(task: _Task) -> _Share:
     rank, device = enter_process()
     is_shared = task.setting is not None and task.setting.shard and devices_of(task.setting) > 1
     study = task.study
-    place = torch.device("cpu") if is_shared else device
-    pipe = load_pipeline(study.model, study.dtype, place, study.allow_pickle, is_shared and not study.loras)
-    put_on(pipe, study.loras)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = open_pipeline(study.model, study.dtype, device, study.allow_pickle, study.loras, is_shared)
     executor: Executor = "distributed" if task.setting and devices_of(task.setting) > 1 else "local"
     share = _draw_share(pipe, study, task.setting, device, executor, is_shown=rank == 0)
     return _Share(share.bytes_sent) if rank else share

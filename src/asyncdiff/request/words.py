@@ -35,7 +35,8 @@ _CONTROLLING_PARTS = ("controlnet", "adapter")
 # Those that are a list of pictures even where there is one.
 _LISTS = ("conditioning_frames", "control_video", "video")
 
-_OURS = ("generator", "return_dict")
+OURS = ("generator", "return_dict")
+"""Those that are given to every call, whatever is asked."""
 
 GOVERNED = frozenset(name for names in _NAMES.values() for name in names)
 """The arguments of pipelines for which there is a word."""
@@ -114,7 +115,7 @@ class Request:
         for name, value in self.arguments.items():
             if name in found:
                 raise ConfigurationError(f"{name!r} is what {words[name]!r} says; give that alone")
-            if name in _OURS or name.startswith("callback"):
+            if name in OURS or name.startswith("callback"):
                 raise ConfigurationError(f"{name!r} is given by asyncdiff itself")
             found[name] = value
         # Some pipelines take any name, and do nothing with most.

@@ -168,8 +168,7 @@ class StepRunner:
 
     def _walk(self, stream: Stream, rule: UnitRule, task: Task, call: Call) -> list[Any]:
         """Call the denoiser with a task's label and a rule for its units; returns the leaves of the result."""
-        if task.label != stream.index:
-            call = self._context.form.with_times(call, stream.times(task.label))
+        call = stream.labelled(self._context.form, call, task.label)
         return tree_flatten(self._call(stream, stream.ready()[0], rule, call))[0]
 
     def _call(self, stream: Stream, division: Division, rule: UnitRule, call: Call) -> Any:

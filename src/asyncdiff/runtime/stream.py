@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from asyncdiff.call import is_equal
-from asyncdiff.denoiser.form import Signature
+from asyncdiff.call import Call, is_equal
+from asyncdiff.denoiser.form import CallForm, Signature
 from asyncdiff.exchange.protocol import Channel, Exchange
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
@@ -150,8 +150,8 @@ class Stream:
     def fillers(self) -> Fillers:
         """What stands for outputs that nothing reads."""
         division = self.divided()
-        if self._fillers is None or self._fillers.graph is not division.graph:
-            self._fillers = Fillers(division.graph)
+        if self._fillers is None or self._fillers.graph is not division.walked:
+            self._fillers = Fillers(division.walked)
         return self._fillers
 
     def follow(self, schedule: Schedule) -> Course:
@@ -169,9 +169,11 @@ class Stream:
         """The place of a step in the scheduler's own time."""
         return next((labels.moment(step) for labels in self.labels.values()), float(step))
 
-    def times(self, step: int) -> dict[str, Any]:
-        """The time arguments of another step."""
-        return {name: labels.argument(step, self.index) for name, labels in self.labels.items()}
+    def labelled(self, form: CallForm, call: Call, step: int) -> Call:
+        """Its call with the time arguments of a step, which may be another one."""
+        if step == self.index:
+            return call
+        return form.with_times(call, {name: labels.argument(step, self.index) for name, labels in self.labels.items()})
 
     def look_at_warm_up(self) -> None:
         """Note, on the device, whether the last prediction holds what is no number; that is read at the end only."""

@@ -19,7 +19,6 @@ from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
-from asyncdiff.runtime.fillers import Fillers
 from asyncdiff.runtime.rules import Received, Work, substitute
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
@@ -144,9 +143,8 @@ class TokenStepRunner:
         work = Work(division, self._channel(stream), stream.fillers(), counts, stream.moment)
         task = next(task for task in step.tasks if task.rank in self._context.exchange.ranks)
         received = Received(work, task.rank, task.completes, task.label, division.partition.end.reads)
-        if task.label != stream.index:
-            call = self._context.form.with_times(call, stream.times(task.label))
-        layout, fillers, end = division.layout, Fillers(division.walked), _Exit(division)
+        call = stream.labelled(self._context.form, call, task.label)
+        layout, end = division.layout, _Exit(division)
 
         def known(edge: Edge) -> Tensor | None:
             if edge.unit != layout.last:
@@ -160,7 +158,7 @@ class TokenStepRunner:
                 counts.units_run += 1
                 return inner()
             counts.units_skipped += 1
-            return substitute(layout.graph, fillers, unit, inner, known)
+            return substitute(layout.graph, work.fillers, unit, inner, known)
 
         return self._context.units.walk(layout.graph, UnitRule(rule, counts), call)
 
@@ -176,8 +174,7 @@ class TokenStepRunner:
     ) -> Any:
         """One rank's part in a round."""
         division = _of_tokens(stream)
-        if task.label != stream.index:
-            call = self._context.form.with_times(call, stream.times(task.label))
+        call = stream.labelled(self._context.form, call, task.label)
         received = Received(work, task.rank, task.reads, task.label, division.partition.reads[task.rank])
 
         def keys(number: int, mine: Pair) -> list[Pair]:

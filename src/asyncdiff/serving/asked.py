@@ -14,7 +14,7 @@ from asyncdiff.plan.numbers import shown
 from asyncdiff.request.files import rgb_of
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import check_kind
-from asyncdiff.request.words import GOVERNED, Request
+from asyncdiff.request.words import GOVERNED, OURS, Request
 from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.refusals import checked, mapping, refuse
 
@@ -30,8 +30,7 @@ _MOST_PICTURES = 8
 _MOST_NUMBER = 1024  # of what may be tokens of a text, or frames
 _MOST_PIXELS = 2**24  # of all pictures of a request
 _MOST_SCALE = 1000.0
-# What says in which form the pipeline answers, or is data that a request has no other word for.
-_OURS = ("output_type", "return_dict", "generator")
+_OURS = (*OURS, "output_type")
 
 
 def takes_pictures(signature: Signature) -> bool:
