@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from asyncdiff.commands.options import Guidance, Steps
+from asyncdiff.commands.options import Guidance, Steps, with_parameters
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ModelError
 from asyncdiff.loading import signature_of
@@ -69,14 +69,10 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
 
     Its parameters `prompt` and `count`, if it has them, belong to the request as well.
     """
-    signature = inspect.signature(command, eval_str=True)
-    before = list(signature.parameters.values())
-    place = next(number for number, parameter in enumerate(before) if parameter.name == "request")
     own = [
         parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for parameter in inspect.signature(_options, eval_str=True).parameters.values()
     ]
-    parameters = [*before[:place], *own, *(each for each in before[place + 1 :] if each.name != "loras")]
 
     @functools.wraps(command)
     def with_record(**given: Any) -> None:
@@ -86,9 +82,7 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
         signature = None if given.get("server") is not None else _signature(given["model"])
         command(request=_request(signature, **asked), loras=read_loras(asked["lora"]), **given)
 
-    with_record.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_record.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_record
+    return with_parameters(with_record, command, {"request": own, "loras": []})
 
 
 def _request(signature: Signature | None, **asked: Any) -> Request:

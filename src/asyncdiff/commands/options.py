@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -50,11 +50,6 @@ Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for every setting, in the place of its parameter `settings`."""
-    signature = inspect.signature(command, eval_str=True)
-    options = [_option(knob) for knob in _with_option()]
-    before = list(signature.parameters.values())
-    place = next(number for number, parameter in enumerate(before) if parameter.name == "settings")
-    parameters = [*before[:place], *options, *before[place + 1 :]]
 
     @functools.wraps(command)
     def with_record(**given: Any) -> None:
@@ -69,9 +64,18 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             refuse(f"{in_options(str(error), '--')}.")
         command(settings=settings, **given)
 
-    with_record.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_record.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_record
+    return with_parameters(with_record, command, {"settings": [_option(knob) for knob in _with_option()]})
+
+
+def with_parameters(
+    wrapper: Callable[..., None], command: Callable[..., None], instead: Mapping[str, Sequence[inspect.Parameter]]
+) -> Callable[..., None]:
+    """Let a command's wrapper have its parameters, with others in the place of some."""
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [own for each in signature.parameters.values() for own in instead.get(each.name, [each])]
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapper
 
 
 def is_typed(context: typer.Context, parameter: str) -> bool:
