@@ -131,7 +131,7 @@ def test_the_other_commands_pass_it_on(
     class StopError(Exception):
         pass
 
-    def load(model: str, dtype: Any, device: Any, allow_pickle: bool) -> None:
+    def load(model: str, dtype: Any, device: Any, allow_pickle: bool, is_shared: bool) -> None:
         seen.append(allow_pickle)
         raise StopError
 
@@ -139,7 +139,7 @@ def test_the_other_commands_pass_it_on(
         seen.append(job.allow_pickle)
         raise StopError
 
-    monkeypatch.setattr("asyncdiff.commands.evaluate.load_pipeline", load)
+    monkeypatch.setattr("asyncdiff.launch.load_pipeline", load)
     monkeypatch.setattr("asyncdiff.commands.generate.launch", launch)
     done = CliRunner().invoke(app, [*command, "--model", str(old), "--allow-pickle"])
     assert isinstance(done.exception, StopError)
