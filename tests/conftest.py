@@ -1,7 +1,9 @@
 """How the whole suite is run: one thread in every process, no network, no limit on how long an example takes."""
 
+import gc
 import os
 
+gc.disable()  # until all is imported (pytest_collection_finish)
 os.environ.pop("COLUMNS", None)  # a console of the commands takes it over for good where it is set
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
 
@@ -25,3 +27,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if isinstance(value, str) and value in missing:
                 reason = f"diffusers {diffusers.__version__} has no {' and no '.join(missing[value])}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """What libraries and tests consist of stays to the end: no more looking for garbage in it, again and again."""
+    gc.freeze()
+    gc.set_threshold(20_000)
+    gc.enable()

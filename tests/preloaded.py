@@ -1,5 +1,7 @@
 """What every test process needs: imported once, in the process from which they fork."""
 
+import gc
+
 import diffusers
 import torch
 
@@ -8,4 +10,5 @@ import tests.golden
 import tests.tiny
 
 torch.set_num_threads(1)
+gc.freeze()  # what is imported is no garbage in any of them
 __all__ = ["asyncdiff", "diffusers", "tests"]
