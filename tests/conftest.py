@@ -3,7 +3,6 @@
 import gc
 import os
 
-gc.disable()  # until all is imported (pytest_collection_finish)
 os.environ.pop("COLUMNS", None)  # a console of the commands takes it over for good where it is set
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
 
@@ -27,6 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if isinstance(value, str) and value in missing:
                 reason = f"diffusers {diffusers.__version__} has no {' and no '.join(missing[value])}"
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection() -> None:
+    gc.disable()  # until all is imported
 
 
 def pytest_collection_finish() -> None:

@@ -99,11 +99,13 @@ def test_asyncdiff_passes_on_what_it_is_given() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("asyncdiff.api.find_denoisers", refuse)
         patch.setattr("asyncdiff.api.Settings", lambda *given: seen.append(Settings(*given)))
-        for given in (wanted, {"target_speedup": 2.5}, {"tokens": 4}):
+        for given in (wanted, {"target_speedup": 2.5}, {"tokens": 4, "fresh": True}):
             with pytest.raises(StopError):
                 AsyncDiff(SimpleNamespace(components={}), **given)  # type: ignore[arg-type]
-    assert seen == [Settings(**wanted), Settings(target_speedup=2.5), Settings(tokens=4)]  # type: ignore[arg-type]
-    assert wanted.keys() | {"target_speedup", "tokens"} == KNOBS.keys(), "a setting that this test does not give"
+    assert seen == [Settings(**wanted), Settings(target_speedup=2.5), Settings(tokens=4, fresh=True)]  # type: ignore[arg-type]
+    assert wanted.keys() | {"target_speedup", "tokens", "fresh"} == KNOBS.keys(), (
+        "a setting that this test does not give"
+    )
 
 
 def test_a_split_tells_the_number_of_components() -> None:

@@ -69,6 +69,8 @@ class AsyncDiff:
             Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
         tokens: P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others'
             keys and values; steps in full are divided too. G · P devices, in place of components.
+        fresh: With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for
+            links that carry it; bridge still forecasts steps.
         time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
         split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
             device. By default found by counting costs.
@@ -117,6 +119,7 @@ class AsyncDiff:
         *,
         guidance: int | None = None,
         tokens: int | None = None,
+        fresh: bool = False,
         time_shift: bool = False,
         split: Split | None = None,
         bridge: int | None = None,
@@ -139,6 +142,7 @@ class AsyncDiff:
             warmup,
             guidance,
             tokens,
+            fresh,
             time_shift,
             split,
             bridge,

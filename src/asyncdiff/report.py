@@ -9,6 +9,7 @@ from asyncdiff.plan.schedule import StepKind
 # Why a step is computed in full that the schedule, or the user's bound, wants so.
 WARM_UP = "warm-up"
 RESYNC = "resync or cool-down"
+FRESH = "with fresh keys"
 GUARD = "forecasts too far off"
 
 _NOTHING = "NOTHING WAS ACCELERATED: no step took less than an ordinary one"

@@ -94,6 +94,11 @@ class Settings:
         least=1,
         most=_MOST_DEVICES,
     )
+    fresh: bool = _setting(
+        False,
+        "With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for links "
+        "that carry it; bridge still forecasts steps.",
+    )
     time_shift: bool = _setting(
         False, "After the warm-up give every component the timestep before, to match its inputs' age."
     )
@@ -180,7 +185,7 @@ class Settings:
                 "process_group names the processes that take part, but executor='local' computes in this one alone; "
                 "give one of them"
             )
-        for name in ("time_shift", "shard", "share_decode"):
+        for name in ("fresh", "time_shift", "shard", "share_decode"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
@@ -193,6 +198,8 @@ class Settings:
                 raise ConfigurationError("place says where parts live with shard=True; give both, or neither")
         if self.tokens is not None:
             self._check_tokens()
+        elif self.fresh:
+            raise ConfigurationError("fresh=True is about the keys and values of tokens; give tokens, or leave it out")
         method_of(self.method)
         if self.split is not None:
             check_split(self.split)
@@ -238,6 +245,7 @@ class Settings:
             guarded=self.max_error is not None,
             chained=self.shard,
             by_tokens=(self.tokens or 1) > 1,
+            fresh=self.fresh,
         )
 
     def mesh(self, components: int) -> Mesh:

@@ -119,7 +119,7 @@ def describe(setting: Settings) -> str:
         *(
             [f"{components} component{'s' * (components > 1)}", f"stride {setting.stride}"]
             if setting.tokens is None
-            else [f"{setting.tokens} parts of the tokens"]
+            else [f"{setting.tokens} parts of the tokens{' with fresh keys' if setting.fresh else ''}"]
         ),
         f"{setting.warmup} warm-up step{'s' * (setting.warmup > 1)}",
     ]

@@ -72,8 +72,8 @@ def title_of(settings: Settings) -> str:
         parts += [] if value is None else [f"{name.replace('_', '-')} {value:g}"]
     if settings.guidance is not None and settings.guidance > 1:
         parts.append(f"guidance {settings.guidance}")
-    if settings.time_shift:
-        parts.append("time-shift")
+    for name in ("fresh", "time_shift"):
+        parts += [name.replace("_", "-")] if getattr(settings, name) else []
     return " ".join(parts)
 
 

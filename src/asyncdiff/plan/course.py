@@ -86,18 +86,25 @@ class Course:
     def _step(self, index: int) -> Step:
         schedule = self.schedule
         if self._is_full(index):
-            return Step(index, schedule.in_full, index, keeps=index >= schedule.first_kept)
+            return self._in_full(index)
         start = self._first_round_since(index)
         if index < start:
             return Step(index, StepKind.STORED, schedule.warmup - 1)
         behind = self._behind_round(index, start)
         if behind is None:
             return Step(index, StepKind.BRIDGED, index, self._bridged(index))
+        if behind == 0 and schedule.fresh:
+            return self._in_full(index)
         if behind == 0:
             return Step(index, StepKind.ROUND, index, self._round(index))
         if schedule.fresh_sum:
             return Step(index, StepKind.BRIDGED, index, self._completed_later(index, behind))
         return Step(index, StepKind.STORED, index)
+
+    def _in_full(self, index: int) -> Step:
+        schedule = self.schedule
+        is_read = schedule.bridge > 1 or not schedule.fresh
+        return Step(index, schedule.in_full, index, keeps=is_read and index >= schedule.first_kept)
 
     def _is_full(self, index: int) -> bool:
         schedule, since = self.schedule, index - self.schedule.warmup

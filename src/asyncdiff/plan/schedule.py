@@ -96,6 +96,7 @@ class Schedule:
         fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
         by_tokens: whether a component is not a part of the denoiser, but all of it on a part of the tokens.
+        fresh: whether what a step needs of other ranks is exchanged within it, so that a round is a step in full.
         chained: whether a rank has the weights of its own component alone, so that steps in full are chained.
     """
 
@@ -112,6 +113,7 @@ class Schedule:
     predictor: int | None = None
     chained: bool = False
     by_tokens: bool = False
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         for name in ("components", "stride", "warmup", "bridge"):

@@ -2,7 +2,8 @@
 
 Every rank runs all units on its own tokens of the picture; at every attention it needs the keys and values of the
 others' tokens: they are the live edges of this division (DistriFusion, arXiv 2402.19481, section 4.1). In steps in full
-they are those of this very step, in rounds what the steps before let expect.
+they are those of this very step, in rounds what the steps before let expect; fresh ones throughout make every step that
+is computed one in full.
 """
 
 import functools
@@ -181,6 +182,14 @@ class TokenDivision(Division):
             return ()  # every rank makes the prediction for itself
         return tuple((rank, rank) for rank in range(self.parts.count))
 
+    @property
+    def bytes_per_round(self) -> int:
+        """The same where keys and values are exchanged within a step."""
+        return sum(self.graph.bytes(reads) for reads in self.partition.reads)
+
+    def reads_of(self, rank: int) -> frozenset[Edge]:
+        return self.made_everywhere if self.schedule.fresh else super().reads_of(rank)
+
     @functools.cached_property
     def made_everywhere(self) -> frozenset[Edge]:
         """The last unit's output of all tokens, from which steps are bridged."""
@@ -253,7 +262,7 @@ def divide_tokens(
         schedule = fast_enough(schedule, goal.steps, goal.speedup, share, partition.end.share)
     if schedule.bridge > 1:
         _check_exit(layout)
-    sent = messages(schedule, partition)
+    sent = () if schedule.fresh else messages(schedule, partition)
     part_of = parts_of_round(graph, partition, sent, rates)
     return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts, bases)
 

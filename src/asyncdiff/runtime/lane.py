@@ -10,7 +10,7 @@ from asyncdiff.events import Kind
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Step
-from asyncdiff.report import GUARD, RESYNC, Counts
+from asyncdiff.report import FRESH, GUARD, RESYNC, Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.guard import forecast_error
@@ -187,4 +187,6 @@ def _reason(stream: Stream, step: Step, course: Course) -> str:
         return ""
     if step.index < course.schedule.warmup:
         return stream.reason
-    return GUARD if step.index in course.inserted else RESYNC
+    if step.index in course.inserted:
+        return GUARD
+    return FRESH if course.schedule.fresh else RESYNC

@@ -274,8 +274,9 @@ def _of_tokens(stream: Stream) -> TokenDivision:
 def _keep(division: TokenDivision, channel: Channel | None, number: int, source: int, pair: Pair) -> None:
     """Leave a rank's keys and values at a site where the other ranks of this process read them later, if they do."""
     for reader, store in () if channel is None else channel.stores.items():
-        if reader != source:
-            for edge, tensor in zip(division.edges(number, source), pair, strict=True):
+        reads = division.reads_of(reader)
+        for edge, tensor in zip(division.edges(number, source), pair, strict=True):
+            if edge in reads:
                 store.put(edge, tensor)
 
 

@@ -1,0 +1,80 @@
+"""Tokens divided with keys that are exchanged in every step: exact, and with bridged steps what one device bridges."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from asyncdiff import AsyncDiff, ConfigurationError
+from tests.processes import run_ranks
+from tests.runtime.test_tokens import division_of, emulated
+from tests.tiny import PIPELINES, every, run
+
+
+@pytest.mark.parametrize("name", every("sd3"))
+def test_every_step_is_the_plain_pipelines(name: str) -> None:
+    """Nothing is held of the others' keys, and nothing but the last step's result is sent later than it is used."""
+    tiny, pipe = PIPELINES[name], PIPELINES[name].build()
+    plain = run(pipe, tiny)
+    with AsyncDiff(pipe, tokens=2, fresh=True, executor="local") as async_diff:
+        assert torch.equal(run(pipe, tiny), plain)
+        report = async_diff.report()
+    (denoiser,) = report.denoisers
+    assert denoiser.counts.divided == denoiser.counts.steps and not denoiser.counts.rounds
+    assert denoiser.held_bytes == 0 and denoiser.bytes_per_round > 0
+    assert denoiser.counts.full["with fresh keys"] and "with fresh keys" in str(report)
+    assert 1.0 < denoiser.modelled_speedup <= 2.0
+
+
+@pytest.mark.parametrize("bridge", [4, 5])
+def test_bridged_steps_are_those_of_one_device(bridge: int) -> None:
+    """With the paper's method; one part of the tokens has all keys of its own, whatever the step."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    settings: dict[str, Any] = dict(warmup=2, method="paper", bridge=bridge, executor="local")
+    with AsyncDiff(pipe, tokens=3, fresh=True, **settings) as async_diff:
+        found = run(pipe, tiny, num_inference_steps=10)
+        division, counts = division_of(async_diff), async_diff.report().denoisers[0].counts
+    computed = 2 - (-8 // bridge)
+    assert (counts.divided, counts.rounds, counts.bridged) == (computed, 0, 10 - computed)
+    plain = run(pipe, tiny, num_inference_steps=10)
+    with emulated(getattr(pipe, tiny.denoiser), division.layout, 1, warmup=2, bridge=bridge):
+        expected = run(pipe, tiny, num_inference_steps=10)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+    assert (found - plain).abs().max() > 100 * (found - expected).abs().max()
+
+
+SETTINGS: list[tuple[int, dict[str, Any]]] = [
+    (2, {"tokens": 2, "bridge": 4, "max_error": 0.05}),
+    (4, {"tokens": 2, "guidance": 2, "bridge": 2}),
+    (3, {"tokens": 3}),
+]
+
+
+def _drawn(rank: int, name: str, settings: dict[str, Any]) -> tuple[Tensor, int]:
+    tiny, pipe = PIPELINES[name], PIPELINES[name].build()
+    with AsyncDiff(pipe, executor="distributed", timeout=60, **settings) as async_diff:
+        run(pipe, tiny)
+        return run(pipe, tiny), async_diff.report().bytes_sent
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings"),
+    [pytest.param(*layout, marks=() if layout[0] == 2 else pytest.mark.whole) for layout in SETTINGS],
+)
+def test_processes_give_what_one_process_gives(ranks: int, settings: dict[str, Any]) -> None:
+    name, settings = "sd3", {"fresh": True, "warmup": 2, **settings}
+    tiny, pipe = PIPELINES[name], PIPELINES[name].build()
+    with AsyncDiff(pipe, executor="local", **settings):
+        local = run(pipe, tiny)
+    everyone = run_ranks(ranks, _drawn, name, settings)
+    for picture, sent in everyone:
+        assert torch.equal(picture, everyone[0][0]) and sent > 0
+        torch.testing.assert_close(picture, local, rtol=0, atol=1e-3 * float(local.abs().max()))
+
+
+def test_it_is_about_tokens() -> None:
+    with pytest.raises(ConfigurationError, match="fresh=True is about the keys and values of tokens; give tokens"):
+        AsyncDiff(PIPELINES["flux"].build(), fresh=True, components=2)
+    with pytest.raises(ConfigurationError, match="fresh must be True or False"):
+        AsyncDiff(PIPELINES["flux"].build(), tokens=2, fresh="yes")  # type: ignore[arg-type]
