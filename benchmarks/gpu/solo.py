@@ -1,6 +1,6 @@
 """One rank of several, alone in a process: what the others would send is taken from what they made before."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -85,14 +85,23 @@ class SoloChannel:
         self.division = division
         self.rank = rank
         self._on_end = on_end
-        self._store = EdgeStore(division.storage_of(rank), division.schedule.kept_versions, device)
+        self._store = EdgeStore(division.storage_of(rank), division.schedule.kept_versions, device, division.packings)
         self.stores: Mapping[int, EdgeStore] = {rank: self._store}
+        self._held = division.reads_of(rank)
         self._own = division.own_reads_of(rank)
         self._order = StepOrder(())
         self._made: dict[Edge, Tensor] = {}
         self._sent: dict[tuple[int, Edge], Tensor] = {}
         self._received: list[Edge] = []
         self._is_first = True
+
+    def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        del rank  # there is one
+        if edge in self._held:
+            self._store.put(edge, tensor)
+
+    def end_in_full(self, versions: Sequence[int]) -> None:
+        self._store.arrive(versions)
 
     def start_round(self, order: StepOrder) -> None:
         self._order, self._made, self._received = order, {}, []

@@ -72,7 +72,7 @@ def test_one_version_may_stand_for_several_steps() -> None:
 def test_what_is_still_on_its_way_is_waited_for_when_it_is_read() -> None:
     store, arrived = _store(2), []
     span = next(iter(store.spans_of(frozenset({EDGE}), frozenset())))
-    into = store.arriving(span)
+    (into,) = store.arriving(span)
 
     def receive() -> None:
         arrived.append("now")

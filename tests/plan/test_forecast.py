@@ -165,7 +165,7 @@ def test_large_buffers_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -
     versions = list(torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64))
     times = [50.0, 57.0, 70.0, 78.0, 91.0, 100.0]
     at_once = forecast(FITTED, versions, times, 44.0)
-    monkeypatch.setattr(buffer, "_ELEMENTS_AT_ONCE", 70)
+    monkeypatch.setattr(buffer, "ELEMENTS_AT_ONCE", 70)
     assert torch.allclose(forecast(FITTED, versions, times, 44.0), at_once, rtol=1e-12)
 
 

@@ -222,8 +222,9 @@ def test_older_inputs_would_show(monkeypatch: pytest.MonkeyPatch) -> None:
         for store in self.stores.values():
             store.settle()
             for buffer in store._buffers.values():
-                made = buffer.newest.clone()
-                buffer.newest.copy_(late.get(buffer, buffer.arriving))
+                held = buffer.held
+                made = held.newest.clone()
+                held.newest.copy_(late.get(buffer, held.arriving(0, len(made))[0]))
                 late[buffer] = made
 
     monkeypatch.setattr(LocalChannel, "end_round", end_round)

@@ -1,7 +1,7 @@
 """The live edges of one stream on their way between processes, moment by moment."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from asyncdiff.exchange.store import EdgeStore
 from asyncdiff.exchange.team import Team
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
+from asyncdiff.plan.packing import Packed
 from asyncdiff.plan.routing import Message
 from asyncdiff.plan.storage import Span
 
@@ -24,8 +25,13 @@ class DistributedChannel:
         self._division = division
         self._device = device
         self._storage = division.storage_of(team.rank)
-        self._store = EdgeStore(self._storage, division.schedule.kept_versions, device)
+        packings = division.packings
+        self._store = EdgeStore(self._storage, division.schedule.kept_versions, device, packings)
         self.stores = {team.rank: self._store}
+        self._held = division.reads_of(team.rank)
+        # Differences are taken to what the readers have, which this rank must know then.
+        self._known = division.sent_by(team.rank) if packings else frozenset[Edge]()
+        self._sent = EdgeStore(division.storage_of_sent(team.rank), 1, device, packings) if packings else None
         self._own = division.own_reads_of(team.rank)
         # By the message's identity: an order gives the same ones every time.
         self._outgoing: dict[int, _Parcel] = {}
@@ -36,6 +42,17 @@ class DistributedChannel:
         self._receiving: list[Pending] = []
         self._received: list[Edge] = []
 
+    def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        if edge in self._held:
+            self._store.put(edge, tensor)
+        if self._sent is not None and edge in self._known:
+            self._sent.put(edge, tensor)
+
+    def end_in_full(self, versions: Sequence[int]) -> None:
+        for store in (self._store, self._sent):
+            if store is not None:
+                store.arrive(versions)
+
     def start_round(self, order: StepOrder) -> None:
         self._order = order
         self._made, self._receiving, self._received = {}, [], []
@@ -43,6 +60,8 @@ class DistributedChannel:
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
         self._made[edge] = tensor
+        if self._sent is not None and edge in self._known:
+            self._sent.put(edge, tensor)
         while self._waiting and self._waiting[0] in self._order.early and self._is_made(self._waiting[0]):
             self._begin(self._waiting.pop(0))
 
@@ -57,6 +76,8 @@ class DistributedChannel:
             return
         for edge in self._own & self._order.kept:
             self._store.put(edge, self._made[edge])
+        if self._sent is not None:
+            self._sent.arrive([version])
         self._store.arrive([version], received, functools.partial(_wait_for_all, receiving))
 
     def close(self) -> None:
@@ -80,20 +101,20 @@ class DistributedChannel:
         sent = []
         for message in moment.messages:
             if message.source == self._team.rank:
-                parcel = self._sent(message)
-                parcel.pack(self._made)
+                parcel = self._parcel(message)
+                parcel.pack(self._made, self._sent)
                 sent.append(parcel)
                 batch += parcel.transfers
             elif message.reader == self._team.rank:
                 spans, peer, what = self._awaited(message)
-                batch += [Transfer(False, peer, self._store.arriving(span), what) for span in spans]
+                batch += [Transfer(False, peer, part, what) for span in spans for part in self._store.arriving(span)]
                 self._received += message.edges
         pending = self._team.start(batch)
         self._receiving.append(pending)
         for parcel in sent:
             parcel.sending = pending
 
-    def _sent(self, message: Message) -> "_Parcel":
+    def _parcel(self, message: Message) -> "_Parcel":
         if id(message) not in self._outgoing:
             self._outgoing[id(message)] = _Parcel(message, self._division, self._team, self._device)
         return self._outgoing[id(message)]
@@ -117,22 +138,38 @@ class _Parcel:
         self.sending: Pending | None = None
         storage = division.storage_of(message.reader)
         what, peer = description(message, division, team), team.members[message.reader]
-        self.transfers = []
+        self.transfers: list[Transfer] = []
         self._views: dict[Edge, Tensor] = {}
+        self._packed: dict[Edge, Packed] = {}
         for span in storage.joined(message.edges):
-            part = torch.empty(span.stop - span.start, dtype=span.dtype, device=device)
-            self.transfers.append(Transfer(True, peer, part, what))
-            for edge in message.edges:
-                own = storage.spans[edge]
-                if own.dtype == span.dtype and span.start <= own.start and own.stop <= span.stop:
-                    flat = part[own.start - span.start : own.stop - span.start]
-                    self._views[edge] = storage.view(edge, flat)
+            packing, size = division.packings.get(span.dtype), span.stop - span.start
+            inside = {
+                edge: (own.start - span.start, own.stop - span.start)
+                for edge, own in ((edge, storage.spans[edge]) for edge in message.edges)
+                if own.dtype == span.dtype and span.start <= own.start and own.stop <= span.stop
+            }
+            if packing is None:
+                part = torch.empty(size, dtype=span.dtype, device=device)
+                self._views |= {edge: storage.view(edge, part[slice(*place)]) for edge, place in inside.items()}
+                self.transfers.append(Transfer(True, peer, part, what))
+            else:
+                room = packing.room(size, device)
+                self._packed |= {edge: packing.part(room, *place) for edge, place in inside.items()}
+                self.transfers += [Transfer(True, peer, part, what) for part in room]
 
-    def pack(self, made: dict[Edge, Tensor]) -> None:
-        """Copy the edges in, once what was sent last is gone."""
+    def pack(self, made: Mapping[Edge, Tensor], known: EdgeStore | None) -> None:
+        """Copy the edges in, once what was sent last is gone.
+
+        Args:
+            made: the edges.
+            known: how they differ from what their readers have, where that is what is sent.
+        """
         self.finish()
         for edge, view in self._views.items():
             view.copy_(made[edge])
+        for edge, packed in self._packed.items():
+            for part, source in zip(packed, () if known is None else known.arriving_of(edge), strict=True):
+                part.copy_(source)
 
     def finish(self) -> None:
         """Wait until what was sent last is gone."""

@@ -67,11 +67,21 @@ class LocalChannel:
     def __init__(self, division: Division, device: torch.device, traffic: Traffic) -> None:
         ranks = range(division.schedule.world_size)
         depth = division.schedule.kept_versions
-        self.stores = {rank: EdgeStore(division.storage_of(rank), depth, device) for rank in ranks}
+        self.stores = {rank: EdgeStore(division.storage_of(rank), depth, device, division.packings) for rank in ranks}
+        self._division = division
+        self._held = {rank: division.reads_of(rank) for rank in ranks}
         self._own = {rank: division.own_reads_of(rank) for rank in ranks}
         self._made: dict[tuple[int, Edge], Tensor] = {}
         self._order = StepOrder(())
         self._traffic = traffic
+
+    def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        if edge in self._held[rank]:
+            self.stores[rank].put(edge, tensor)
+
+    def end_in_full(self, versions: Sequence[int]) -> None:
+        for store in self.stores.values():
+            store.arrive(versions)
 
     def start_round(self, order: StepOrder) -> None:
         self._made, self._order = {}, order
@@ -82,9 +92,8 @@ class LocalChannel:
     def exchange(self, moment: Moment) -> None:
         for message in moment.messages:
             for edge in message.edges:
-                tensor = self._made[message.source, edge]
-                self.stores[message.reader].put(edge, tensor)
-                self._traffic.bytes_sent += tensor.nbytes
+                self.stores[message.reader].put(edge, self._made[message.source, edge])
+            self._traffic.bytes_sent += self._division.bytes_of(message.edges)
 
     def end_round(self, version: int) -> None:
         if not self._order.kept:

@@ -30,6 +30,12 @@ class Channel(Protocol):
     def stores(self) -> Mapping[int, EdgeStore]:
         """For each rank of this process, the live edges that it holds."""
 
+    def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
+        """A rank of this process keeps an edge of a step in full (`Division.kept_by`)."""
+
+    def end_in_full(self, versions: Sequence[int]) -> None:
+        """From now on the stores hold the edges that were kept in a step in full, as these versions."""
+
     def start_round(self, order: StepOrder) -> None:
         """A round begins, in which this is exchanged."""
 

@@ -4,7 +4,8 @@ All edges lie in one buffer (`plan.storage`), so that a forecast of all of them 
 Held are the newest version and the differences between neighbouring ones.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.buffer import VersionedBuffer
 from asyncdiff.plan.forecast import Formula, formula, rounding_of
 from asyncdiff.plan.method import PAPER, Method
+from asyncdiff.plan.packing import Packing
 from asyncdiff.plan.storage import Span, Storage
 
 
@@ -53,14 +55,23 @@ class EdgeStore:
         storage: where each edge lies.
         depth: how many versions are held.
         device: where.
+        packings: of the number formats whose differences are packed.
     """
 
-    def __init__(self, storage: Storage, depth: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        depth: int,
+        device: torch.device,
+        packings: Mapping[torch.dtype, Packing] = types.MappingProxyType({}),
+    ) -> None:
         self._storage = storage
         self._depth = depth
         self._device = device
         self._buffers = {
-            dtype: VersionedBuffer(storage, dtype, depth, device) for dtype, size in storage.sizes.items() if size
+            dtype: VersionedBuffer(storage, dtype, depth, device, packings.get(dtype))
+            for dtype, size in storage.sizes.items()
+            if size
         }
         self._steps: list[int] = []
         self._untaken: Sequence[int] = ()
@@ -73,7 +84,7 @@ class EdgeStore:
     @property
     def bytes(self) -> int:
         """The memory that it takes."""
-        return sum(buffer.bytes for buffer in self._buffers.values())
+        return sum(buffer.held.bytes for buffer in self._buffers.values())
 
     def spans_of(self, reads: frozenset[Edge], exact: frozenset[int]) -> tuple[Span, ...]:
         """Where the edges lie that are read together, those of `exact` units left out."""
@@ -86,13 +97,20 @@ class EdgeStore:
         self.settle()
         span = self._storage.spans[edge]
         if span.start < span.stop:
-            self._storage.view(edge, self.arriving(span)).copy_(tensor)
+            held, place = self._buffers[span.dtype].held, (span.start, span.stop)
+            part = held.room(*place)
+            self._storage.view(edge, part).copy_(tensor)
+            held.put(*place, part)
         self._written.add(edge)
 
-    def arriving(self, span: Span) -> Tensor:
-        """The part of the next version's buffer in which something is to be received."""
+    def arriving(self, span: Span) -> tuple[Tensor, ...]:
+        """The parts of the next version's buffers into which something is to be received."""
         self.settle()
-        return self._buffers[span.dtype].arriving[span.start : span.stop]
+        return self._buffers[span.dtype].held.arriving(span.start, span.stop)
+
+    def arriving_of(self, edge: Edge) -> tuple[Tensor, ...]:
+        """The same of an edge, once it was put."""
+        return self.arriving(self._storage.spans[edge])
 
     def arrive(
         self, steps: Sequence[int], received: Iterable[Edge] = (), wait: Callable[[], None] | None = None
@@ -135,7 +153,7 @@ class EdgeStore:
         span = self._storage.spans[edge]
         if span.start == span.stop:
             return self._nothing(edge)
-        return self._storage.view(edge, self._buffers[span.dtype].newest[span.start : span.stop])
+        return self._storage.view(edge, self._buffers[span.dtype].held.newest[span.start : span.stop])
 
     def expected(self, edge: Edge, reading: Reading) -> Tensor:
         """What an edge is expected to be.

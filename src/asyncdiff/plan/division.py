@@ -1,9 +1,12 @@
 """A denoiser divided: its graph, its components, the schedule and the messages that follow. Pure."""
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import torch
 
 from asyncdiff.denoiser.graph import Edge, Graph, build_graph, coarsen
 from asyncdiff.denoiser.rates import DeviceRates
@@ -12,6 +15,7 @@ from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.cost import cost, fast_enough, speedup
 from asyncdiff.plan.method import PAPER, Method
 from asyncdiff.plan.ownership import Ownership, owners_of
+from asyncdiff.plan.packing import Packing, packing_for
 from asyncdiff.plan.partition import Partition, divide, divide_as_told, wire
 from asyncdiff.plan.routing import Message, messages, parts_of_round, reads_of
 from asyncdiff.plan.schedule import Schedule, Step
@@ -81,7 +85,26 @@ class Division:
     @property
     def bytes_per_round(self) -> int:
         """What all ranks together send in one round, predictions left out."""
-        return sum(self.graph.bytes(message.edges) for message in self.messages)
+        return sum(self.bytes_of(message.edges) for message in self.messages)
+
+    def bytes_of(self, edges: Iterable[Edge]) -> int:
+        """What live edges take on their way in a round."""
+        return sum(self._bytes_of_edge(edge) for edge in edges)
+
+    def _bytes_of_edge(self, edge: Edge) -> int:
+        leaf = self.graph.units[edge.unit].outputs[edge.leaf]
+        packing = None if leaf.dtype is None else self.packings.get(leaf.dtype)
+        return leaf.bytes if packing is None else packing.nbytes(math.prod(leaf.shape))
+
+    @functools.cached_property
+    def packings(self) -> Mapping[torch.dtype, Packing]:
+        """How differences are packed, for each number format that is; the same on all ranks."""
+        blocks: dict[torch.dtype, set[int]] = {}
+        for rank in range(self.schedule.world_size) if self.method.bits is not None else ():
+            for storage in (self.storage_of(rank), self.storage_of_sent(rank)):
+                for dtype in (dtype for dtype, size in storage.sizes.items() if size and dtype.is_floating_point):
+                    blocks.setdefault(dtype, set()).add(storage.block(dtype))
+        return {dtype: packing_for(self.method.bits or 8, found) for dtype, found in blocks.items()}
 
     def reads_of(self, rank: int) -> frozenset[Edge]:
         """The live edges that a rank holds."""
@@ -91,6 +114,14 @@ class Division:
         """Those of them that the rank makes itself."""
         own = self.partition.components[self.schedule.component_of(rank)]
         return frozenset(edge for edge in self.reads_of(rank) if edge.unit in own)
+
+    def kept_by(self, rank: int) -> frozenset[Edge]:
+        """What a rank keeps of a step in full: what it holds, and what it must know that others hold."""
+        return self.reads_of(rank) | (self.sent_by(rank) if self.packings else frozenset())
+
+    def sent_by(self, rank: int) -> frozenset[Edge]:
+        """The live edges that a rank sends in a round."""
+        return frozenset(edge for message in self.messages if message.source == rank for edge in message.edges)
 
     def storage_of(self, rank: int) -> Storage:
         """How a rank lays out the live edges that it holds: those of a source and a part of a round together."""
@@ -103,6 +134,10 @@ class Division:
         own = self.own_reads_of(rank)
         ordered = [groups[key] for key in sorted(groups)]
         return lay_out(self.graph, [*ordered, own - at_the_end, own & at_the_end, self.made_everywhere])
+
+    def storage_of_sent(self, rank: int) -> Storage:
+        """How a rank lays out what the others hold of its own."""
+        return lay_out(self.graph, [self.sent_by(rank)])
 
     def modelled_speedup(self, steps: int) -> float:
         """The modelled speed-up of a denoising loop of so many steps, without communication."""

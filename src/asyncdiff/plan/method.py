@@ -8,6 +8,7 @@ from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.numbers import shown
 
 Forecasting = Literal["reuse", "linear", "fitted"]
+Bits = Literal[4, 8]
 
 # How many versions of a tensor each way of forecasting looks at.
 _VERSIONS: dict[Forecasting, int] = {"reuse": 1, "linear": 2, "fitted": 6}
@@ -27,12 +28,15 @@ class Method:
             it to its own, newer `in`.
         fresh_sum: where the denoiser's last layers read a sum that several components have added to, the prediction
             is made from what all of them have added in this very round.
+        bits: of each number of the difference to the version before, which is what travels then, and what is held of
+            older versions: 4 or 8; None for whole versions in the denoiser's own number format.
     """
 
     forecast: Forecasting = "fitted"
     damping: float = 1.0
     residual: bool = True
     fresh_sum: bool = True
+    bits: Bits | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.forecast, str) or self.forecast not in get_args(Forecasting):
@@ -43,6 +47,8 @@ class Method:
         for name in ("residual", "fresh_sum"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
+        if self.bits is not None and self.bits not in get_args(Bits):
+            raise ConfigurationError(f"bits must be 4, 8 or None, not {shown(self.bits)}")
         if self.fresh_sum and not self.residual:
             raise ConfigurationError("fresh_sum=True needs residual=True: it sums residuals")
 

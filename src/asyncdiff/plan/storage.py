@@ -87,15 +87,18 @@ class Storage:
 
     def rows(self, dtype: torch.dtype) -> Rows:
         """The rows of one buffer, edge by edge and member by member."""
-        rows, sizes, count = [], [], 0
+        rows, sizes, count, block = [], [], 0, self.block(dtype)
         for edge, span in self._filling(dtype):
             members, run = _runs(self.leaves[edge])
             repeats = (span.stop - span.start) // (members * run)
             rows.append(torch.arange(count, count + members).repeat(repeats))
             sizes.append(torch.full((members * repeats,), run))
             count += members
-        block = math.gcd(*{int(size[0]) for size in sizes})
         return Rows(count, block, torch.cat(rows).repeat_interleave(torch.cat(sizes) // block))
+
+    def block(self, dtype: torch.dtype) -> int:
+        """Elements of a block of one buffer, each of which lies in one row."""
+        return math.gcd(*(_runs(self.leaves[edge])[1] for edge, _ in self._filling(dtype)))
 
     def _filling(self, dtype: torch.dtype) -> list[tuple[Edge, Span]]:
         """The edges of one buffer that are not empty, as they lie."""

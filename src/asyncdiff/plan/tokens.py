@@ -185,7 +185,7 @@ class TokenDivision(Division):
     @property
     def bytes_per_round(self) -> int:
         """The same where keys and values are exchanged within a step."""
-        return sum(self.graph.bytes(reads) for reads in self.partition.reads)
+        return sum(self.bytes_of(reads) for reads in self.partition.reads)
 
     def reads_of(self, rank: int) -> frozenset[Edge]:
         return self.made_everywhere if self.schedule.fresh else super().reads_of(rank)

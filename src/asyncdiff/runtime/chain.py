@@ -85,7 +85,7 @@ class _Part:
             until: the unit before which the walk ends; None for the whole call.
         """
         division, rank = self._division, self._rank
-        kept = frozenset[Edge]() if channel is None else division.reads_of(rank)
+        kept = frozenset[Edge]() if channel is None else division.kept_by(rank)
         residuals = Residuals(division.partition)
 
         def rule(unit: int, call: Call) -> Any:
@@ -100,7 +100,7 @@ class _Part:
                     check_shape(division.graph.units[unit], number, leaf)
                     self._relay.made(rank, edge, unshared(division.graph.units[unit], edge, leaf))
                 if channel is not None and edge in kept:
-                    channel.stores[rank].put(edge, residuals.of(edge, leaf))
+                    channel.keep(rank, edge, residuals.of(edge, leaf))
             self._relay.reach(rank, unit + 1)
             return result
 

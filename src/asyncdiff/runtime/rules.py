@@ -27,7 +27,7 @@ def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Chan
     """
     readers: dict[Edge, list[int]] = {}
     for rank in ranks:
-        for edge in division.reads_of(rank):
+        for edge in division.kept_by(rank):
             readers.setdefault(edge, []).append(rank)
     residuals = Residuals(division.partition)
 
@@ -41,7 +41,7 @@ def keep_what_ranks_read(division: Division, ranks: Iterable[int], channel: Chan
             if edge in readers:
                 kept = residuals.of(edge, unshared(known, edge, leaf))
                 for rank in readers[edge]:
-                    channel.stores[rank].put(edge, kept)
+                    channel.keep(rank, edge, kept)
         return result
 
     return UnitRule(rule, counts)

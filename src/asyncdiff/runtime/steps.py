@@ -78,8 +78,7 @@ class StepRunner:
         channel = self._channel(stream) if step.keeps else None
         leaves, stream.structure = self._chained(stream, links, call, channel)
         if channel is not None:
-            for store in channel.stores.values():
-                store.arrive([step.index])
+            channel.end_in_full([step.index])
         stream.predictions = {step.index: leaves}
         for moment in stream.order().of(course, step.index).moments:
             if moment.results:
@@ -107,8 +106,7 @@ class StepRunner:
         channel = self._channel(stream)
         rule = keep_what_ranks_read(division, self._context.exchange.ranks, channel, counts)
         result = self._call(stream, division, rule, call)
-        for store in channel.stores.values():
-            store.arrive(versions)
+        channel.end_in_full(versions)
         return result
 
     def _channel(self, stream: Stream) -> Channel:

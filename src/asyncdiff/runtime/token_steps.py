@@ -58,8 +58,7 @@ class TokenStepRunner:
         else:
             result = self._among_processes(division, channel, call)
         if channel is not None:
-            for store in channel.stores.values():
-                store.arrive([index])
+            channel.end_in_full([index])
         return result
 
     def _in_one_process(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
@@ -255,8 +254,8 @@ class _Exit:
         for edge in self._division.made_everywhere:
             leaf = leaves[edge.leaf]
             held = leaf - self._given[bases[edge.leaf]] if edge.leaf in bases else leaf
-            for store in channel.stores.values():
-                store.put(edge, held)
+            for rank in channel.stores:
+                channel.keep(rank, edge, held)
 
     def added(self, leaf: int, held: Tensor) -> Tensor:
         """The leaf, from what was kept of it."""
@@ -272,12 +271,12 @@ def _of_tokens(stream: Stream) -> TokenDivision:
 
 
 def _keep(division: TokenDivision, channel: Channel | None, number: int, source: int, pair: Pair) -> None:
-    """Leave a rank's keys and values at a site where the other ranks of this process read them later, if they do."""
-    for reader, store in () if channel is None else channel.stores.items():
-        reads = division.reads_of(reader)
+    """Leave a rank's keys and values at a site where ranks of this process need them later, if they do."""
+    for rank in () if channel is None else channel.stores:
+        kept = division.kept_by(rank)
         for edge, tensor in zip(division.edges(number, source), pair, strict=True):
-            if edge in reads:
-                store.put(edge, tensor)
+            if edge in kept and channel is not None:
+                channel.keep(rank, edge, tensor)
 
 
 def _like(division: TokenDivision, pair: Pair, source: int) -> Pair:
