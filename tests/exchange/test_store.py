@@ -82,3 +82,19 @@ def test_what_is_still_on_its_way_is_waited_for_when_it_is_read() -> None:
     assert not arrived
     assert store.newest(EDGE, 3).tolist() == [7.0, 7.0]
     assert arrived == ["now"]
+
+
+def test_of_what_is_read_once_no_forecast_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts that are small; asked for again, it is forecast again."""
+    monkeypatch.setattr("asyncdiff.exchange.store.ELEMENTS_AT_ONCE", 4)
+    store = _store(2)
+    for step in (1, 2):
+        _put(store, step, value=float(step))
+    edges = frozenset({EDGE, OTHER})
+    assert len(store.spans_of(edges)) == 1 and len(store.spans_of(edges, in_parts=True)) == 2
+    reading = Reading((2, 1), (2.0, 1.0), 3.0, LINE, store.spans_of(edges), is_read_once=True)
+    assert store.expected(EDGE, reading).tolist() == [3.0, 3.0]
+    assert len(store._expected[reading]) == 1, "the other one lies in it"
+    assert store.expected(OTHER, reading).tolist() == [-3.0] * 3
+    assert not store._expected[reading]
+    assert store.expected(EDGE, reading).tolist() == [3.0, 3.0]

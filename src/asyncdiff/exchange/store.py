@@ -4,6 +4,7 @@ All edges lie in one buffer (`plan.storage`), so that a forecast of all of them 
 Held are the newest version and the differences between neighbouring ones.
 """
 
+import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.exchange.buffer import VersionedBuffer
+from asyncdiff.exchange.versions import ELEMENTS_AT_ONCE
 from asyncdiff.plan.forecast import Formula, formula, rounding_of
 from asyncdiff.plan.method import PAPER, Method
 from asyncdiff.plan.packing import Packing
@@ -28,7 +30,8 @@ class Reading:
         times: their places in the scheduler's own time.
         target: the place to forecast for.
         method: how.
-        among: the spans in which all edges lie that are read so; those are forecast at once.
+        among: the spans in which all edges lie that are read so; each is forecast at once.
+        is_read_once: whether each edge is asked for once; nothing is held of it then.
     """
 
     steps: tuple[int, ...]
@@ -36,6 +39,7 @@ class Reading:
     target: float
     method: Method
     among: tuple[Span, ...]
+    is_read_once: bool = False
 
     def formula(self, dtype: torch.dtype) -> Formula:
         """The formula for a buffer."""
@@ -44,6 +48,14 @@ class Reading:
     def around(self, span: Span) -> Span:
         """That of the spans in which another one lies."""
         return next(own for own in self.among if own.dtype == span.dtype and own.start <= span.start < own.stop)
+
+
+@dataclass
+class _Forecast:
+    """What a part of a buffer is expected to be, and of how many elements that was not asked yet."""
+
+    flat: Tensor
+    unread: int
 
 
 class EdgeStore:
@@ -78,19 +90,27 @@ class EdgeStore:
         self._written: set[Edge] = set()
         self._known: set[Edge] = set()
         self._on_its_way: Callable[[], None] | None = None
-        self._spans: dict[tuple[frozenset[Edge], frozenset[int]], tuple[Span, ...]] = {}
-        self._expected: dict[Reading, dict[Span, Tensor]] = {}
+        self._spans: dict[tuple[frozenset[Edge], frozenset[int], bool], tuple[Span, ...]] = {}
+        self._expected: dict[Reading, dict[Span, _Forecast]] = {}
 
     @property
     def bytes(self) -> int:
         """The memory that it takes."""
         return sum(buffer.held.bytes for buffer in self._buffers.values())
 
-    def spans_of(self, reads: frozenset[Edge], exact: frozenset[int]) -> tuple[Span, ...]:
-        """Where the edges lie that are read together, those of `exact` units left out."""
-        if (reads, exact) not in self._spans:
-            self._spans[reads, exact] = self._storage.joined(edge for edge in reads if edge.unit not in exact)
-        return self._spans[reads, exact]
+    def spans_of(
+        self, reads: frozenset[Edge], exact: frozenset[int] = frozenset(), in_parts: bool = False
+    ) -> tuple[Span, ...]:
+        """Where the edges lie that are read together, those of `exact` units left out.
+
+        Args:
+            in_parts: whether the spans are to be no larger than what may be held beside all versions.
+        """
+        key = reads, exact, in_parts
+        if key not in self._spans:
+            edges = (edge for edge in reads if edge.unit not in exact)
+            self._spans[key] = self._storage.joined(edges, ELEMENTS_AT_ONCE if in_parts else math.inf)
+        return self._spans[key]
 
     def put(self, edge: Edge, tensor: Tensor) -> None:
         """Copy an edge of the next version in."""
@@ -168,9 +188,13 @@ class EdgeStore:
         around = reading.around(span)
         made = self._expected.setdefault(reading, {})
         if around not in made:
-            made[around] = self._buffers[span.dtype].forecast(reading.formula(span.dtype), around)
-        flat = made[around][span.start - around.start : span.stop - around.start]
-        return self._storage.view(edge, flat)
+            flat = self._buffers[span.dtype].forecast(reading.formula(span.dtype), around)
+            made[around] = _Forecast(flat, len(flat))
+        forecast = made[around]
+        forecast.unread -= span.stop - span.start
+        if reading.is_read_once and not forecast.unread:
+            del made[around]
+        return self._storage.view(edge, forecast.flat[span.start - around.start : span.stop - around.start])
 
     def errors(self, steps: Sequence[int], method: Method, times: tuple[float, ...]) -> Tensor:
         """How far the newest version is from what the older ones let expect.

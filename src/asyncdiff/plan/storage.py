@@ -69,13 +69,14 @@ class Storage:
             sizes[span.dtype] = max(sizes.get(span.dtype, 0), span.stop)
         return sizes
 
-    def joined(self, edges: Iterable[Edge]) -> tuple[Span, ...]:
-        """The spans of some edges, neighbours joined."""
+    def joined(self, edges: Iterable[Edge], most: float = math.inf) -> tuple[Span, ...]:
+        """The spans of some edges, neighbours joined where they have at most so many elements together."""
         found: list[Span] = []
         spans = (self.spans[edge] for edge in edges)
         filled = (span for span in spans if span.start < span.stop)
         for span in sorted(filled, key=lambda span: (str(span.dtype), span.start)):
-            if found and (found[-1].dtype, found[-1].stop) == (span.dtype, span.start):
+            is_next = bool(found) and (found[-1].dtype, found[-1].stop) == (span.dtype, span.start)
+            if is_next and span.stop - found[-1].start <= most:
                 found[-1] = Span(span.dtype, found[-1].start, span.stop)
             else:
                 found.append(span)

@@ -167,6 +167,7 @@ class Received:
     Args:
         reads: the edges that are read.
         exact: the units, if any, whose edges the rank made itself with this very label.
+        once: whether each edge is asked for once, so that forecasts need not be held.
     """
 
     def __init__(
@@ -177,6 +178,7 @@ class Received:
         label: int,
         reads: frozenset[Edge],
         exact: frozenset[int] = frozenset(),
+        once: bool = False,
     ) -> None:
         self.units = frozenset(edge.unit for edge in reads)
         self._reads = reads
@@ -191,7 +193,8 @@ class Received:
             times=tuple(work.moment(version.label) for version in versions) if is_timed else (0.0,),
             target=work.moment(label) if is_timed else 0.0,
             method=work.division.method,
-            among=self._store.spans_of(reads, exact),
+            among=self._store.spans_of(reads, exact, once),
+            is_read_once=once,
         )
 
     def of(self, residuals: Residuals) -> Callable[[Edge], Tensor | None]:

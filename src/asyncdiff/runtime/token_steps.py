@@ -174,7 +174,7 @@ class TokenStepRunner:
         """One rank's part in a round."""
         division = _of_tokens(stream)
         call = stream.labelled(self._context.form, call, task.label)
-        received = Received(work, task.rank, task.reads, task.label, division.partition.reads[task.rank])
+        received = Received(work, task.rank, task.reads, task.label, division.partition.reads[task.rank], once=True)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
             pairs = []
