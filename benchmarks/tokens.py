@@ -1,9 +1,9 @@
 """How close pictures stay where tokens are divided, beside components on as many devices, and one device that bridges.
 
 The demo DiT, one process that computes for all devices, every way on the same prompts and seeds: PSNR against the
-ordinary picture, its mean, the worst, and the paired difference to components with its 95 % interval. The modelled
-speed-up counts no communication; of the demo DiT's 336 tokens 272 are text, which every device computes, so that it
-says nothing about real models.
+ordinary picture, its mean, the worst, and the paired difference to components with its 95 % interval; what a rank holds
+and what all of them send in a round. The modelled speed-up counts no communication; every device computes the text,
+16 of the demo DiT's 272 tokens.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from asyncdiff import AsyncDiff, load_demo
+from asyncdiff import AsyncDiff, Method, load_demo
 from asyncdiff.demo import demo_prompts
+from asyncdiff.plan.method import Bits
 from benchmarks.machine import machine
 
 _AT_ONCE = 8  # pictures in a call
@@ -29,10 +30,17 @@ _T95 = 1.96
 
 @dataclass(frozen=True)
 class Measured:
-    """One way: the modelled speed-up, and the PSNR of every picture in dB."""
+    """One way: the modelled speed-up, bytes, and the PSNR of every picture in dB.
+
+    Attributes:
+        bytes_per_round: what all ranks send.
+        held_bytes: what all of them hold, of a batch of so many pictures as are drawn at once.
+    """
 
     way: str
     modelled_speedup: float
+    bytes_per_round: int
+    held_bytes: int
     psnr: tuple[float, ...]
 
     @property
@@ -55,6 +63,13 @@ def ways(devices: Sequence[int]) -> dict[str, dict[str, Any]]:
     """What is compared, as arguments of AsyncDiff."""
     return {
         **{f"tokens={count}": {"tokens": count} for count in devices},
+        **{
+            f"tokens={count}, {bits} bits": {"tokens": count, "method": Method(bits=bits)}
+            for bits in get_args(Bits)
+            for count in devices
+        },
+        **{f"tokens={count}, bridge=2": {"tokens": count, "bridge": 2} for count in devices},
+        **{f"tokens={count}, fresh, bridge=2": {"tokens": count, "fresh": True, "bridge": 2} for count in devices},
         **{f"components={count}": {"components": count} for count in devices},
         **{f"one device, bridge={bridge}": {"components": 1, "bridge": bridge} for bridge in (2, 4)},
     }
@@ -70,9 +85,10 @@ def measure(pipe: Any, prompts: Sequence[str], devices: Sequence[int], steps: in
             (denoiser,) = async_diff.report().denoisers
         errors = (pictures - plain).square().flatten(1).mean(1)
         psnr = tuple(-10 * math.log10(max(float(error), 1e-30)) for error in errors)
-        found.append(Measured(name, denoiser.modelled_speedup, psnr))
+        sizes = denoiser.bytes_per_round, denoiser.held_bytes
+        found.append(Measured(name, denoiser.modelled_speedup, *sizes, psnr))
         print(
-            f"{name:24s} {found[-1].mean:5.1f} dB, worst {min(psnr):5.1f}, modelled {denoiser.modelled_speedup:.2f}x",
+            f"{name:28s} {found[-1].mean:5.1f} dB, worst {min(psnr):5.1f}, modelled {denoiser.modelled_speedup:.2f}x",
             flush=True,
         )
     return found
