@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from asyncdiff.chrome_trace import rank_text, whole_text
-from asyncdiff.events import Event, Events, Kind
+from asyncdiff.events import Events
+from asyncdiff.happening import Event, Kind
 
 
 def written(*events: Event, rank: int | None = 1) -> list[dict[str, Any]]:

@@ -140,7 +140,7 @@ def test_the_other_commands_pass_it_on(
         raise StopError
 
     monkeypatch.setattr("asyncdiff.launch.load_pipeline", load)
-    monkeypatch.setattr("asyncdiff.commands.generate.launch", launch)
+    monkeypatch.setattr("asyncdiff.launch.launch", launch)
     done = CliRunner().invoke(app, [*command, "--model", str(old), "--allow-pickle"])
     assert isinstance(done.exception, StopError)
     assert seen == [True]

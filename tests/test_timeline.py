@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from asyncdiff import AsyncDiff
 from asyncdiff.chrome_trace import rank_text, whole_text
-from asyncdiff.events import Event, Kind
+from asyncdiff.happening import Event, Kind
 from asyncdiff.timeline import Row, Span, row_of, timeline_of
 from tests.tiny.narrow import load_narrow_demo
 

@@ -1,7 +1,11 @@
-"""asyncdiff: asynchronous denoising for any Hugging Face diffusers pipeline."""
+"""asyncdiff: asynchronous denoising for any Hugging Face diffusers pipeline.
 
-from asyncdiff.api import AsyncDiff
-from asyncdiff.demo import load_demo
+What computes is imported when it is first asked for: `asyncdiff --help` needs neither torch nor diffusers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from asyncdiff.errors import (
     AsyncDiffError,
     BusyError,
@@ -18,15 +22,20 @@ from asyncdiff.errors import (
     StoppedError,
     TraceError,
 )
-from asyncdiff.exchange.world import local_device
-from asyncdiff.loading import load
 from asyncdiff.plan.method import Method
 
 # The name of a room too (`asyncdiff.plan`), whose modules are imported by theirs, as in the line above.
-from asyncdiff.planning.planner import Plan, plan
+from asyncdiff.planning.asked import plan
 from asyncdiff.report import DenoiserReport, Report
 from asyncdiff.request.words import Request
-from asyncdiff.workers.workers import Workers
+
+if TYPE_CHECKING:
+    from asyncdiff.api import AsyncDiff
+    from asyncdiff.demo import load_demo
+    from asyncdiff.exchange.world import local_device
+    from asyncdiff.loading import load
+    from asyncdiff.planning.planner import Plan
+    from asyncdiff.workers.workers import Workers
 
 __all__ = [
     "AsyncDiff",
@@ -55,3 +64,24 @@ __all__ = [
     "local_device",
     "plan",
 ]
+
+# Where those names are from that are imported when they are asked for.
+_LATER = {
+    "AsyncDiff": "asyncdiff.api",
+    "Plan": "asyncdiff.planning.planner",
+    "Workers": "asyncdiff.workers.workers",
+    "load": "asyncdiff.loading",
+    "load_demo": "asyncdiff.demo",
+    "local_device": "asyncdiff.exchange.world",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

@@ -18,10 +18,10 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.structure import check_callable_in_parts
 from asyncdiff.denoiser.wrapper import check_wrappers, not_reached, unwrapped
 from asyncdiff.errors import ConfigurationError, SplitError, StoppedError
-from asyncdiff.events import Event
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import DistributedWorld, LocalWorld, World, is_launched, local_device
+from asyncdiff.happening import Event
 from asyncdiff.hooks import intercept_call, intercept_method, is_intercepted
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.plan.method import Method

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from asyncdiff.events import Event, Kind
+from asyncdiff.happening import Event, Kind
 
 _HOST, _DEVICE = 0, 1
 

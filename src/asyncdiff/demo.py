@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,10 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from asyncdiff.model_files import CHECKPOINTS, DemoName, demo_folder
+
 __all__ = ["DemoName", "demo_prompts", "load_demo", "prompt_agreement"]
 
-DemoName = Literal["unet", "dit"]
-
-_CHECKPOINTS = Path(__file__).parent / "checkpoints"
 _THUMBNAIL_SIZE = 16
 
 
@@ -46,18 +45,6 @@ def absent_parts(folder: Path) -> dict[str, None]:
     """The parts that a saved pipeline does without, e.g. a third text encoder: some insist on being told of them."""
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return {part: None for part, source in index.items() if source == [None, None]}
-
-
-def demo_folder(name: str) -> Path:
-    """Where a demo pipeline is.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in get_args(DemoName):
-        known = " or ".join(repr(known) for known in get_args(DemoName))
-        raise ValueError(f"There is no demo pipeline {name!r}; choose {known}.")
-    return _CHECKPOINTS / name
 
 
 @contextlib.contextmanager
@@ -106,14 +93,14 @@ def prompt_agreement(images: Sequence[Image.Image], prompts: Sequence[str]) -> f
 @functools.cache
 def _captions() -> tuple[tuple[str, ...], ...]:
     """The captions of every training picture, its prompt first."""
-    text = (_CHECKPOINTS / "captions.json").read_text(encoding="utf-8")
+    text = (CHECKPOINTS / "captions.json").read_text(encoding="utf-8")
     return tuple(tuple(captions) for captions in json.loads(text))
 
 
 @functools.cache
 def _reference_thumbnails() -> npt.NDArray[np.float32]:
     """The thumbnails of the training pictures, in the order of their captions."""
-    with Image.open(_CHECKPOINTS / "pictures.png") as column:
+    with Image.open(CHECKPOINTS / "pictures.png") as column:
         size = column.width
         tiles = [column.crop((0, top, size, top + size)) for top in range(0, column.height, size)]
     return np.stack([_thumbnail(tile) for tile in tiles])

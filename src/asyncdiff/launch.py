@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import tempfile
+import threading
 import time
 import traceback
 import uuid
@@ -23,16 +24,18 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.errors import AsyncDiffError, ConfigurationError, LabelError, ModelError, SplitError
+from asyncdiff.endings import BAD_INPUT, RefusedError, SignalledError, WorkerFailedError
+from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.exchange.world import local_device
 from asyncdiff.loading import load_pipeline
 from asyncdiff.lora import Lora, put_on
-from asyncdiff.made.media import Made, made_by
+from asyncdiff.made.media import Made
+from asyncdiff.made.output import made_by
 from asyncdiff.plain import from_text, to_text
 from asyncdiff.report import Report
 from asyncdiff.request.signature import Signature
@@ -44,9 +47,7 @@ _Result = TypeVar("_Result")
 
 _MONITOR_INTERVAL = 0.1
 _SECONDS_TO_SHUT_DOWN = 5
-
-# What is wrong with what was asked for, in words for whoever asked.
-BAD_INPUT = (ConfigurationError, SplitError, LabelError, ModelError)
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # those that the launcher handles
 
 
 @dataclass(frozen=True)
@@ -102,18 +103,6 @@ class Outcome:
     report: Report | None
 
 
-class WorkerFailedError(Exception):
-    """A process failed; the message holds its own traceback."""
-
-    def __init__(self, rank: int, exit_code: int, message: str) -> None:
-        super().__init__(f"rank {rank} failed:\n{message}")
-        self.was_interrupted = exit_code == -signal.SIGINT
-
-
-class RefusedError(AsyncDiffError):
-    """A process found that what is asked for cannot be done; the message says why."""
-
-
 def rehearsal_of(request: Request, settings: Settings) -> Request:
     """The same with fewer steps: two rounds of every kind between those at the beginning and those at the end.
 
@@ -145,6 +134,7 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
     Raises:
         RefusedError: one of them found that what is asked for cannot be done; all have been ended.
         WorkerFailedError: one of the processes failed; all have been ended.
+        SignalledError: this process was told to end; all have been ended.
     """
     # The failures are told by WorkerFailedError; the launcher's own log would tell them twice.
     launcher_log = logging.getLogger("torch.distributed.elastic")
@@ -152,8 +142,23 @@ def run_processes(count: int, function: Callable[[_Task], _Result], task: _Task)
     launcher_log.propagate = False
     # Not an argument of LaunchConfig in every torch that this package supports.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SECONDS_TO_SHUT_DOWN))
-    with tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
+    with _own_signals(), tempfile.TemporaryDirectory(prefix="asyncdiff-") as folder:
         return _run(_config(count, folder), function, task, folder)
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Say in words of our own that a signal came, of which the launcher makes an error, and take its handlers away."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {own: signal.getsignal(own) for own in _ENDING if in_main}
+    try:
+        yield
+    except SignalException as error:
+        raise SignalledError(error.sigval) from error
+    finally:
+        for own, handler in before.items():
+            if handler is not None:  # as of one that is not Python's
+                signal.signal(own, handler)
 
 
 def _config(count: int, folder: str) -> LaunchConfig:

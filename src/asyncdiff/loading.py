@@ -1,98 +1,25 @@
 """Load the pipeline that a command is given: a demo model, a folder, or one from the hub."""
 
 import json
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from asyncdiff.api import AsyncDiff, runs_in_processes
-from asyncdiff.demo import absent_parts, demo_folder, load_demo, quiet_loading
+from asyncdiff.demo import absent_parts, load_demo, quiet_loading
 from asyncdiff.denoiser.find import is_denoiser_class
 from asyncdiff.errors import ModelError
 from asyncdiff.exchange.world import local_device
+from asyncdiff.model_files import DEMO_MODELS, INDEX, check_model, folder_of, index_of
 from asyncdiff.request.signature import Signature
 from asyncdiff.settings import Settings
 from asyncdiff.weights.files import can_be_read_by_parts, hollow
-
-DEMO_MODELS = ("demo-unet", "demo-dit")
-
-PICKLE_WARNING = (
-    "--allow-pickle: weights in .bin files are pickles, and reading a pickle can run code that the file brings. torch "
-    "reads them with a narrower reader, which has had holes before. Use it for files of people whom you trust, and "
-    "only once: pipe.save_pretrained(folder) writes safetensors, which hold numbers and nothing else."
-)
-
-_INDEX = "model_index.json"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_SAFE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
-_PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
-
-
-def check_model(model: str, allow_pickle: bool = False) -> None:
-    """Look at a folder's files, so that what cannot be loaded is known before processes are started for it.
-
-    What a model on the hub has is known when it is loaded.
-
-    Raises:
-        ModelError: there is no such folder, a file in it is missing or broken, or weights are there as pickles only.
-    """
-    for part in parts_of(model):
-        _check_weights(part.place, allow_pickle)
-        has_some = any(path.suffix in (".safetensors", ".bin") for path in part.place.iterdir())
-        if part.library == "diffusers" and (part.place / "config.json").is_file() and not has_some:
-            raise ModelError(f"{part.place} has no weights: no .safetensors file")
-
-
-class Part(NamedTuple):
-    """A part of a pipeline in a folder.
-
-    Attributes:
-        name: what the pipeline calls it.
-        library, kind: the library that it is of, and its class there.
-        place: the folder that it is in.
-    """
-
-    name: str
-    library: str
-    kind: str
-    place: Path
-
-
-def parts_of(model: str) -> list[Part]:
-    """The parts that a folder's pipeline must have; none of a demo model, or of one on the hub.
-
-    Raises:
-        ModelError: there is no such folder, it holds no pipeline, or a part of it is missing.
-    """
-    folder = Path(model)
-    if model in DEMO_MODELS:
-        return []
-    if folder.is_file():
-        raise ModelError(
-            f"{model!r} is a file, but a model is a folder with a {_INDEX}, or a hub id; to make a folder of it: "
-            "from_single_file() of its pipeline, and save_pretrained()"
-        )
-    if not folder.is_dir():
-        if not _HUB_ID.fullmatch(model):
-            raise ModelError(f"there is no folder {model!r}, and a hub id is written owner/name")
-        return []
-    found = []
-    for name, (library, kind) in index_of(folder).items():
-        place = folder / name
-        if not place.is_dir():
-            if not any(path.name != _INDEX for path in folder.glob("*.json")):
-                raise ModelError(f"the folder {model!r} has no {name!r}, which its {_INDEX} names")
-            place = folder  # the oldest pipelines have all in one folder
-        found.append(Part(name, library, kind, place))
-    return found
 
 
 def load_pipeline(
@@ -174,20 +101,9 @@ def signature_of(model: str) -> Signature | None:
         return None
     folder = folder_of(model, lambda: "")
     parts = index_of(folder)
-    name = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["_class_name"]
+    name = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
     kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     return Signature.of_class(kind, parts) if isinstance(kind, type) else None
-
-
-def folder_of(model: str, fetch: Callable[[], str]) -> Path:
-    """Where a model's files are.
-
-    Args:
-        fetch: gets those of one on the hub, and returns where they are now.
-    """
-    if model in DEMO_MODELS:
-        return demo_folder(model.removeprefix("demo-"))
-    return Path(model) if Path(model).is_dir() else Path(fetch())
 
 
 def _fetched(model: str) -> Path:
@@ -238,62 +154,3 @@ def _reason(error: Exception, allow_pickle: bool) -> str:
     if not allow_pickle and "safetensors" in said:
         return f"{said} (it may have old checkpoints, .bin, only; --allow-pickle reads those of people whom you trust)"
     return said
-
-
-def index_of(folder: Path) -> dict[str, tuple[str, str]]:
-    """The parts that a folder's index says it has, by name: the library that each is of, and its class.
-
-    Raises:
-        ModelError: it has no index, or one that cannot be read.
-    """
-    path = folder / _INDEX
-    if not path.is_file():
-        raise ModelError(f"the folder {str(folder)!r} holds no diffusers pipeline: it has no {_INDEX}")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), (str, list)):
-        raise ModelError(f"{path} names no pipeline: it must be an object with a '_class_name'")
-    return {
-        part: (str(source[0]), str(source[1]))
-        for part, source in index.items()
-        if isinstance(source, list) and len(source) == 2 and not part.startswith("_") and None not in source
-    }
-
-
-def _check_weights(place: Path, allow_pickle: bool) -> None:
-    """Whether the weights in a folder, if any, are whole, and of a format that may be read."""
-    try:
-        names = {path.name for path in place.iterdir()}
-    except OSError as error:
-        raise ModelError(f"{place} cannot be read: {error}") from error
-    read = {name for name in _SAFE if name in names}
-    for name in (f"{name}.index.json" for name in _SAFE):
-        read |= _shards(place / name, names) if name in names else set()
-    for name in sorted(read):
-        try:
-            (place / name).open("rb").close()  # of what may not be read, the next says that it is not there
-            with safe_open(place / name, framework="pt"):
-                pass
-        except OSError as error:
-            raise ModelError(f"{place / name} cannot be read: {error}") from error
-        except SafetensorError as error:
-            raise ModelError(f"{place / name} is no safetensors file, or a part of one only: {error}") from error
-    pickled = next((name for name in _PICKLED if name in names or f"{name}.index.json" in names), None)
-    if pickled is not None and not read and not allow_pickle:
-        raise ModelError(
-            f"{place} has its weights as a pickle only ({pickled}), and reading a pickle can run code that the file "
-            "brings; save it as safetensors, or give --allow-pickle if you trust whoever made it"
-        )
-
-
-def _shards(index: Path, names: Collection[str]) -> set[str]:
-    """The files among which weights are divided, all of which must be there."""
-    try:
-        shards = set(map(str, json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{index} is no list of files with weights: {error!r}") from error
-    for shard in sorted(shards.difference(names)):
-        raise ModelError(f"{index} names {shard}, which is not there")
-    return shards

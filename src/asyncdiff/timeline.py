@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from asyncdiff.events import Event, Kind
+from asyncdiff.happening import Event, Kind
 
 # Of these a step has many. Those between which less than this part of the whole passes are drawn, and sent, as one.
 _MERGED = (Kind.WAIT, Kind.EXCHANGE, Kind.PART)

@@ -64,8 +64,8 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "launch.elastic_launch",
         "evaluation.metrics._load",
-        "commands.models.matrix.examine",
-        "commands.plan.plan_for",
+        "zoo.matrix.examine",
+        "planning.planner.plan_for",
         "commands.serve._run",
     ):
         monkeypatch.setattr(f"asyncdiff.{name}", fail)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import asyncdiff
 from asyncdiff.commands.app import app
-from asyncdiff.loading import DEMO_MODELS
+from asyncdiff.model_files import DEMO_MODELS
 from tests.bad_input import good_folder
 from tests.tiny.narrow import save_narrow_demo
 

@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from asyncdiff.commands.app import app
-from asyncdiff.made.media import Made, made_by
+from asyncdiff.made.media import Made
+from asyncdiff.made.output import made_by
 from asyncdiff.request.files import read_pictures
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.words import Request, Size

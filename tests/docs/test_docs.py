@@ -27,7 +27,8 @@ from typer.testing import CliRunner
 
 from asyncdiff import load_demo
 from asyncdiff.commands.app import app
-from asyncdiff.demo import demo_folder, prompt_agreement
+from asyncdiff.demo import prompt_agreement
+from asyncdiff.model_files import demo_folder
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
 from tests.tiny.narrow import save_narrow_demo
@@ -285,16 +286,16 @@ def _cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
         raise typer.Exit(0)
 
     for place in (
-        "generate.launch",
-        "evaluate._draw_locally",
-        "evaluate.draw_on_processes",
-        "models.matrix.examine",
-        "plan.plan_for",
-        "serve._run",
-        "generate.ask",
+        "launch.launch",
+        "commands.evaluate._draw_locally",
+        "evaluation.study.draw_on_processes",
+        "zoo.matrix.examine",
+        "planning.planner.plan_for",
+        "commands.serve._run",
+        "commands.generate.ask",
+        "loading.load_pipeline",
     ):
-        monkeypatch.setattr(f"asyncdiff.commands.{place}", done)
-    monkeypatch.setattr("asyncdiff.commands.inspect.load_pipeline", done)
+        monkeypatch.setattr(f"asyncdiff.{place}", done)
 
 
 def _check_module(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,13 +31,11 @@ from asyncdiff.evaluation.study import (
     Picture,
     Series,
     Study,
-    compared,
-    devices_of,
     draw_locally,
     draw_setting_on_processes,
     judge,
-    parse_settings,
 )
+from asyncdiff.evaluation.written import compared, devices_of, parse_settings
 from asyncdiff.loading import load_pipeline
 from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
@@ -186,7 +184,7 @@ def test_missing_packages_and_weights_are_told_before_anything_is_drawn(monkeypa
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("asyncdiff.evaluation.metrics.METRICS", {"lpips": no_package, "clip": no_network})
-    monkeypatch.setattr("asyncdiff.commands.evaluate.open_pipeline", lambda *given: pytest.fail("work was begun"))
+    monkeypatch.setattr("asyncdiff.launch.open_pipeline", lambda *given: pytest.fail("work was begun"))
     for name, sentence in (("lpips", "pip install 'asyncdiff[evaluate]'"), ("clip", "is there a network?")):
         done = run("--metrics", name)
         assert done.exit_code == BAD_USAGE

@@ -12,7 +12,8 @@ from PIL import Image
 
 from asyncdiff import ConfigurationError
 from asyncdiff.made.files import check_file, kind_of, write_made
-from asyncdiff.made.media import Made, Sound, made_by
+from asyncdiff.made.media import Made, Sound
+from asyncdiff.made.output import made_by
 
 RED = Image.new("RGB", (4, 2), "red")
 REDS = np.zeros((2, 4, 3), np.float32)

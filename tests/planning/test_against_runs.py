@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asyncdiff import AsyncDiff, load_demo, plan
-from asyncdiff.loading import DEMO_MODELS
+from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.planning.candidates import Candidate
 from asyncdiff.report import Report
 

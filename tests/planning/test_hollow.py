@@ -13,7 +13,7 @@ from asyncdiff.call import Call
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.hooks import intercept_call
-from asyncdiff.loading import DEMO_MODELS
+from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.planning.first_step import first_step
 from asyncdiff.planning.hollow import hollow_pipeline
 from tests.bad_input import good_folder

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from asyncdiff.commands.app import app
 from asyncdiff.lora import Lora, put_on
 from asyncdiff.made.files import write_video
-from asyncdiff.made.media import made_by
+from asyncdiff.made.output import made_by
 from asyncdiff.request.files import read_pictures
 from benchmarks.serving import served
 from tests.tiny.base import PIXELS

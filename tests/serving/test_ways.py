@@ -9,7 +9,7 @@ import pytest
 from asyncdiff.serving.ways import sequential_way, ways_of
 from asyncdiff.serving.wire import Service, read_request
 from asyncdiff.settings import Settings
-from asyncdiff.workers.workers import settings_for
+from asyncdiff.workers.fitting import settings_for
 from tests.serving.stand_ins import LIMITS, SIGNATURE
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 from asyncdiff import load_demo
-from asyncdiff.demo import demo_folder
+from asyncdiff.model_files import demo_folder
 from asyncdiff.zoo.specimen import randomise
 
 WIDTH = 32

@@ -12,7 +12,6 @@ import typer
 from asyncdiff.commands.options import Guidance, Steps, with_parameters
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ModelError
-from asyncdiff.loading import signature_of
 from asyncdiff.lora import Lora, read_lora
 from asyncdiff.request.files import read_picture, read_pictures
 from asyncdiff.request.signature import Signature
@@ -61,13 +60,15 @@ def _options(
     ] = None,
     lora: LoraFiles = None,
 ) -> None:
-    """What stands in the place of the parameters `request` and `loras` of a command."""
+    """What stands in the place of the parameters `asked` and `loras` of a command."""
 
 
 def with_request(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options of a request, in the place of its parameter `request`, and of `loras` after it.
+    """Give a command the options of a request, in the place of its parameter `asked`, and of `loras` after it.
 
-    Its parameters `prompt` and `count`, if it has them, belong to the request as well.
+    Its parameters `prompt` and `count`, if it has them, belong to the request as well. The command calls `asked` for
+    the request when it has looked at all else: what the pipeline can be asked for, libraries know that take seconds to
+    be imported.
     """
     own = [
         parameter.replace(kind=inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -79,14 +80,15 @@ def with_request(command: Callable[..., None]) -> Callable[..., None]:
         asked = {parameter.name: given.pop(parameter.name) for parameter in own}
         asked |= {name: given.pop(name) for name in ("prompt", "count") if name in given}
         # What a service's pipeline takes, the service knows.
-        signature = None if given.get("server") is not None else _signature(given["model"])
-        command(request=_request(signature, **asked), loras=read_loras(asked["lora"]), **given)
+        model = None if given.get("server") is not None else given["model"]
+        command(asked=functools.partial(_request, model, **asked), loras=read_loras(asked["lora"]), **given)
 
-    return with_parameters(with_record, command, {"request": own, "loras": []})
+    return with_parameters(with_record, command, {"asked": own, "loras": []})
 
 
-def _request(signature: Signature | None, **asked: Any) -> Request:
+def _request(model: str | None, **asked: Any) -> Request:
     """The request; the command ends where the pipeline cannot be asked for that, as far as it is known."""
+    signature = None if model is None else _signature(model)
     if asked["guidance"] is not None and not math.isfinite(asked["guidance"]):
         refuse(f"--guidance must be a finite number, not {asked['guidance']}.")
     try:
@@ -127,6 +129,8 @@ def _begins_with_something(request: Request) -> bool:
 
 
 def _signature(model: str) -> Signature | None:
+    from asyncdiff.loading import signature_of
+
     try:
         return signature_of(model)
     except ModelError:  # which the command says where it looks at the model

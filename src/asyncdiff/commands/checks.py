@@ -7,7 +7,7 @@ from typing import cast
 
 from asyncdiff.commands.terminal import fail, refuse, warn
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.loading import PICKLE_WARNING, check_model
+from asyncdiff.model_files import PICKLE_WARNING, check_model
 from asyncdiff.plan.split import Split, check_split
 
 # What a random generator can be set to.

@@ -1,11 +1,11 @@
 """The command `asyncdiff evaluate`."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.table import Column, Table
 
@@ -13,28 +13,18 @@ from asyncdiff.commands.asking import with_request
 from asyncdiff.commands.checks import check_out, check_seed, check_weights, write_file
 from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
 from asyncdiff.commands.terminal import exit_codes, fail, refuse, stderr, stdout
-from asyncdiff.demo import demo_prompts
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
-from asyncdiff.evaluation.metrics import METRICS, Metric, load_metrics
-from asyncdiff.evaluation.page import render, summary
-from asyncdiff.evaluation.study import (
-    Evaluation,
-    Series,
-    Study,
-    check_settings,
-    compared,
-    devices_of,
-    draw_locally,
-    draw_on_processes,
-    judge,
-    parse_settings,
-    title_of,
-)
-from asyncdiff.launch import open_pipeline
-from asyncdiff.loading import DEMO_MODELS, signature_of
+from asyncdiff.evaluation.written import METRIC_NAMES, compared, devices_of, parse_settings, title_of
 from asyncdiff.lora import Lora
+from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from asyncdiff.evaluation.metrics import Metric
+    from asyncdiff.evaluation.study import Evaluation, Series, Study
 
 _PROMPTS_OF_DEMO = 8
 
@@ -57,7 +47,7 @@ def evaluate(
     seeds: Annotated[
         str, typer.Option(help="Of the initial noise, with commas between; every prompt with each.")
     ] = "0",
-    request: Request = Request(),
+    asked: Callable[[], Request] = Request,
     loras: tuple[Lora, ...] = (),
     settings: Settings = Settings(),
     compare_with: Annotated[
@@ -71,8 +61,8 @@ def evaluate(
     metrics: Annotated[
         str,
         typer.Option(
-            help=f"Beyond PSNR and SSIM, with commas between: {', '.join(METRICS)}. They need asyncdiff[evaluate] and "
-            "download weights."
+            help=f"Beyond PSNR and SSIM, with commas between: {', '.join(METRIC_NAMES)}. They need "
+            "asyncdiff[evaluate] and download weights."
         ),
     ] = "",
     out: Annotated[Path, typer.Option(readable=False, help="HTML file to write.")] = Path("report.html"),
@@ -114,14 +104,21 @@ def evaluate(
     """
     _check_page(out)
     check_weights(model, allow_pickle)
-    chosen = replace(settings, components=_components(settings, devices))
+    drawn_at = _settings(replace(settings, components=_components(settings, devices)), compare_with or [])
+    drawn_from, drawn_of = _seeds(seeds), _prompts(prompts, model)
+    request = asked()
+    import torch
+
+    from asyncdiff.evaluation.page import render
+    from asyncdiff.evaluation.study import Study, draw_on_processes, judge
+
     study = Study(
         model=model,
         dtype=dtype.value if dtype else None,
-        prompts=_prompts(prompts, model),
-        seeds=_seeds(seeds),
+        prompts=drawn_of,
+        seeds=drawn_from,
         request=request,
-        settings=_settings(chosen, compare_with or []),
+        settings=drawn_at,
         allow_pickle=allow_pickle,
         loras=loras,
     )
@@ -169,10 +166,14 @@ def _components(settings: Settings, devices: int | None) -> int:
 def _prompts(file: Path | None, model: str) -> tuple[str | None, ...]:
     if file is None:
         if model not in DEMO_MODELS:
+            from asyncdiff.loading import signature_of
+
             signature = signature_of(model)
             if signature is not None and "prompt" not in signature.names:
                 return (None,)
             refuse(f"--prompts is needed for {model}: a text file with a prompt per line.")
+        from asyncdiff.demo import demo_prompts
+
         known = demo_prompts()
         return tuple(known[number * len(known) // _PROMPTS_OF_DEMO] for number in range(_PROMPTS_OF_DEMO))
     try:
@@ -209,6 +210,8 @@ def _settings(chosen: Settings, further: list[str]) -> tuple[Settings, ...]:
 
 def _is_local(settings: tuple[Settings, ...], devices: int | None, executor: Executor | None) -> bool:
     """Whether one process computes everything; refuses what there are not enough devices for."""
+    import torch
+
     largest = max(settings, key=devices_of)
     needed, title = devices_of(largest), title_of(largest)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else None
@@ -227,7 +230,9 @@ def _is_local(settings: tuple[Settings, ...], devices: int | None, executor: Exe
     return False
 
 
-def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
+def _metrics(text: str, study: "Study", device: "torch.device") -> "list[Metric]":
+    from asyncdiff.evaluation.metrics import load_metrics
+
     names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
     if "fid" in names and len(study.pairs) < 2:
         refuse("--metrics fid needs at least two pictures: more prompts, or more seeds.")
@@ -237,7 +242,10 @@ def _metrics(text: str, study: Study, device: torch.device) -> list[Metric]:
         refuse(f"--metrics {text}: {error}.")
 
 
-def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
+def _draw_locally(study: "Study", device: "torch.device") -> "tuple[Series, ...]":
+    from asyncdiff.evaluation.study import check_settings, draw_locally
+    from asyncdiff.launch import open_pipeline
+
     pipe = open_pipeline(study.model, study.dtype, device, study.allow_pickle, study.loras)
     try:
         check_settings(pipe, study)
@@ -246,7 +254,9 @@ def _draw_locally(study: Study, device: torch.device) -> tuple[Series, ...]:
     return draw_locally(pipe, study, device)
 
 
-def _table(evaluation: Evaluation) -> Table:
+def _table(evaluation: "Evaluation") -> Table:
+    from asyncdiff.evaluation.page import summary
+
     names = [metric.title for metric in evaluation.metrics]
     measured = ["speed-up"] if not evaluation.local else []
     numbers = ["PSNR", "worst", "SSIM", *names, "seconds", *measured, "modelled"]

@@ -1,10 +1,10 @@
 """The command `asyncdiff generate`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
 from asyncdiff.commands.asking import with_request
@@ -13,13 +13,14 @@ from asyncdiff.commands.options import AllowPickle, Model, Weights, is_typed, ty
 from asyncdiff.commands.remote import ask
 from asyncdiff.commands.terminal import exit_codes, refuse, stdout
 from asyncdiff.commands.writing import check_made, write_out
-from asyncdiff.evaluation.compare import beside, likeness
-from asyncdiff.launch import Job, Outcome, launch
 from asyncdiff.lora import Lora
 from asyncdiff.made.files import FRAMES_PER_SECOND
 from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
+
+if TYPE_CHECKING:
+    from asyncdiff.launch import Job, Outcome
 
 
 @with_settings
@@ -53,7 +54,7 @@ def generate(
     ] = None,
     model: Model = "demo-unet",
     dtype: Weights = None,
-    request: Request = Request(),
+    asked: Callable[[], Request] = Request,
     loras: tuple[Lora, ...] = (),
     count: Annotated[
         int | None, typer.Option(min=1, help="Pictures, videos or sounds to make. [default: the pipeline's own]")
@@ -130,12 +131,18 @@ def generate(
         given = [name for name, value in {**own, "--report": report, "--allow-pickle": allow_pickle}.items() if value]
         if given:
             refuse(f"{', '.join(given)} cannot be given together with --server: the service has its own.")
+        request = asked()
         if not is_typed(context, "steps"):
             request = dataclasses.replace(request, steps=None)
         ask(server, model, request, seed, typed_settings(context, settings), out, fps)
         return
     devices = _fit(devices, settings)
     check_weights(model, allow_pickle)
+    request = asked()
+    import torch
+
+    from asyncdiff.launch import Job, launch
+
     job = Job(
         model=model,
         dtype=dtype.value if dtype else None,
@@ -213,13 +220,15 @@ def _fit(devices: int | None, settings: Settings) -> int:
     return needed
 
 
-def _check_trace(trace: Path, job: Job) -> None:
+def _check_trace(trace: Path, job: "Job") -> None:
     if job.is_ordinary:
         refuse("--trace: the ordinary pipeline runs by itself, and nothing is traced; use --devices 2, or --bridge 2.")
     check_out("--trace", trace)
 
 
-def _beside(sequential: Outcome, outcome: Outcome) -> Made:
+def _beside(sequential: "Outcome", outcome: "Outcome") -> Made:
+    from asyncdiff.evaluation.compare import beside
+
     done = "one device"
     if outcome.report is not None:
         groups = f"G={outcome.report.guidance} " if outcome.report.guidance > 1 else ""
@@ -228,7 +237,9 @@ def _beside(sequential: Outcome, outcome: Outcome) -> Made:
     return beside([sequential.made, outcome.made], captions)
 
 
-def _comparison(sequential: Outcome, outcome: Outcome) -> str:
+def _comparison(sequential: "Outcome", outcome: "Outcome") -> str:
+    from asyncdiff.evaluation.compare import likeness
+
     ratio = sequential.seconds / outcome.seconds
     apart = likeness(sequential.made, outcome.made)
     return f"against the ordinary pipeline on one device, {sequential.seconds:.2f} s: {ratio:.2f}x as fast, {apart}"

@@ -3,9 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
@@ -14,9 +13,10 @@ from asyncdiff.commands.checks import check_weights, read_split
 from asyncdiff.commands.options import AllowPickle, Model, SplitFile, Steps, Warmup, Weights
 from asyncdiff.commands.terminal import exit_codes, refuse, stdout
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.evaluation.inspection import Inspection, Sent, inspect_denoisers
-from asyncdiff.loading import load_pipeline
 from asyncdiff.settings import Settings, in_options
+
+if TYPE_CHECKING:
+    from asyncdiff.evaluation.inspection import Inspection, Sent
 
 
 def inspect(
@@ -57,6 +57,11 @@ def inspect(
     except AsyncDiffError as error:
         refuse(f"{in_options(str(error), '--')}.")
     check_weights(model, allow_pickle)
+    import torch
+
+    from asyncdiff.evaluation.inspection import inspect_denoisers
+    from asyncdiff.loading import load_pipeline
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with exit_codes():
         pipe = load_pipeline(model, dtype.value if dtype else None, device, allow_pickle)
@@ -75,7 +80,7 @@ def inspect(
             _print_inspection(found, steps, warmup)
 
 
-def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
+def _print_inspection(found: "Inspection", steps: int, warmup: int) -> None:
     units = Table("unit", "share of a call", "component", title=f"{found.denoiser}: {found.kind}")
     for unit in found.units:
         call = f" (call {unit.ordinal + 1})" if unit.ordinal else ""
@@ -103,7 +108,7 @@ def _print_inspection(found: Inspection, steps: int, warmup: int) -> None:
     stdout.print(forecasts)
 
 
-def _print_exchange(found: Inspection) -> None:
+def _print_exchange(found: "Inspection") -> None:
     """A table for every kind of step: a row for each moment, a column for each rank."""
     for exchanged in found.exchange:
         sent = [message for moment in exchanged.moments for message in moment]
@@ -123,7 +128,7 @@ def _print_exchange(found: Inspection) -> None:
         stdout.print(table)
 
 
-def _part(message: Sent, rank: int) -> str:
+def _part(message: "Sent", rank: int) -> str:
     """A rank's part in a message."""
     size = f"{message.what}, {message.bytes / 1024:.1f} KiB"
     return f"to {message.reader}: {size}" if rank == message.source else f"from {message.source}: {size}"

@@ -12,7 +12,6 @@ from rich.table import Column, Table
 from asyncdiff.commands.checks import check_out, write_file
 from asyncdiff.commands.terminal import exit_codes, refuse, stderr, stdout
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.zoo import matrix
 
 
 def models(
@@ -41,6 +40,8 @@ def models(
     """
     if markdown is not None:
         check_out("--markdown", markdown)
+    from asyncdiff.zoo import matrix
+
     with exit_codes():
         try:
             found = matrix.subjects(names or ())

@@ -12,8 +12,8 @@ import typer
 from asyncdiff.commands.checks import read_split
 from asyncdiff.commands.terminal import refuse
 from asyncdiff.errors import AsyncDiffError
-from asyncdiff.exchange.membership import check_backend
-from asyncdiff.loading import DEMO_MODELS
+from asyncdiff.exchange.backends import check_backend
+from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.settings import Knob, MethodName, Settings, in_options, knobs
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,12 +13,14 @@ from asyncdiff.commands.checks import check_out, write_file
 from asyncdiff.commands.options import AllowPickle, Model, Steps, Weights
 from asyncdiff.commands.terminal import exit_codes, refuse, stdout, warn
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
-from asyncdiff.loading import PICKLE_WARNING
-from asyncdiff.planning.candidates import Candidate
+from asyncdiff.model_files import PICKLE_WARNING
+from asyncdiff.planning.asked import Request
 from asyncdiff.planning.device import DEVICES
-from asyncdiff.planning.drawing import draw
-from asyncdiff.planning.planner import Plan, Request, plan_for
 from asyncdiff.planning.quantity import written_bytes
+
+if TYPE_CHECKING:
+    from asyncdiff.planning.candidates import Candidate
+    from asyncdiff.planning.planner import Plan
 
 _MADE_OF = {
     "own_weights": "own weights",
@@ -101,6 +103,9 @@ def plan(
         refuse(f"--model: {error}.")
     if allow_pickle:
         warn(PICKLE_WARNING)
+    from asyncdiff.planning.drawing import draw
+    from asyncdiff.planning.planner import plan_for
+
     with exit_codes():
         told = {"height": height, "width": width, "num_frames": frames}
         try:
@@ -118,7 +123,7 @@ def plan(
         refuse(found.reason)
 
 
-def _print(found: Plan) -> None:
+def _print(found: "Plan") -> None:
     source = "measured on this machine" if found.is_measured else "modelled"
     calls = "" if found.calls == 1 else f", {found.calls} calls a step"
     title = (
@@ -155,12 +160,12 @@ def _print(found: Plan) -> None:
         stdout.print(f"{_settings(found.chosen)}: {found.reason}", markup=False, highlight=False)
 
 
-def _settings(candidate: Candidate) -> str:
+def _settings(candidate: "Candidate") -> str:
     """The settings of a way, all that have to be given."""
     return f"AsyncDiff(pipe, {candidate.way}, warmup={candidate.way.warmup})"
 
 
-def _cells(candidate: Candidate, is_chosen: bool) -> tuple[str, ...]:
+def _cells(candidate: "Candidate", is_chosen: bool) -> tuple[str, ...]:
     memory = written_bytes(candidate.memory.total)
     return (
         "✓" if is_chosen else "*" if candidate.is_best else "",
@@ -175,7 +180,7 @@ def _cells(candidate: Candidate, is_chosen: bool) -> tuple[str, ...]:
     )
 
 
-def _decibels(candidate: Candidate) -> str:
+def _decibels(candidate: "Candidate") -> str:
     if candidate.way.is_exact:
         return "exact"
     found = candidate.indication
@@ -185,7 +190,7 @@ def _decibels(candidate: Candidate) -> str:
     return f"{found.unet:.1f} · {found.dit:.1f}{asked}"
 
 
-def _as_data(found: Plan) -> dict[str, Any]:
+def _as_data(found: "Plan") -> dict[str, Any]:
     """The plan as plain JSON."""
     candidates = [_candidate_as_data(candidate) for candidate in found.candidates]
     chosen = None if found.chosen is None else candidates[found.candidates.index(found.chosen)]
@@ -205,7 +210,7 @@ def _as_data(found: Plan) -> dict[str, Any]:
     }
 
 
-def _candidate_as_data(candidate: Candidate) -> dict[str, Any]:
+def _candidate_as_data(candidate: "Candidate") -> dict[str, Any]:
     memory = dataclasses.asdict(candidate.memory) | {"total": candidate.memory.total}
     return dataclasses.asdict(candidate) | {
         "memory": memory,

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from asyncdiff.commands.terminal import exit_codes, fail, stdout
 from asyncdiff.commands.writing import write_out
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.loading import DEMO_MODELS
 from asyncdiff.made.media import Made
+from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.request.files import read_pictures
 from asyncdiff.request.words import Request
 from asyncdiff.serving.client import Answer, Client, ServiceError

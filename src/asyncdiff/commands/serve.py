@@ -17,7 +17,7 @@ from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Pipeline
 from asyncdiff.serving.wire import Service
 from asyncdiff.settings import Settings, in_options
-from asyncdiff.workers.workers import settings_for
+from asyncdiff.workers.fitting import settings_for
 
 _LOOPBACK = "127.0.0.1"
 _MOST = Limits()

@@ -8,9 +8,8 @@ from typing import Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
-from torch.distributed.elastic.multiprocessing import SignalException
 
-from asyncdiff.launch import BAD_INPUT, RefusedError, WorkerFailedError
+from asyncdiff.endings import BAD_INPUT, RefusedError, SignalledError, WorkerFailedError
 
 WORKER_FAILED = 1
 BAD_USAGE = 2
@@ -27,8 +26,8 @@ def exit_codes() -> Iterator[None]:
     """Turn what ends a run early into an exit code."""
     try:
         yield
-    except SignalException as error:
-        _interrupted(error.sigval)
+    except SignalledError as error:
+        _interrupted(error.by)
     except KeyboardInterrupt:
         _interrupted(signal.SIGINT)
     except (*BAD_INPUT, RefusedError) as error:
@@ -44,7 +43,7 @@ def ended_by_sigterm() -> Iterator[None]:
     """Let SIGTERM end what runs as Ctrl-C does, by an error that is raised in it."""
 
     def end(number: int, frame: Any) -> None:
-        raise SignalException(f"signal {number}", signal.Signals(number))
+        raise SignalledError(signal.Signals(number))
 
     before = signal.signal(signal.SIGTERM, end)
     try:

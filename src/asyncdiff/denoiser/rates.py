@@ -3,9 +3,10 @@
 Constants, not measurements: the same model must be divided in the same way in every run.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class DeviceRates(NamedTuple):
@@ -26,6 +27,6 @@ CPU = DeviceRates(8.0, 0.0)
 ELSEWHERE = DeviceRates(100.0, 5e9)
 
 
-def rates_of(device: torch.device) -> DeviceRates:
+def rates_of(device: "torch.device") -> DeviceRates:
     """Those of a device's kind."""
     return CPU if device.type == "cpu" else ELSEWHERE

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from asyncdiff.errors import AsyncDiffError
+from asyncdiff.evaluation.written import METRIC_NAMES
 
 Images = Sequence[Image.Image]
 Measure = Callable[[Images, Images, Sequence[str]], float]
@@ -147,7 +148,7 @@ def _fid(device: torch.device) -> Metric:
     return Metric("fid", "FID", meaning, False, measure)
 
 
-METRICS: dict[str, Callable[[torch.device], Metric]] = {"lpips": _lpips, "clip": _clip, "fid": _fid}
+METRICS: dict[str, Callable[[torch.device], Metric]] = dict(zip(METRIC_NAMES, (_lpips, _clip, _fid), strict=True))
 
 
 class ClipFeatures(nn.Module):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from asyncdiff.evaluation.compare import Likeness, pixels
 from asyncdiff.evaluation.metrics import mean_and_half_interval
-from asyncdiff.evaluation.study import Evaluation, Picture, Scores, Series, devices_of, title_of
+from asyncdiff.evaluation.study import Evaluation, Picture, Scores, Series
+from asyncdiff.evaluation.written import devices_of, title_of
 from asyncdiff.made.files import FRAMES_PER_SECOND, wav
 from asyncdiff.made.media import Frames, Made
 from asyncdiff.settings import Settings

@@ -9,7 +9,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import diffusers
 import torch
@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.progress import track
 
 from asyncdiff.api import AsyncDiff
-from asyncdiff.errors import AsyncDiffError, ConfigurationError, SplitError
+from asyncdiff.endings import RefusedError, WorkerFailedError
+from asyncdiff.errors import AsyncDiffError
 from asyncdiff.evaluation.compare import Likeness, likeness
 from asyncdiff.evaluation.machine import cpu_model, gpu_models
 from asyncdiff.evaluation.metrics import Metric
+from asyncdiff.evaluation.written import devices_of, title_of
 from asyncdiff.launch import (
-    RefusedError,
-    WorkerFailedError,
     draw,
     enter_process,
     open_pipeline,
@@ -35,88 +35,8 @@ from asyncdiff.lora import Lora
 from asyncdiff.made.media import Made
 from asyncdiff.report import Report
 from asyncdiff.request.words import Request
-from asyncdiff.settings import Executor, Knob, Settings, in_options, knobs
+from asyncdiff.settings import Executor, Settings
 from asyncdiff.versions import version_of
-
-_BOOLEANS = {"true": True, "false": False}
-
-# Settings that say where a study is drawn, and not what of.
-_NOT_COMPARED = {"split", "timeout"}
-
-
-def compared() -> dict[str, Knob]:
-    """The settings that a study can compare, by the names under which they are written."""
-    return {knob.option: knob for knob in knobs() if knob.is_option and knob.name not in _NOT_COMPARED}
-
-
-def devices_of(settings: Settings) -> int:
-    """How many devices it takes.
-
-    Raises:
-        ConfigurationError: the number of components is not told.
-    """
-    if settings.told_components is None:
-        raise ConfigurationError("a study has to be told how many components it compares")
-    return settings.mesh(settings.told_components).world_size
-
-
-def title_of(settings: Settings) -> str:
-    """What tells settings from others, in a few letters."""
-    method = settings.method if isinstance(settings.method, str) else settings.method.forecast
-    divided = f"N={settings.told_components} S={settings.stride}" if settings.tokens is None else f"P={settings.tokens}"
-    parts = [method, f"{divided} w={settings.warmup}"]
-    if settings.bridge is not None and settings.bridge > 1:
-        parts.append(f"bridge {settings.bridge}")
-    for name in ("target_speedup", "max_error", "cooldown", "resync_every"):
-        value = getattr(settings, name)
-        parts += [] if value is None else [f"{name.replace('_', '-')} {value:g}"]
-    if settings.guidance is not None and settings.guidance > 1:
-        parts.append(f"guidance {settings.guidance}")
-    for name in ("fresh", "time_shift"):
-        parts += [name.replace("_", "-")] if getattr(settings, name) else []
-    return " ".join(parts)
-
-
-def parse_settings(text: str, base: Settings) -> Settings:
-    """Settings written as "components=3,method=paper": what is not named is as in `base`.
-
-    Raises:
-        ConfigurationError: no such name, a name given twice, or a value that cannot be.
-    """
-    known = compared()
-    changes: dict[str, Any] = {}
-    for part in text.split(","):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        knob = known.get(key.replace("_", "-"))
-        if not equals or knob is None:
-            raise ConfigurationError(f"{part.strip()!r} is no NAME=VALUE with a NAME among {', '.join(known)}")
-        if knob.name in changes:
-            raise ConfigurationError(f"{key} is given twice")
-        changes[knob.name] = _value_of(knob, key, value)
-    try:
-        return replace(base, **changes)
-    except (ConfigurationError, SplitError) as error:
-        raise ConfigurationError(in_options(str(error))) from error
-
-
-def _value_of(knob: Knob, key: str, value: str) -> Any:
-    """The value of one setting, from how it is written."""
-    if knob.default is None and value.lower() == "none":
-        return None
-    if bool in knob.kinds:
-        if value.lower() not in _BOOLEANS:
-            raise ConfigurationError(f"{key} must be true or false, not {value!r}")
-        return _BOOLEANS[value.lower()]
-    if int in knob.kinds:
-        if not value.isdecimal():
-            raise ConfigurationError(f"{key} must be a whole number, not {value!r}")
-        return int(value)
-    if float in knob.kinds:
-        try:
-            return float(value)
-        except ValueError as error:
-            raise ConfigurationError(f"{key} must be a number, not {value!r}") from error
-    return value
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
-from asyncdiff.events import Events, Kind
+from asyncdiff.events import Events
 from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
 from asyncdiff.exchange.watch import Watcher, joined
+from asyncdiff.happening import Kind
 
 # The groups' own limits come after ours, which say more.
 SECONDS_BEHIND = 60.0

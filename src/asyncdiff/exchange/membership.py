@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
 from asyncdiff.errors import ConfigurationError, ExchangeError
+from asyncdiff.exchange.backends import check_backend
 from asyncdiff.exchange.groups import backend_for
 from asyncdiff.exchange.meeting import meet, store_of_environment
 
@@ -74,20 +75,6 @@ def not_ready(rank: int, size: int, timeout: float, error: Exception) -> str:
         "attach AsyncDiff. Where only some are to take part, name them with process_group=; executor='local' computes "
         "in this process alone"
     )
-
-
-def check_backend(backend: str | None) -> None:
-    """Refuse what torch.distributed has no backend for, before any rank waits for another.
-
-    Raises:
-        ConfigurationError: there is none of that name here.
-    """
-    # It may be told device by device: "cpu:gloo,cuda:nccl".
-    for name in (part.rpartition(":")[2] for part in backend.split(",")) if backend is not None else ():
-        if not dist.is_backend_available(name.lower()):
-            raise ConfigurationError(
-                f"backend={backend!r}: torch.distributed knows no {name!r} here; leave backend out, or use 'gloo'"
-            )
 
 
 def number_told(name: str, default: int) -> int:

@@ -10,10 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from asyncdiff.errors import ExchangeError
-from asyncdiff.events import Events, Kind
+from asyncdiff.events import Events
 from asyncdiff.exchange.fault import Fault
 from asyncdiff.exchange.groups import Groups
 from asyncdiff.exchange.protocol import Traffic
+from asyncdiff.happening import Kind
 
 # By this name a record of what was started can tell this group from the one that moves the devices' tensors.
 TALK = "asyncdiff talk"

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from diffusers.utils import export_to_gif, export_to_video
 from PIL import Image
 
 from asyncdiff.errors import ConfigurationError
@@ -83,7 +82,9 @@ def write_made(made: Made, out: Path, frames_per_second: int = FRAMES_PER_SECOND
 
 
 def write_video(video: Frames, file: Path, frames_per_second: int = FRAMES_PER_SECOND) -> None:
-    """By diffusers' own exporters."""
+    """By diffusers' own exporters, which are there when something was drawn."""
+    from diffusers.utils import export_to_gif, export_to_video
+
     frames = [frame.convert("RGB") for frame in video]
     if file.suffix.lower() == ".gif":
         export_to_gif(frames, str(file), fps=frames_per_second)

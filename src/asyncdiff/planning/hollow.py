@@ -14,7 +14,7 @@ from torch import nn
 
 from asyncdiff.demo import quiet_loading
 from asyncdiff.errors import ModelError
-from asyncdiff.loading import Part, folder_of, parts_of
+from asyncdiff.model_files import Part, folder_of, parts_of
 from asyncdiff.planning.words import StandInTokenizer
 from asyncdiff.weights.files import format_of, in_single_precision, without_memory
 

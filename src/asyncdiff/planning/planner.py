@@ -2,14 +2,14 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from asyncdiff.denoiser.graph import build_graph, operations
-from asyncdiff.errors import ConfigurationError, SplitError
-from asyncdiff.loading import check_model, load_pipeline, parts_of
-from asyncdiff.plan.numbers import check_number, check_whole_number, shown
+from asyncdiff.errors import SplitError
+from asyncdiff.loading import load_pipeline
+from asyncdiff.planning.asked import Request
 from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
 from asyncdiff.planning.choosing import choose, mark_best
 from asyncdiff.planning.describing import describe
@@ -19,12 +19,9 @@ from asyncdiff.planning.hollow import hollow_pipeline
 from asyncdiff.planning.indication import read_indications
 from asyncdiff.planning.links import Link, read_link
 from asyncdiff.planning.measuring import Times, time_calls, time_rounds
-from asyncdiff.planning.quantity import read_bytes
 from asyncdiff.planning.subject import Subject
 from asyncdiff.planning.timeline import Timeline
 
-_MOST_DEVICES = 64
-_NAMES = ("float32", "float16", "bfloat16")  # of number formats
 _FORMATS = {"gpu": torch.float16, "cpu": torch.float32}
 
 
@@ -63,133 +60,25 @@ class Plan:
     timeline: Timeline | None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a plan is asked for, checked before anything is read. `plan` says what each means.
-
-    Raises:
-        ConfigurationError: a value that cannot work.
-        ModelError: there is no such model.
-    """
-
-    model: str
-    devices: int
-    memory: str | float | None = None
-    link: str = "pcie4"
-    steps: int = 50
-    warmup: int = 5
-    batch: int = 1
-    device: str | None = None
-    tflops: float | None = None
-    dtype: str | None = None
-    measure: bool = False
-    allow_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        check_whole_number("devices", self.devices, 1, _MOST_DEVICES)
-        for name in ("steps", "warmup", "batch"):
-            check_whole_number(name, getattr(self, name), 1)
-        for name in ("model", "link"):
-            if not isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{name} must be written as text, not {shown(getattr(self, name))}")
-        if self.device is not None and self.device not in tuple(DEVICES):
-            raise ConfigurationError(f"device must be {' or '.join(DEVICES)}, not {shown(self.device)}")
-        if self.dtype is not None and self.dtype not in _NAMES:
-            raise ConfigurationError(f"dtype must be {', '.join(_NAMES)}, not {shown(self.dtype)}")
-        if self.tflops is not None:
-            check_number("tflops", self.tflops, 0)
-        for name in ("device", "tflops"):
-            if self.measure and getattr(self, name) is not None:
-                raise ConfigurationError(f"{name} says what is modelled, and measure times this machine; give one")
-        _ = self.memory_bytes, read_link(self.link)
-        if self.measure:
-            check_model(self.model, self.allow_pickle)
-        else:
-            parts_of(self.model)
-
-    @property
-    def memory_bytes(self) -> float | None:
-        """Bytes that each device has."""
-        if self.memory is None or isinstance(self.memory, str):
-            return None if self.memory is None else read_bytes("memory", self.memory)
-        return check_number("memory", self.memory, 0)
-
-    @property
-    def kind(self) -> Device:
-        """The kind of device whose time is modelled, or measured."""
-        own = "gpu" if torch.cuda.is_available() else "cpu"
-        return DEVICES[self.device or (own if self.measure else "gpu")]
-
-    @property
-    def format(self) -> torch.dtype:
-        """Number format of the weights."""
-        found: torch.dtype = _FORMATS[self.kind.name] if self.dtype is None else getattr(torch, self.dtype)
-        return found
-
-
-def plan(
-    model: str,
-    devices: int,
-    *,
-    memory: str | float | None = None,
-    link: str = "pcie4",
-    steps: int = 50,
-    warmup: int = 5,
-    batch: int = 1,
-    device: Literal["gpu", "cpu"] | None = None,
-    tflops: float | None = None,
-    dtype: str | None = None,
-    measure: bool = False,
-    allow_pickle: bool = False,
-    inputs: Mapping[str, Any] | None = None,
-) -> Plan:
-    """What a model would do on so many devices: time, traffic and memory of every sensible way, and which one to take.
-
-    No weights are read, and none are needed: of a model on the hub the small files are fetched. Times are modelled from
-    counted operations, unless `measure` is set.
-
-    Args:
-        model: a demo model, a folder (its configuration files are enough), or a hub id.
-        devices: how many there are.
-        memory: of each, as "24GB", or in bytes. By default it is not looked at.
-        link: between them: nvlink, pcie4, pcie3, ethernet, or bytes per second in one direction, as "12GB/s".
-        steps: of a generation.
-        warmup: ordinary steps at first.
-        batch: how many prompts at the same time.
-        device: their kind. By default gpu, or what this machine has, where it is measured.
-        tflops: 10¹² operations per second that one of them reaches. By default a guess for its kind.
-        dtype: number format of the weights. By default float16 on a GPU, float32 on a CPU.
-        measure: load the model with its weights, and time its denoiser on this machine.
-        allow_pickle: whether weights to measure with may be read that are no safetensors; pickles can run code.
-        inputs: what the pipeline is to be called with, such as height and width, or an image.
-
-    Raises:
-        ConfigurationError: a value that cannot work, or a pipeline that cannot be run without its weights.
-        ModelError: the model's configuration, or the weights to measure with, cannot be read.
-        TraceError: the denoiser's call cannot be told without its weights.
-    """
-    request = Request(model, devices, memory, link, steps, warmup, batch, device, tflops, dtype, measure, allow_pickle)
-    return plan_for(request, inputs or {})
-
-
 def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
-    """The plan that a request asks for. Errors: see `plan`."""
+    """The plan that a request asks for. Errors: see `asyncdiff.plan`."""
+    device = _device_of(request)
     given = {"batch": request.batch, **inputs}
-    pipe = hollow_pipeline(request.model, request.format)
+    pipe = hollow_pipeline(request.model, _format_of(request, device))
     step = first_step(pipe, given)
     subject = describe(pipe, step, request.batch)
     groups = [count for count in range(2, request.devices + 1) if subject.share_out(count) is not None]
     alone: Mapping[int, AloneTimes] = {}
     if request.measure:
-        units = {unit.name for unit in build_graph(subject.trace, request.kind.rates).units}
+        units = {unit.name for unit in build_graph(subject.trace, device.rates).units}
         times, alone = _measured(request, step.denoiser, given, groups, units)
     else:
-        times = _modelled(request, subject, groups)
+        times = _modelled(request, device, subject, groups)
     conditions = Conditions(
         devices=request.devices,
         memory=request.memory_bytes,
         link=read_link(request.link),
-        rates=request.kind.rates,
+        rates=device.rates,
         steps=request.steps,
         warmup=request.warmup,
         call=times.calls,
@@ -217,9 +106,8 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     )
 
 
-def _modelled(request: Request, subject: Subject, groups: list[int]) -> Times:
+def _modelled(request: Request, device: Device, subject: Subject, groups: list[int]) -> Times:
     """Seconds of a call by the part of the batch, from its counted operations."""
-    device = request.kind
     speed = device.speed if request.tflops is None else request.tflops * 1e12
     parts = {share.part for count in (1, *groups) if (share := subject.share_out(count)) is not None}
     return Times({part: operations(subject.trace, device.rates, part) / speed for part in parts}, outside=0.0)
@@ -240,3 +128,15 @@ def _measured(
         except SplitError:
             break  # there are no more parts
     return times, alone
+
+
+def _device_of(request: Request) -> Device:
+    """The kind of device whose time is modelled, or measured."""
+    own = "gpu" if torch.cuda.is_available() else "cpu"
+    return DEVICES[request.device or (own if request.measure else "gpu")]
+
+
+def _format_of(request: Request, device: Device) -> torch.dtype:
+    """Number format of the weights."""
+    found: torch.dtype = _FORMATS[device.name] if request.dtype is None else getattr(torch, request.dtype)
+    return found

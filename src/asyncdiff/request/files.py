@@ -1,4 +1,7 @@
-"""Pictures, videos and other values that are read from files."""
+"""Pictures, videos and other values that are read from files.
+
+Most requests name none but pictures: the libraries for the others are imported where such a file is read.
+"""
 
 import importlib.util
 import json
@@ -7,11 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers.utils import load_video
 from PIL import Image, ImageOps, UnidentifiedImageError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from asyncdiff.errors import ConfigurationError
 
@@ -91,6 +91,8 @@ def _frames(name: str, file: Path) -> tuple[Image.Image, ...]:
     is_animation = file.suffix.lower() == ".gif"
     if not is_animation and importlib.util.find_spec("imageio") is None:
         raise ConfigurationError(f"{name} {file} is a video, which imageio reads: {NEEDS_VIDEO}")
+    from diffusers.utils import load_video
+
     try:
         return tuple(frame.convert("RGB") for frame in load_video(str(file)))
     except Exception as error:  # whatever the decoders stumble over
@@ -99,11 +101,15 @@ def _frames(name: str, file: Path) -> tuple[Image.Image, ...]:
 
 
 def _tensors(file: Path) -> Any:
+    from safetensors.torch import load_file
+
     held = load_file(file)
     return next(iter(held.values())) if len(held) == 1 else held
 
 
 def _array(file: Path) -> Any:
+    import torch
+
     with file.open("rb") as opened:
         return torch.from_numpy(np.lib.format.read_array(opened, allow_pickle=False))
 

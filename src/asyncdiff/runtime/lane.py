@@ -6,7 +6,7 @@ from typing import Any
 
 from asyncdiff.call import Call
 from asyncdiff.errors import NotANumberError, TraceError
-from asyncdiff.events import Kind
+from asyncdiff.happening import Kind
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.schedule import Step

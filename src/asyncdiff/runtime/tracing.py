@@ -13,8 +13,9 @@ from torch import nn
 from asyncdiff.call import Call
 from asyncdiff.chrome_trace import rank_text, whole_text
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
-from asyncdiff.events import Event, Events, Kind, Mark
+from asyncdiff.events import Events, Mark
 from asyncdiff.exchange.world import World
+from asyncdiff.happening import Event, Kind
 from asyncdiff.hooks import intercept_method
 from asyncdiff.runtime.clock import find_schedulers
 

@@ -11,7 +11,8 @@ from torch import nn
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.errors import OtherUnitsError
-from asyncdiff.events import Events, Kind
+from asyncdiff.events import Events
+from asyncdiff.happening import Kind
 from asyncdiff.hooks import intercept_call, is_intercepted
 from asyncdiff.report import Counts
 

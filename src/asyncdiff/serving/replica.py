@@ -1,4 +1,4 @@
-"""A replica: the Workers of one pipeline, which draw one order at a time; and how the front reaches it by Ray Serve."""
+"""A replica: the Workers of one pipeline, which draw one order at a time."""
 
 import asyncio
 import contextlib
@@ -13,16 +13,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ExchangeError
 from asyncdiff.lora import put_on
 from asyncdiff.made.files import can_write_mp4, write_video
-from asyncdiff.made.media import Made, made_by
+from asyncdiff.made.media import Made
+from asyncdiff.made.output import made_by
 from asyncdiff.report import Report
-from asyncdiff.serving.front import LostError
 from asyncdiff.serving.orders import Drawn, Failed, Form, Order, Outcome, Pipeline, Progress, Ready
 from asyncdiff.workers.parcel import pack, unpack
 from asyncdiff.workers.progress import Events, News
@@ -154,41 +151,6 @@ class Drawer:
             report.bytes_sent,
             workers.timeline() if order.is_timed else None,
         )
-
-
-class Link:
-    """The front's way to a replica.
-
-    Args:
-        handle: of a deployment of `Drawer`, of which there is one.
-    """
-
-    def __init__(self, handle: "DeploymentHandle[Any]") -> None:
-        self._handle = handle
-
-    async def ready(self) -> Ready | Failed:
-        with _lost():
-            told: Ready | Failed = unpack(await self._handle.ready.remote())
-            return told
-
-    async def draw(self, order: Order) -> AsyncIterator[Progress | Outcome]:
-        with _lost():
-            draw: Any = self._handle.draw.options(stream=True)  # its types leave streams out
-            async for told in draw.remote(pack(order)):
-                yield unpack(told)
-
-    async def stop(self, number: int) -> None:
-        with _lost():
-            await self._handle.stop.remote(number)
-
-
-@contextlib.contextmanager
-def _lost() -> Iterator[None]:
-    try:
-        yield
-    except (RayError, RayServeException) as error:
-        logger.warning("a replica cannot be reached: %s", error)
-        raise LostError("the process that was drawing has died") from error
 
 
 def _progress(news: News) -> Iterator[Progress]:

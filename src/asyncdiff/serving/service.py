@@ -3,6 +3,7 @@
 import logging
 import socket
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,9 +14,9 @@ from ray.serve.handle import DeploymentHandle
 from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.serving.app import build
 from asyncdiff.serving.front import Front
+from asyncdiff.serving.link import Link
 from asyncdiff.serving.metrics import Metrics
 from asyncdiff.serving.orders import Pipeline
-from asyncdiff.serving.replica import Drawer, Link
 from asyncdiff.serving.wire import Service
 from asyncdiff.workers.cluster import Cluster, environment
 from asyncdiff.workers.parcel import pack, unpack
@@ -118,6 +119,29 @@ class _Entrance:
         return list(self._front.states), [(failure.why, failure.text) for failure in failures]
 
 
+class _Replica:
+    """A `Drawer` in a process of its own. Whoever starts or reaches it imports nothing that draws.
+
+    Args:
+        pipeline: a packed `Pipeline`.
+    """
+
+    def __init__(self, pipeline: bytes) -> None:
+        from asyncdiff.serving.replica import Drawer
+
+        self._drawer = Drawer(pipeline)
+
+    async def ready(self) -> bytes:
+        return await self._drawer.ready()
+
+    async def draw(self, parcel: bytes) -> AsyncIterator[bytes]:
+        async for told in self._drawer.draw(parcel):
+            yield told
+
+    async def stop(self, number: int) -> None:
+        await self._drawer.stop(number)
+
+
 def _start(plan: Plan) -> "DeploymentHandle[Any]":
     """Start the processes of the service; a handle of its entrance."""
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -131,7 +155,7 @@ def _start(plan: Plan) -> "DeploymentHandle[Any]":
     }
     deployment: Any = serve.deployment  # its types are those of a decorator
     drawers = [
-        deployment(Drawer).options(name=f"replica-{number}", **own).bind(pack(plan.pipeline))
+        deployment(_Replica).options(name=f"replica-{number}", **own).bind(pack(plan.pipeline))
         for number in range(plan.replicas)
     ]
     entrance = deployment(serve.ingress()(_Entrance)).options(

@@ -7,7 +7,7 @@ from typing import Any
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.serving.wire import SETTINGS, Service
 from asyncdiff.settings import Settings
-from asyncdiff.workers.workers import settings_for
+from asyncdiff.workers.fitting import settings_for
 
 # What says how devices are used. A way sets all of them, so that the service's own do not mix with them.
 _OF_DEVICES = ("components", "stride", "guidance", "tokens", "split", "bridge", "target_speedup")

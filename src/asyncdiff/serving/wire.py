@@ -16,7 +16,7 @@ from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.orders import Drawn, Progress
 from asyncdiff.serving.refusals import RequestError, check_names, checked, mapping, refuse
 from asyncdiff.settings import knobs
-from asyncdiff.workers.workers import settings_for
+from asyncdiff.workers.fitting import settings_for
 
 FIELDS = ("prompt", "model", "n", "size", "response_format", "seed", "stream", "user", "asyncdiff")
 VIDEO_FIELDS = ("prompt", "model", "size", "seconds", "fps", "input_reference", "seed", "user", "asyncdiff")

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import torch
-
 from asyncdiff import errors
 from asyncdiff.errors import ExchangeError, ProcessError, StoppedError
 
@@ -74,7 +72,9 @@ def raise_failure(failure: Failure) -> NoReturn:
 
 def _error(failure: Failure) -> Exception:
     known = getattr(errors, failure.kind, None) or getattr(builtins, failure.kind, None)
-    if failure.kind == torch.OutOfMemoryError.__name__:
+    if failure.kind == "OutOfMemoryError":
+        import torch
+
         known = torch.OutOfMemoryError
     if isinstance(known, type) and issubclass(known, Exception):
         with contextlib.suppress(TypeError):  # some classes want more than a sentence

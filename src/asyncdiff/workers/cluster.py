@@ -21,7 +21,6 @@ from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.workers.answer import Answer
 from asyncdiff.workers.parcel import unpack
 from asyncdiff.workers.progress import News
-from asyncdiff.workers.rank import Rank
 
 # Where a Ray that is started here listens for its own processes. Ray replaces 127.0.0.1 by the machine's address in the
 # network; not every system has other addresses of its own.
@@ -62,7 +61,18 @@ class Seat:
     pid: int
 
 
-class _RankActor(Rank):
+class _RankActor:
+    """A `Rank` in a process. Whoever starts it imports this module, but nothing that a pipeline needs."""
+
+    def __init__(self) -> None:
+        from asyncdiff.workers.rank import Rank
+
+        self._rank = Rank()
+
+    def do(self, name: str, *given: Any) -> Any:
+        """Call a method of the `Rank`."""
+        return getattr(self._rank, name)(*given)
+
     def seat(self) -> tuple[str, str, int, int]:
         with socket.socket() as free:
             free.bind(("", 0))
@@ -161,16 +171,16 @@ class Team:
             name: of a method of `Rank`.
             given: its arguments, rank by rank.
         """
-        calls = [getattr(actor, name) for actor in self._actors]
-        return Task(self, name == "draw", [call.remote(*own) for call, own in zip(calls, given, strict=True)])
+        calls = [actor.do.remote(name, *own) for actor, own in zip(self._actors, given, strict=True)]
+        return Task(self, name == "draw", calls)
 
     def listen(self) -> Any:
         """What will be what rank 0 tells next."""
-        return self._actors[0].told.options(concurrency_group=_CONTROL).remote(_SECONDS_OF_LISTENING)
+        return self._actors[0].do.options(concurrency_group=_CONTROL).remote("told", _SECONDS_OF_LISTENING)
 
     def stop(self) -> list[Any]:
         """Tell all processes to end the generation that is running; what will be their answers."""
-        return [actor.stop.options(concurrency_group=_CONTROL).remote() for actor in self._actors]
+        return [actor.do.options(concurrency_group=_CONTROL).remote("stop") for actor in self._actors]
 
     def is_alive(self) -> bool:
         """Whether all processes answer; between two tasks."""

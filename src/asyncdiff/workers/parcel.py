@@ -10,22 +10,22 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.plan.numbers import shown
+
+if TYPE_CHECKING:
+    import torch
 
 # Records of these may be made anew where nobody has imported their module yet.
 _LIBRARIES = ("asyncdiff", "diffusers", "transformers")
 _LENGTH = 8  # bytes of the number that says how long the head is
 # The numbers of these say all; others have a palette beside them.
 _RAW_MODES = ("1", "L", "LA", "I", "I;16", "F", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-_CPU = torch.device("cpu")
 
 
 def pack(value: Any) -> bytes:
@@ -34,36 +34,37 @@ def pack(value: Any) -> bytes:
     Raises:
         ConfigurationError: it holds something that is no data, a function for instance.
     """
-    writer = _Writer()
+    writer = Writer()
     head = json.dumps(
         {"value": writer.form("", value), "generators": writer.states, "sizes": [len(each) for each in writer.buffers]}
     ).encode()
     return b"".join([len(head).to_bytes(_LENGTH, "little"), head, *writer.buffers])
 
 
-def unpack(parcel: bytes, device: torch.device = _CPU) -> Any:
+def unpack(parcel: bytes, device: "torch.device | None" = None) -> Any:
     """The value.
 
     Args:
-        device: where tensors go, and generators that are not the CPU's.
+        device: where tensors go, and generators that are not the CPU's; by default the CPU.
     """
-    return _Reader(parcel, device).read()
+    return Reader(parcel, device).read()
 
 
-def generators_in(value: Any) -> list[torch.Generator]:
+def generators_in(value: Any) -> "list[torch.Generator]":
     """The generators in a value, each once, in the order in which they are met."""
-    writer = _Writer()
+    writer = Writer()
     writer.form("", value)
     return writer.generators
 
 
-class _Writer:
+class Writer:
     """Gives a value the form of JSON; what is long stands in buffers beside it."""
 
     def __init__(self) -> None:
         self.buffers: list[bytes | memoryview] = []
         self.generators: list[torch.Generator] = []
         self.states: list[Any] = []
+        self._writers = (*_WRITERS, *(_of_torch().WRITERS if "torch" in sys.modules else ()))
 
     def form(self, name: str, value: Any) -> Any:
         """
@@ -75,7 +76,7 @@ class _Writer:
         if isinstance(value, (list, tuple)):
             kind = "list" if isinstance(value, list) else "tuple"
             return [kind, [self.form(f"{name}[{place}]", each) for place, each in enumerate(value)]]
-        for kinds, write in _WRITERS:
+        for kinds, write in self._writers:
             if isinstance(value, kinds):
                 return write(self, name, value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -95,13 +96,6 @@ class _Writer:
         self.buffers.append(data)
         return len(self.buffers) - 1
 
-    def tensor(self, name: str, value: Tensor) -> Any:
-        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-            raise ConfigurationError(f"{name} is a tensor without plain numbers ({value.layout}, {value.device})")
-        held = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        numbers = held.view(-1).view(torch.uint8).numpy() if held.numel() else np.empty(0, np.uint8)
-        return ["tensor", str(held.dtype).removeprefix("torch."), list(held.shape), self.beside(numbers.data)]
-
     def array(self, name: str, value: Any) -> Any:
         held = np.ascontiguousarray(value)
         if held.dtype.hasobject:
@@ -117,21 +111,6 @@ class _Writer:
         value.save(written, "png")
         return ["png", self.beside(written.getvalue())]
 
-    def generator(self, name: str, value: torch.Generator) -> Any:
-        places = [place for place, known in enumerate(self.generators) if known is value]
-        if not places:
-            self.generators.append(value)
-            self.states.append([value.device.type, self.tensor(name, value.get_state())])
-        return ["generator", places[0] if places else len(self.generators) - 1]
-
-    def dtype(self, name: str, value: torch.dtype) -> Any:
-        del name
-        return ["dtype", str(value).removeprefix("torch.")]
-
-    def device(self, name: str, value: torch.device) -> Any:
-        del name
-        return ["device", str(value)]
-
     def path(self, name: str, value: PurePath) -> Any:
         del name
         return str(value)
@@ -141,33 +120,42 @@ class _Writer:
         return ["data", self.beside(value)]
 
 
-_WRITERS: tuple[tuple[Any, Callable[[_Writer, str, Any], Any]], ...] = (
-    (Tensor, _Writer.tensor),
-    ((np.ndarray, np.generic), _Writer.array),
-    (Image.Image, _Writer.picture),
-    (torch.Generator, _Writer.generator),
-    (torch.dtype, _Writer.dtype),
-    (torch.device, _Writer.device),
-    (PurePath, _Writer.path),
-    (bytes, _Writer.data),
+_WRITERS: tuple[tuple[Any, Callable[[Writer, str, Any], Any]], ...] = (
+    ((np.ndarray, np.generic), Writer.array),
+    (Image.Image, Writer.picture),
+    (PurePath, Writer.path),
+    (bytes, Writer.data),
 )
+
+
+def _of_torch() -> Any:
+    """The module for values that are torch's, which a process that never meets any has no need to import."""
+    from asyncdiff.workers import tensors
+
+    return tensors
 
 
 def _within(name: str, key: Any) -> str:
     return f"{name}[{key!r}]" if name else str(key)
 
 
-class _Reader:
-    def __init__(self, parcel: bytes, device: torch.device) -> None:
+class Reader:
+    """Makes a value of what a `Writer` has made.
+
+    Args:
+        device: where tensors go; None for the CPU.
+    """
+
+    def __init__(self, parcel: bytes, device: "torch.device | None") -> None:
         begin = _LENGTH + int.from_bytes(parcel[:_LENGTH], "little")
         head = json.loads(parcel[_LENGTH:begin])
         self._value = head["value"]
-        self._device = device
-        self._buffers: list[memoryview] = []
+        self.device = device
+        self.buffers: list[memoryview] = []
         for size in head["sizes"]:
-            self._buffers.append(memoryview(parcel)[begin : begin + size])
+            self.buffers.append(memoryview(parcel)[begin : begin + size])
             begin += size
-        self._generators = [self._generator(*each) for each in head["generators"]]
+        self.generators = [_of_torch().generator(self, *each) for each in head["generators"]]
 
     def read(self) -> Any:
         return self._made(self._value)
@@ -176,7 +164,8 @@ class _Reader:
         if not isinstance(form, list):
             return form
         kind, *given = form
-        return _READERS[kind](self, *given)
+        read = _READERS.get(kind) or _of_torch().READERS[kind]
+        return read(self, *given)
 
     def sequence(self, forms: Any) -> Any:
         return [self._made(form) for form in forms]
@@ -187,32 +176,20 @@ class _Reader:
     def mapping(self, forms: Any) -> Any:
         return {self._made(key): self._made(value) for key, value in forms}
 
-    def tensor(self, dtype: str, shape: Any, place: int) -> Any:
-        return self._numbers(dtype, shape, place).to(self._device)
-
     def array(self, dtype: str, shape: Any, is_number: bool, place: int) -> Any:
-        made = np.frombuffer(bytearray(self._buffers[place]), np.dtype(dtype)).reshape(shape)
+        made = np.frombuffer(bytearray(self.buffers[place]), np.dtype(dtype)).reshape(shape)
         return made[()] if is_number else made
 
     def picture(self, mode: str, size: Any, place: int) -> Any:
-        return Image.frombytes(mode, tuple(size), self._buffers[place].tobytes())
+        return Image.frombytes(mode, tuple(size), self.buffers[place].tobytes())
 
     def png(self, place: int) -> Any:
-        made = Image.open(io.BytesIO(self._buffers[place]), formats=["PNG"])
+        made = Image.open(io.BytesIO(self.buffers[place]), formats=["PNG"])
         made.load()
         return made
 
-    def generator(self, place: int) -> Any:
-        return self._generators[place]
-
-    def dtype(self, name: str) -> Any:
-        return getattr(torch, name)
-
-    def device(self, name: str) -> Any:
-        return torch.device(name)
-
     def data(self, place: int) -> Any:
-        return self._buffers[place].tobytes()
+        return self.buffers[place].tobytes()
 
     def record(self, module: str, name: str, fields: Any) -> Any:
         if module.partition(".")[0] in _LIBRARIES:
@@ -227,33 +204,14 @@ class _Reader:
             )
         return kind(**{each: self._made(held) for each, held in fields})
 
-    def _numbers(self, dtype: str, shape: Any, place: int) -> Tensor:
-        kind, data = getattr(torch, dtype), bytearray(self._buffers[place])
-        return (torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)).reshape(shape)
-
-    def _generator(self, device: str, state: Any) -> torch.Generator:
-        _, dtype, shape, place = state
-        if device not in ("cpu", self._device.type):
-            raise ConfigurationError(
-                f"a generator of {device} is given, but the denoiser runs on {self._device.type}; "
-                "use torch.Generator(), which all devices can draw from"
-            )
-        made = torch.Generator(_CPU if device == "cpu" else self._device)
-        made.set_state(self._numbers(dtype, shape, place))
-        return made
-
 
 _READERS: dict[str, Callable[..., Any]] = {
-    "list": _Reader.sequence,
-    "tuple": _Reader.fixed,
-    "mapping": _Reader.mapping,
-    "tensor": _Reader.tensor,
-    "array": _Reader.array,
-    "picture": _Reader.picture,
-    "png": _Reader.png,
-    "generator": _Reader.generator,
-    "dtype": _Reader.dtype,
-    "device": _Reader.device,
-    "data": _Reader.data,
-    "record": _Reader.record,
+    "list": Reader.sequence,
+    "tuple": Reader.fixed,
+    "mapping": Reader.mapping,
+    "array": Reader.array,
+    "picture": Reader.picture,
+    "png": Reader.png,
+    "data": Reader.data,
+    "record": Reader.record,
 }

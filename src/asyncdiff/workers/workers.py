@@ -1,11 +1,10 @@
 """`Workers`: a pipeline over several devices as an object in a plain script."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from asyncdiff.errors import AsyncDiffError, BusyError, ConfigurationError, ExchangeError, StoppedError
-from asyncdiff.exchange.membership import check_backend
-from asyncdiff.loading import check_model
+from asyncdiff.model_files import check_model
 from asyncdiff.plain import from_text
 from asyncdiff.plan.numbers import check_whole_number, shown
 from asyncdiff.report import Report
-from asyncdiff.request.signature import Signature, near
-from asyncdiff.settings import Settings
+from asyncdiff.request.signature import Signature
 from asyncdiff.timeline import Row, Timeline, timeline_of
 from asyncdiff.workers.answer import Answer, first_failure, raise_failure, repeat
+from asyncdiff.workers.fitting import settings_for
 from asyncdiff.workers.parcel import generators_in, pack
 from asyncdiff.workers.progress import Bar, News, Shown, Step
-from asyncdiff.workers.rank import CALLBACK, TENSORS_OF_CALLBACK, Description, Drawing, Drawn, Order, Use
+from asyncdiff.workers.tasks import CALLBACK, TENSORS_OF_CALLBACK, Description, Drawing, Drawn, Order, Use
 
 if TYPE_CHECKING:
     from asyncdiff.workers.cluster import Cluster, Task, Team
@@ -404,41 +402,6 @@ def _ray() -> Any:
             f"Workers start their processes with Ray, which cannot be imported ({error}): pip install asyncdiff[serve]"
         ) from error
     return cluster
-
-
-def settings_for(devices: int, given: Mapping[str, Any]) -> Settings:
-    """The settings of so many processes, if they fit.
-
-    Raises:
-        ConfigurationError: they do not, or there is no such setting.
-        SplitError: a split that is none.
-    """
-    known = [own.name for own in dataclasses.fields(Settings)]
-    unknown = next((name for name in given if name not in known), None)
-    if unknown is not None:
-        advice = near(unknown, known) or f"{', '.join(known)} are"
-        raise ConfigurationError(f"there is no setting {unknown!r}; {advice}")
-    settings = Settings(**given)
-    check_backend(settings.backend)
-    if settings.process_group is not None or settings.executor == "local":
-        raise ConfigurationError("Workers have processes of their own: leave process_group and executor out")
-    components, stride, groups = settings.told_components, settings.stride, settings.guidance or 1
-    if devices == 1:
-        settings = dataclasses.replace(settings, executor="local", components=components or 1)
-        components = settings.told_components
-    else:
-        settings = dataclasses.replace(settings, executor="distributed")
-    mesh = None if components is None else settings.mesh(components)
-    if mesh is not None and mesh.world_size != devices:
-        raise ConfigurationError(
-            f"{settings.demand(mesh)} devices, not devices={devices}; use devices={mesh.world_size}"
-        )
-    if devices % groups or devices // groups < stride:
-        raise ConfigurationError(
-            f"devices={devices} cannot be shared out among guidance={groups} groups of at least stride={stride}; use "
-            f"devices={groups * max(stride, -(-devices // groups))}"
-        )
-    return settings
 
 
 def _checked_model(model: str, allow_pickle: bool) -> str:
