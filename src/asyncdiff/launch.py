@@ -96,11 +96,19 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What rank 0 brings home: what was made, the seconds of the pipeline call, and what was done."""
+    """What rank 0 brings home.
+
+    Attributes:
+        made: what was made.
+        seconds: of the pipeline call.
+        report: of what was done; None of the ordinary pipeline.
+        steps: that there were, where the pipeline tells of each; of another picture it makes fewer than it is asked.
+    """
 
     made: Made
     seconds: float
     report: Report | None
+    steps: int | None = None
 
 
 def rehearsal_of(request: Request, settings: Settings) -> Request:
@@ -290,13 +298,13 @@ def _generate(
         warnings.simplefilter("ignore")  # of the short call: what it warns of, the timed one does too
         draw(pipe, job.rehearsal, job.seed, device)
     with contextlib.ExitStack() as stack:
-        extra = stack.enter_context(_progress(pipe, job, rank))
+        extra, count = stack.enter_context(_progress(pipe, job, rank))
         if attached is not None and job.trace is not None:
             stack.enter_context(attached.trace(job.trace))
         made, seconds = draw(pipe, job.request, job.seed, device, **extra)
     if rank:
         return None
-    return Outcome(made, seconds, attached.report() if attached else None)
+    return Outcome(made, seconds, attached.report() if attached else None, count.steps)
 
 
 def _synchronize(device: torch.device) -> None:
@@ -304,24 +312,33 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass
+class _Count:
+    """The steps that a pipeline has told of."""
+
+    steps: int | None = None
+
+
 @contextlib.contextmanager
-def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[dict[str, Any]]:
-    """One bar, on rank 0; yields the arguments that the pipeline call needs for it."""
+def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[tuple[dict[str, Any], _Count]]:
+    """One bar, on rank 0; yields the arguments that the pipeline call needs for it, and the steps it has told of."""
+    count = _Count()
     if rank:
-        yield {}
+        yield {}, count
     elif "callback_on_step_end" not in inspect.signature(pipe.__call__).parameters:
         pipe.set_progress_bar_config(disable=False, desc=job.title)
-        yield {}
+        yield {}, count
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task(job.title, total=job.request.steps)
 
             def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-                progress.update(bar, completed=step + 1)
+                count.steps = step + 1
+                progress.update(bar, completed=step + 1, total=getattr(pipe, "num_timesteps", job.request.steps))
                 return tensors
 
-            yield {"callback_on_step_end": advance}
+            yield {"callback_on_step_end": advance}, count
 
 
 @record

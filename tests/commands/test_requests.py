@@ -1,5 +1,6 @@
 """What pipelines take and make, from the command line: videos, sound, pictures of pictures, in two processes."""
 
+import re
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "svd": (f"--image dog.png --size {SIZE}x{SIZE} --frames 3 --set fps=5", {"num_frames": 3, "fps": 5}),
     "animatediff": ("fox --frames 4 --negative-prompt cat", {"num_frames": 4, "negative_prompt": "cat"}),
     "wan": (f"fox --frames 5 --size {PIXELS}x{PIXELS} --set max_sequence_length=7", {}),
-    "img2img": ("fox --image dog.png --set strength=0.8 --guidance 4", {"strength": 0.8, "guidance_scale": 4.0}),
+    "img2img": ("fox --image dog.png --set strength=0.5 --guidance 4", {"strength": 0.5, "guidance_scale": 4.0}),
     "inpaint": (f"fox --image dog.png --mask mask.png --size {PIXELS}x{PIXELS} --count 2", {}),
     "controlnet": ("fox --control-image edges.png --set controlnet_conditioning_scale=0.5", {}),
     "stable_audio": ("fox --set audio_end_in_s=6.0", {"audio_end_in_s": 6.0}),
@@ -79,6 +80,8 @@ def test_what_is_typed_is_what_the_pipeline_makes(
     done = run_forked(*typed(name, "--components", "2", "--warmup", str(STEPS), "--compare"))
     assert done.exit_code == 0, done.stderr
     assert "x as fast, the same" in done.stdout
+    told = re.search(r"(\d+) steps on 2 devices", done.stdout), re.search(r"(\d+) steps in full", done.stdout)
+    assert told[0] and told[1] and told[0][1] == told[1][1], "of another picture there are fewer than are asked for"
     done = run_forked(*typed(name, "--devices", "1"))
     assert done.exit_code == 0, done.stderr
     expected = by_hand(name, place)

@@ -6,13 +6,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from asyncdiff.evaluation.compare import psnr, side_by_side, ssim
+from asyncdiff.evaluation.compare import likeness, psnr, side_by_side, ssim
+from asyncdiff.made.output import Made
 
 
 def test_identical_pictures() -> None:
     picture = np.random.default_rng(0).random((20, 30, 3))
     assert psnr(picture, picture) == math.inf
     assert ssim(picture, picture) == pytest.approx(1)
+
+
+def test_pictures_are_no_frames() -> None:
+    dark, light = Image.new("RGB", (16, 16)), Image.new("RGB", (16, 16), "white")
+    pictures, others = Made((dark, dark)), Made((dark, light))
+    assert "the worst of 2 pictures" in str(likeness(pictures, others))
+    videos, others = Made(videos=((dark, dark),)), Made(videos=((dark, light),))
+    assert "the worst of 2 frames" in str(likeness(videos, others))
 
 
 def test_a_constant_offset() -> None:

@@ -93,6 +93,15 @@ def test_several_get_numbers_and_a_wrong_ending_another(tmp_path: Path) -> None:
     assert [path.name for path in write_made(Made((RED,)), tmp_path / "b.mp4")] == ["b.png"]
 
 
+def test_what_nobody_has_named_is_written_over_nothing(tmp_path: Path) -> None:
+    """A file whose ending was asked for is; that of another ending gets a name that is free."""
+    for name in ("a.png", "b.png", "b-2.png"):
+        (tmp_path / name).write_text("mine")
+    assert [path.name for path in write_made(Made((RED,)), tmp_path / "a.png")] == ["a.png"]
+    assert [path.name for path in write_made(Made((RED,)), tmp_path / "b.mp4")] == ["b-3.png"]
+    assert (tmp_path / "b.png").read_text() == "mine" != (tmp_path / "a.png").read_bytes()
+
+
 def test_names_of_files() -> None:
     assert [kind_of(Path(name)) for name in ("a.PNG", "a.jpg", "a.mp4", "a.gif", "a.wav", "a", "a.xyz")] == [
         *("picture", "picture", "video", "video", "sound"),

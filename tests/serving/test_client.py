@@ -221,6 +221,16 @@ def test_what_is_no_service_or_goes_away(place: Path) -> None:
         assert done.exit_code == 2 and "is no address of a service" in done.stderr
 
 
+def test_ctrl_c_tells_of_the_service(place: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    def interrupted(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "draw", interrupted)
+    done = generate(address, "one")
+    assert done.exit_code == 130
+    assert done.stderr.endswith("Interrupted (SIGINT); the service draws no more of it.\n")
+
+
 def test_a_full_line_is_waited_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     replica = StandIn()

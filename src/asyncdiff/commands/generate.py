@@ -172,8 +172,9 @@ def generate(
             sequential = launch(job.sequential())
     made = outcome.made if sequential is None else _beside(sequential, outcome)
     files = write_out(made, out, fps)
+    steps = outcome.steps or request.steps
     lines = [
-        f"{', '.join(map(str, files))}: {request.steps} step{'s' * (request.steps != 1)} on {job.devices} "
+        f"{', '.join(map(str, files))}: {steps} step{'s' * (steps != 1)} on {job.devices} "
         f"device{'s' * (job.devices > 1)} in {outcome.seconds:.2f} s"
     ]
     if outcome.report is not None:

@@ -28,7 +28,7 @@ def ask(
 ) -> None:
     """Have the service make it, and write the files."""
     try:
-        with exit_codes():
+        with exit_codes("the service draws no more of it"):
             client = Client(server, os.environ.get(_KEY))
             own = client.about()["id"]
             if model not in (own, DEMO_MODELS[0]):

@@ -22,19 +22,23 @@ stderr = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn what ends a run early into an exit code."""
+def exit_codes(left: str = "all processes have ended") -> Iterator[None]:
+    """Turn what ends a run early into an exit code.
+
+    Args:
+        left: what is said of what was begun, where the run is interrupted.
+    """
     try:
         yield
     except SignalledError as error:
-        _interrupted(error.by)
+        _interrupted(error.by, left)
     except KeyboardInterrupt:
-        _interrupted(signal.SIGINT)
+        _interrupted(signal.SIGINT, left)
     except (*BAD_INPUT, RefusedError) as error:
         refuse(str(error))
     except WorkerFailedError as error:
         if error.was_interrupted:
-            _interrupted(signal.SIGINT)
+            _interrupted(signal.SIGINT, left)
         fail(str(error))
 
 
@@ -70,7 +74,7 @@ def warn(message: str) -> None:
     stderr.print(f"[bold yellow]Warning:[/] {escape(message)}", highlight=False, soft_wrap=True)
 
 
-def _interrupted(by: signal.Signals) -> NoReturn:
+def _interrupted(by: signal.Signals, left: str) -> NoReturn:
     stderr.show_cursor(True)  # a worker that was drawing a bar had hidden it
-    stderr.print(f"Interrupted ({by.name}); all processes have ended.", markup=False)
+    stderr.print(f"Interrupted ({by.name}); {left}.", markup=False)
     raise typer.Exit(SIGNALLED + by)

@@ -32,18 +32,21 @@ class Likeness:
         worst: that of the frame that is farthest off.
         ssim: mean over the frames; None of sound, and of pictures that are too small for it.
         frames: how many pictures there are; 0 of sound.
+        are_pictures: whether each stands for itself, and is none of a video.
     """
 
     decibels: float
     worst: float
     ssim: float | None
     frames: int
+    are_pictures: bool = False
 
     def __str__(self) -> str:
         if math.isinf(self.decibels):
             return "the same"
         measure = "PSNR" if self.frames else "signal to noise"
-        worst = f", the worst of {self.frames} frames {self.worst:.2f} dB" if self.frames > 1 else ""
+        kind = "pictures" if self.are_pictures else "frames"
+        worst = f", the worst of {self.frames} {kind} {self.worst:.2f} dB" if self.frames > 1 else ""
         return f"{measure} {self.decibels:.2f} dB{worst}" + ("" if self.ssim is None else f", SSIM {self.ssim:.4f}")
 
 
@@ -67,6 +70,7 @@ def likeness(first: Made, second: Made) -> Likeness:
         worst=min(each),
         ssim=statistics.fmean(ssim(*pair) for pair in pairs) if is_readable else None,
         frames=len(pairs),
+        are_pictures=not first.videos,
     )
 
 

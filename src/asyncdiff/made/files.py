@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import itertools
 import wave
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,5 +107,13 @@ def wav(sound: Sound) -> bytes:
 
 
 def _place(out: Path, kind: Kind, number: int, count: int) -> Path:
-    suited = out if kind_of(out) == kind else out.with_suffix(usual(kind))
-    return suited if count == 1 else suited.with_stem(f"{suited.stem}-{number + 1}")
+    is_asked_for = kind_of(out) == kind
+    suited = out if is_asked_for else out.with_suffix(usual(kind))
+    numbered = suited if count == 1 else suited.with_stem(f"{suited.stem}-{number + 1}")
+    return numbered if is_asked_for else _free(numbered)
+
+
+def _free(file: Path) -> Path:
+    """A name like this one that no file has: nobody has asked for it, so that nothing may be lost."""
+    names = itertools.chain([file], (file.with_stem(f"{file.stem}-{number}") for number in itertools.count(2)))
+    return next(name for name in names if not name.exists())

@@ -5,7 +5,7 @@ from numbers import Real
 from typing import Literal, get_args
 
 from asyncdiff.errors import ConfigurationError
-from asyncdiff.plan.numbers import shown
+from asyncdiff.plan.numbers import check_whole_number, shown
 
 Forecasting = Literal["reuse", "linear", "fitted"]
 Bits = Literal[4, 8]
@@ -30,6 +30,8 @@ class Method:
             is made from what all of them have added in this very round.
         bits: of each number of the difference to the version before, which is what travels then, and what is held of
             older versions: 4 or 8; None for whole versions in the denoiser's own number format.
+        most_versions: how many versions are looked at, and held, at most; None for as many as the forecast can use, six
+            where it is fitted.
     """
 
     forecast: Forecasting = "fitted"
@@ -37,6 +39,7 @@ class Method:
     residual: bool = True
     fresh_sum: bool = True
     bits: Bits | None = None
+    most_versions: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.forecast, str) or self.forecast not in get_args(Forecasting):
@@ -49,13 +52,15 @@ class Method:
                 raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.bits is not None and self.bits not in get_args(Bits):
             raise ConfigurationError(f"bits must be 4, 8 or None, not {shown(self.bits)}")
+        if self.most_versions is not None:
+            check_whole_number("most_versions", self.most_versions, 1)
         if self.fresh_sum and not self.residual:
             raise ConfigurationError("fresh_sum=True needs residual=True: it sums residuals")
 
     @property
     def versions(self) -> int:
         """How many versions of a tensor it looks at."""
-        return _VERSIONS[self.forecast]
+        return min(_VERSIONS[self.forecast], self.most_versions or _VERSIONS[self.forecast])
 
     @property
     def cooldown(self) -> int:
