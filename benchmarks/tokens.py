@@ -14,14 +14,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiff, Method, load_demo
 from asyncdiff.demo import demo_prompts
-from asyncdiff.plan.method import Bits
 from benchmarks.machine import machine
 
 _AT_ONCE = 8  # pictures in a call
@@ -63,11 +62,7 @@ def ways(devices: Sequence[int]) -> dict[str, dict[str, Any]]:
     """What is compared, as arguments of AsyncDiff."""
     return {
         **{f"tokens={count}": {"tokens": count} for count in devices},
-        **{
-            f"tokens={count}, {bits} bits": {"tokens": count, "method": Method(bits=bits)}
-            for bits in get_args(Bits)
-            for count in devices
-        },
+        **{f"tokens={count}, not packed": {"tokens": count, "method": Method()} for count in devices},
         **{f"tokens={count}, bridge=2": {"tokens": count, "bridge": 2} for count in devices},
         **{f"tokens={count}, fresh, bridge=2": {"tokens": count, "fresh": True, "bridge": 2} for count in devices},
         **{f"components={count}": {"components": count} for count in devices},

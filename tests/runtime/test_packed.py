@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from asyncdiff import AsyncDiff, ConfigurationError, Method
+from asyncdiff.exchange.versions import PackedVersions
+from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS, PAPER
+from asyncdiff.plan.packing import packing_for
+from asyncdiff.settings import Settings
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 
@@ -72,3 +76,20 @@ def test_less_travels_and_less_is_held_and_the_picture_is_nearly_the_same(settin
 def test_other_numbers_of_bits(bits: Any) -> None:
     with pytest.raises(ConfigurationError, match="bits must be 4, 8 or None"):
         Method(bits=bits)
+
+
+def test_what_is_said_of_nothing_is_chosen_by_what_moves() -> None:
+    """Keys and values in few bits; live edges of components, and what is bridged beside fresh keys, as they are."""
+    chosen = [Settings(**given).chosen_method for given in ({"tokens": 4}, {"tokens": 4, "fresh": True}, {})]
+    assert chosen == [FORECAST_OF_KEYS, FORECAST, FORECAST]
+    assert Settings(tokens=4, method=Method()).chosen_method == FORECAST
+    assert Settings(tokens=4, method="paper").chosen_method == PAPER
+
+
+def test_what_is_held_of_keys_is_no_more_than_two_versions() -> None:
+    """Of sites as FLUX's are, in bf16: 4608 keys, of which another rank's 1024 tokens' are a part, 24 heads of 128."""
+    numbers, packing = 2 * 24 * 1024 * 128, packing_for(FORECAST_OF_KEYS.bits or 0, [24 * 1024 * 128])
+    held = PackedVersions(numbers, torch.bfloat16, FORECAST_OF_KEYS.versions, torch.device("cpu"), packing)
+    arriving = packing.nbytes(numbers)
+    assert held.bytes - arriving < 1.8 * 2 * numbers, "the newest, and how it differs from those before"
+    assert arriving < 0.26 * 2 * numbers

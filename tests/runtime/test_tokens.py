@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 
-from asyncdiff import AsyncDiff, ConfigurationError, SplitError, load_demo
+from asyncdiff import AsyncDiff, ConfigurationError, Method, SplitError, load_demo
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 from asyncdiff.errors import OtherUnitsError
 from asyncdiff.plan.tokens import TokenDivision, TokenLayout
@@ -262,7 +262,7 @@ def test_processes_give_what_one_process_gives(ranks: int, name: str, settings: 
 
 def test_the_report_counts_what_is_divided() -> None:
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    with AsyncDiff(pipe, tokens=3, warmup=2, cooldown=0, executor="local") as async_diff:
+    with AsyncDiff(pipe, tokens=3, warmup=2, cooldown=0, method=Method(), executor="local") as async_diff:
         run(pipe, tiny)
         report = async_diff.report()
         division = division_of(async_diff)

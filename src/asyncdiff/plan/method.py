@@ -74,6 +74,9 @@ PAPER = Method("reuse", residual=False, fresh_sum=False)
 FORECAST = Method()
 """What the study in docs/quality.md has found best."""
 
+FORECAST_OF_KEYS = Method(bits=4, most_versions=4)
+"""The same of keys and values, which are far more than components' live edges (docs/tokens.md)."""
+
 _PRESETS = {"paper": PAPER, "forecast": FORECAST}
 
 

@@ -184,8 +184,9 @@ class TokenDivision(Division):
 
     @property
     def bytes_per_round(self) -> int:
-        """The same where keys and values are exchanged within a step."""
-        return sum(self.bytes_of(reads) for reads in self.partition.reads)
+        """The same where keys and values are exchanged within a step, as they are."""
+        size = self.graph.bytes if self.schedule.fresh else self.bytes_of
+        return sum(size(reads) for reads in self.partition.reads)
 
     def reads_of(self, rank: int) -> frozenset[Edge]:
         return self.made_everywhere if self.schedule.fresh else super().reads_of(rank)
