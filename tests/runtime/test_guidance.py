@@ -56,20 +56,23 @@ def _all(rank: int, runs: list[tuple[str, int, int, dict[str, Any]]]) -> list[tu
     return [shared_out(name, warmup, "distributed", components, **extra) for name, warmup, components, extra in runs]
 
 
+PICTURES = {"num_images_per_prompt": 2, "guidance_scale": 1.0}
+
+
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
-def test_two_processes() -> None:
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [("sd15", ALL, 1, {}), ("sd3", ALL, 1, PICTURES), ("qwen_image", 2, 1, {})],
+        pytest.param([("sd3", 2, 1, {}), ("wan21", ALL, 1, {})], marks=pytest.mark.whole),
+    ],
+    ids=["quick", "others"],
+)
+def test_two_processes(runs: list[tuple[str, int, int, dict[str, Any]]]) -> None:
     """As in one process; there in ordinary steps bit for bit as the same halves without asyncdiff, nearly as undivided.
 
     Between processes the last bits may differ, because kernels depend on where memory lies.
     """
-    pictures = {"num_images_per_prompt": 2, "guidance_scale": 1.0}
-    runs: list[tuple[str, int, int, dict[str, Any]]] = [
-        ("sd15", ALL, 1, {}),
-        ("sd3", 2, 1, {}),
-        ("sd3", ALL, 1, pictures),
-        ("wan21", ALL, 1, {}),
-        ("qwen_image", 2, 1, {}),
-    ]
     first, second = run_ranks(2, _all, runs)
     for number, (name, warmup, components, extra) in enumerate(runs):
         (found, counts), (other, other_counts) = first[number], second[number]

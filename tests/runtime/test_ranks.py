@@ -119,7 +119,10 @@ def _without_guidance(rank: int, settings: dict[str, Any], times: int) -> list[s
     return texts
 
 
-@pytest.mark.parametrize(("settings", "times"), [({}, 2), ({"components": None, "guidance": 2}, 1)])
+@pytest.mark.parametrize(
+    ("settings", "times"),
+    [({}, 1), ({"components": None, "guidance": 2}, 1), pytest.param({}, 2, marks=pytest.mark.whole)],
+)
 def test_a_rank_that_goes_over_to_other_calls_is_named(settings: dict[str, Any], times: int) -> None:
     for texts in run_ranks(2, _without_guidance, settings, times):
         assert len(texts) == times
