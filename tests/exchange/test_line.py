@@ -15,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, ExchangeError
-from asyncdiff.exchange import line
+from asyncdiff.exchange import line, watch
 from asyncdiff.exchange.watch import Watcher
 from tests.comparison import relative_error
 from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
 
 STEPS = 10
-TIMEOUT = 4
+TIMEOUT = 3
 
 
 def _delay(generator: random.Random, slowness: float, module: nn.Module, given: Any) -> None:
@@ -103,7 +103,7 @@ def _stuck(rank: int, waits_return: bool, said: str, fails: bool = False) -> flo
             while time.monotonic() < end and not has_ended.exists() and "did not finish" not in Path(said).read_text():
                 time.sleep(0.1)
         if rank == 0 and index >= 3:
-            time.sleep(1)  # what a pipeline does beside
+            time.sleep(0.5)  # what a pipeline does beside
         return values
 
     def finish(self: Any, work: Any, what: str, traffic: Any) -> None:
@@ -117,8 +117,10 @@ def _stuck(rank: int, waits_return: bool, said: str, fails: bool = False) -> flo
             patch.setattr(line, "holds_host", lambda backend: False)
         if rank == 0 and waits_return:
             patch.setattr(line.Line, "finish", finish)
+        elif rank == 0:
+            patch.setattr(watch, "_SECONDS_TO_RAISE", 1)  # nobody comes by to raise
         AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
-        what = r"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within 4 s"
+        what = r"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within 3 s"
         if fails:
             what = "rank 0: the generation was ended on another rank .rank 1: KeyError: 'enough'"
         with pytest.raises((ExchangeError, KeyError), match=what if rank == 0 else "enough" if fails else "rank 1"):
@@ -147,7 +149,7 @@ def test_a_stuck_rank_where_the_host_is_held_by_its_device(tmp_path: Path) -> No
     ended, _ = run_ranks(2, _stuck, False, str(tmp_path / "said"), joined=False, limit=TIMEOUT + 40)
     assert isinstance(ended, RankError) and "rank 0 died" in str(ended)
     said = (tmp_path / "said").read_text()
-    assert "asyncdiff: rank 0: the" in said and "rank 1" in said and "did not finish within 4 s" in said
+    assert "asyncdiff: rank 0: the" in said and "rank 1" in said and "did not finish within 3 s" in said
     assert time.monotonic() - begin < TIMEOUT + 10 + 30
 
 
@@ -213,7 +215,7 @@ def _left(rank: int, after_a_failure: bool) -> list[str]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(line, "holds_host", lambda backend: False)
-        patch.setattr(line, "SECONDS_BEHIND", 2)  # of gloo, which waits for what NCCL would have aborted
+        patch.setattr(line, "SECONDS_BEHIND", 1)  # of gloo, which waits for what NCCL would have aborted
         patch.setattr(dist.ProcessGroup, "abort", lambda group: aborted.append(group.group_desc), raising=False)
         async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
         away = {"callback_on_step_end": stay_away} if rank == 1 else {}

@@ -14,19 +14,21 @@ from torch import Tensor
 from asyncdiff import AsyncDiff, ExchangeError
 from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
+from tests.tiny.adapters import SMALL
 
-NAMES = ("sd3", "sd15")
-SETTINGS: dict[str, dict[str, Any]] = {"sd3": {"components": 2}, "sd15": {"components": 1, "guidance": 2}}
+TINY = {"sd3": PIPELINES["sd3"], "unet": SMALL}
+NAMES = tuple(TINY)
+SETTINGS: dict[str, dict[str, Any]] = {"sd3": {"components": 2}, "unet": {"components": 1, "guidance": 2}}
 STEPS = 7
 
 
 def _draw(pipes: dict[str, Any], name: str) -> Tensor:
-    return run(pipes[name], PIPELINES[name], num_inference_steps=STEPS)
+    return run(pipes[name], TINY[name], num_inference_steps=STEPS)
 
 
 @functools.cache
 def _alone() -> dict[str, Tensor]:
-    pipes = {name: PIPELINES[name].build() for name in NAMES}
+    pipes = {name: TINY[name].build() for name in NAMES}
     for name in NAMES:
         AsyncDiff(pipes[name], executor="local", **SETTINGS[name])
     return {name: _draw(pipes, name) for name in NAMES}
@@ -36,7 +38,7 @@ def _two_pipelines(rank: int, order: tuple[str, ...], agent: int | None) -> list
     """Two attached side by side, detached one by one, and attached again, while others are or are not."""
     if agent is not None:
         os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_PORT=str(agent))
-    pipes = {name: PIPELINES[name].build() for name in NAMES}
+    pipes = {name: TINY[name].build() for name in NAMES}
     found: list[tuple[str, Tensor]] = []
     attached: dict[str, AsyncDiff] = {}
 
@@ -89,9 +91,9 @@ def _later_than_the_limit(rank: int, limit: float) -> tuple[Tensor, float, float
     with AsyncDiff(pipe, timeout=limit, **SETTINGS["sd3"]):
         run(pipe, PIPELINES["sd3"], num_inference_steps=STEPS)
         prompt = torch.tensor(1.0 if rank == 0 else 0.0)
-        time.sleep(0 if rank else limit + 2)
+        time.sleep(0 if rank else limit + 0.5)
         dist.broadcast(prompt, 0)
-        time.sleep(0 if rank else limit + 1)
+        time.sleep(0 if rank else limit + 0.5)
         both = dist.new_group()
         total = torch.tensor(1.0)
         dist.all_reduce(total, group=both)
@@ -110,7 +112,7 @@ def test_our_limit_is_not_that_of_the_users_waits() -> None:
 def _left_attached(rank: int) -> bool:
     """Nobody calls disable(); whether the group is there when all that is registered for the process's end has run."""
     for name in NAMES:
-        AsyncDiff(PIPELINES[name].build(), timeout=60, **SETTINGS[name])
+        AsyncDiff(TINY[name].build(), timeout=60, **SETTINGS[name])
     assert dist.is_initialized()
     atexit._run_exitfuncs()
     return dist.is_initialized()

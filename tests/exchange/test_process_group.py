@@ -1,5 +1,6 @@
 """Some of the processes: pairs with a prompt each, and one that validates while the others do something else."""
 
+import functools
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ STEPS = 8
 # Of each pair, the prompts that it draws one after another (what the usual one's numbers are multiplied by), and the
 # settings, attached anew for each.
 PROMPTS = ((1.0, 0.5), (-1.0, 2.0))
-SETTINGS: tuple[dict[str, Any], ...] = ({"components": 2}, {}, {"components": 2, "bridge": 2})
+SETTINGS: tuple[dict[str, Any], ...] = ({"components": 2}, {}, {"components": 2, "bridge": 2, "cooldown": 0})
 
 
 def _draw(pipe: Any, prompt: float, **more: Any) -> Tensor:
@@ -28,17 +29,25 @@ def _draw(pipe: Any, prompt: float, **more: Any) -> Tensor:
     return run(pipe, TINY, prompt_embeds=embeds, num_inference_steps=STEPS, **more)
 
 
-def _draw_all(pair: int, **where: Any) -> list[Tensor]:
+def _draw_all(pair: int, number: int = len(SETTINGS), **where: Any) -> list[Tensor]:
+    """With the first so many settings."""
     found = []
-    for settings in SETTINGS:
+    for settings in SETTINGS[:number]:
         pipe = TINY.build()
-        with AsyncDiff(pipe, timeout=60, **where, **settings):
+        with AsyncDiff(pipe, timeout=60, **where, **settings) as async_diff:
             # The second pair draws one more, so that they are never at the same place.
             found += [_draw(pipe, prompt) for prompt in (*PROMPTS[pair], *PROMPTS[pair][:pair])]
+            assert async_diff.report().denoisers[0].counts.bridged or "bridge" not in settings
     return found
 
 
-def _in_pairs(rank: int, by: str) -> tuple[int, list[Tensor]]:
+@functools.cache
+def _alone(pair: int) -> list[Tensor]:
+    """What a pair draws, in one process."""
+    return _draw_all(pair, executor="local")
+
+
+def _in_pairs(rank: int, by: str, number: int) -> tuple[int, list[Tensor]]:
     pair = rank // 2
     if by == "mesh":
         given: Any = init_device_mesh("cpu", (2, 2), mesh_dim_names=("prompt", "component"))["component"]
@@ -47,17 +56,21 @@ def _in_pairs(rank: int, by: str) -> tuple[int, list[Tensor]]:
         pair = rank % 2 if by == "strided" else pair
         both = [[0, 2], [1, 3]] if by == "strided" else [[0, 1], [2, 3]]
         given = [dist.new_group(ranks) for ranks in both][pair]
-    found = _draw_all(pair, process_group=given)
+    found = _draw_all(pair, number, process_group=given)
     with AsyncDiff(TINY.build(), components=2, process_group=given, timeout=60) as async_diff:
         return async_diff.rank, found
 
 
-@pytest.mark.parametrize("by", ["mesh", pytest.param("groups", marks=pytest.mark.whole), "strided"])
-def test_pairs_with_a_prompt_each(by: str) -> None:
-    ranks = run_ranks(4, _in_pairs, by)
+# What a pair draws does not depend on how it was named.
+@pytest.mark.parametrize(
+    ("by", "number"),
+    [("mesh", 1), ("strided", 3), *(pytest.param(by, 3, marks=pytest.mark.whole) for by in ("mesh", "groups"))],
+)
+def test_pairs_with_a_prompt_each(by: str, number: int) -> None:
+    ranks = run_ranks(4, _in_pairs, by, number)
     assert [rank for rank, _ in ranks] == ([0, 0, 1, 1] if by == "strided" else [0, 1, 0, 1])
     for pair in range(2):
-        expected = _draw_all(pair, executor="local")
+        expected = _alone(pair)[: number * (2 + pair)]
         assert not torch.allclose(expected[0], expected[1])
         for _, found in ranks[pair::2] if by == "strided" else ranks[2 * pair : 2 * pair + 2]:
             for one, other in zip(found, expected, strict=True):
@@ -81,7 +94,7 @@ def _by_the_given_group(rank: int) -> Tensor:
 def test_on_the_group_that_is_given() -> None:
     found = run_ranks(4, _by_the_given_group)
     for pair in range(2):
-        expected = _draw_all(pair, executor="local")[0]
+        expected = _alone(pair)[0]
         for one in found[2 * pair : 2 * pair + 2]:
             torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
 
@@ -158,14 +171,14 @@ def _one_validates(rank: int) -> Tensor | float:
 def test_one_rank_alone() -> None:
     found, total = run_ranks(2, _one_validates)
     assert total == 1.0
-    torch.testing.assert_close(found, _draw_all(0, executor="local")[0], rtol=0, atol=0)
+    torch.testing.assert_close(found, _alone(0)[0], rtol=0, atol=0)
 
 
 def _alone_by_mistake(rank: int) -> float:
     """Rank 0 attaches and the other does not; the user's own groups can still be made afterwards."""
     if rank == 0:
-        with pytest.raises(ExchangeError, match=r"rank 0: not all of the 2 ranks joined within 2 s") as caught:
-            AsyncDiff(TINY.build(), components=2, timeout=2)
+        with pytest.raises(ExchangeError, match=r"rank 0: not all of the 2 ranks joined within 1 s") as caught:
+            AsyncDiff(TINY.build(), components=2, timeout=1)
         said = str(caught.value)
         assert "did not come: rank 1" in said and "process_group=" in said and "executor='local'" in said
     total = torch.tensor(1.0)

@@ -90,11 +90,11 @@ QUICK = [
     Cell(Fault.KILLED, Moment.ROUND, "3"),
     Cell(Fault.KILLED, Moment.BETWEEN, "2"),
     Cell(Fault.STOPPED, Moment.BRIDGED, "2"),
-    Cell(Fault.SLOW, Moment.ROUND, "2 × 2"),
+    Cell(Fault.SLOW, Moment.ROUND, "2"),
     Cell(Fault.UNIT, Moment.EXCHANGE, "2 × 2"),
     Cell(Fault.CALLBACK, Moment.WARM_UP, "3"),
     Cell(Fault.MEMORY, Moment.FIRST_CALL, "2"),
     Cell(Fault.WEIGHTS, Moment.ROUND, "2"),
-    Cell(Fault.INPUTS, Moment.LAST_STEP, "2 × 2"),
+    Cell(Fault.INPUTS, Moment.LAST_STEP, "2"),
 ]
 """Those of `make test`: every fault, every layout."""

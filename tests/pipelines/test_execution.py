@@ -14,19 +14,21 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from asyncdiff import AsyncDiff, ConfigurationError
 from tests.comparison import relative_error
 from tests.tiny import PIPELINES, run
+from tests.tiny.adapters import SMALL
 from tests.tiny.base import image
 
-NAMES = ["sd15", "flux"]
+TINY = {"unet": SMALL, "flux": PIPELINES["flux"]}
+NAMES = list(TINY)
 
 
 def denoiser_of(pipe: DiffusionPipeline, name: str) -> nn.Module:
-    return getattr(pipe, PIPELINES[name].denoiser)
+    return getattr(pipe, TINY[name].denoiser)
 
 
 def in_rounds(pipe: DiffusionPipeline, name: str) -> Tensor:
     """The result of two components; some rounds must have been run."""
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
-        found = run(pipe, PIPELINES[name])
+        found = run(pipe, TINY[name])
         assert async_diff.report().denoisers[0].counts.rounds >= 3
     return found
 
@@ -44,32 +46,32 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", [pytest.param("sd15", marks=pytest.mark.whole), "flux"])
+@pytest.mark.parametrize("name", [pytest.param("unet", marks=pytest.mark.whole), "flux"])
 def test_repeated_blocks_are_compiled_once(name: str) -> None:
     """Substitution stays outside the graphs: as many are compiled as without asyncdiff, and none breaks."""
-    pipe = PIPELINES[name].build()
-    plain, expected = run(pipe, PIPELINES[name]), in_rounds(pipe, name)
+    pipe = TINY[name].build()
+    plain, expected = run(pipe, TINY[name]), in_rounds(pipe, name)
     compiler = CompileCounterWithBackend("eager")
     denoiser_of(pipe, name).compile_repeated_blocks(backend=compiler, fullgraph=True)
-    assert relative_error(run(pipe, PIPELINES[name]), plain) < 1e-5
+    assert relative_error(run(pipe, TINY[name]), plain) < 1e-5
     graphs, blocks = compiler.frame_count, denoiser_of(pipe, name)._repeated_blocks
     repeated = sum(type(module).__name__ in blocks for module in denoiser_of(pipe, name).modules())
     assert 0 < graphs < repeated
     assert relative_error(in_rounds(pipe, name), expected) < 1e-5
-    assert relative_error(run(pipe, PIPELINES[name]), plain) < 1e-5
+    assert relative_error(run(pipe, TINY[name]), plain) < 1e-5
     assert compiler.frame_count == graphs
 
 
 @pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("name", ["sd15", pytest.param("flux", marks=pytest.mark.whole)])
+@pytest.mark.parametrize("name", ["unet", pytest.param("flux", marks=pytest.mark.whole)])
 def test_compiled_between_two_calls(name: str) -> None:
-    pipe = PIPELINES[name].build()
+    pipe = TINY[name].build()
     expected = in_rounds(pipe, name)
     compiler = CompileCounterWithBackend("eager")
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
-        run(pipe, PIPELINES[name])
+        run(pipe, TINY[name])
         denoiser_of(pipe, name).compile_repeated_blocks(backend=compiler, fullgraph=True)
-        assert relative_error(run(pipe, PIPELINES[name]), expected) < 1e-5
+        assert relative_error(run(pipe, TINY[name]), expected) < 1e-5
         assert async_diff.report().accelerated
     assert compiler.frame_count > 0
 
@@ -77,10 +79,10 @@ def test_compiled_between_two_calls(name: str) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_a_compiled_module_is_not_taken_apart() -> None:
     """Its inside is a graph: it becomes one unit, which several components cannot share."""
-    pipe = PIPELINES["sd15"].build()
+    pipe = TINY["unet"].build()
     pipe.unet.down_blocks[1].compile(backend="eager")
     with AsyncDiff(pipe, components=2, warmup=2, executor="local", method="paper") as async_diff:
-        run(pipe, PIPELINES["sd15"])
+        run(pipe, TINY["unet"])
         units = [unit for component in async_diff.report().denoisers[0].components for unit in component]
     assert not any(unit.startswith("down_blocks.1.") for unit in units)
 
@@ -90,38 +92,38 @@ def compile_whole(pipe: DiffusionPipeline, name: str) -> None:
 
 
 def wrap_compiled(pipe: DiffusionPipeline, name: str) -> None:
-    setattr(pipe, PIPELINES[name].denoiser, torch.compile(denoiser_of(pipe, name), backend="eager"))
+    setattr(pipe, TINY[name].denoiser, torch.compile(denoiser_of(pipe, name), backend="eager"))
 
 
 @pytest.mark.parametrize("change", [compile_whole, wrap_compiled])
 def test_a_denoiser_compiled_whole_is_refused(name: str, change: Callable[..., None]) -> None:
-    pipe = PIPELINES[name].build()
+    pipe = TINY[name].build()
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
-        run(pipe, PIPELINES[name])
+        run(pipe, TINY[name])
         change(pipe, name)
         with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
-            run(pipe, PIPELINES[name])
+            run(pipe, TINY[name])
     with pytest.raises(ConfigurationError, match=r"compiled as a whole.*compile_repeated_blocks\(\)"):
         AsyncDiff(pipe, executor="local", components=2, method="paper")
 
 
 def test_a_replaced_denoiser_is_refused(name: str) -> None:
-    pipe = PIPELINES[name].build()
+    pipe = TINY[name].build()
     with AsyncDiff(pipe, executor="local", components=2, method="paper"):
-        setattr(pipe, PIPELINES[name].denoiser, denoiser_of(PIPELINES[name].build(), name))
+        setattr(pipe, TINY[name].denoiser, denoiser_of(TINY[name].build(), name))
         with pytest.raises(ConfigurationError, match=r"was replaced.*attach again"):
-            run(pipe, PIPELINES[name])
+            run(pipe, TINY[name])
 
 
 def test_another_cache_is_refused() -> None:
-    pipe = PIPELINES["flux"].build()
+    pipe = TINY["flux"].build()
     with AsyncDiff(pipe, executor="local", components=2, method="paper"):
-        run(pipe, PIPELINES["flux"])
+        run(pipe, TINY["flux"])
         pipe.transformer.enable_cache(FirstBlockCacheConfig())
         with pytest.raises(ConfigurationError, match=r"has a cache enabled.*disable_cache\(\)"):
-            run(pipe, PIPELINES["flux"])
+            run(pipe, TINY["flux"])
         pipe.transformer.disable_cache()
-        run(pipe, PIPELINES["flux"])
+        run(pipe, TINY["flux"])
 
 
 def offload_models(pipe: DiffusionPipeline) -> None:
@@ -145,12 +147,12 @@ def offload_leaves(pipe: DiffusionPipeline) -> None:
         *(
             pytest.param(name, offload, attached_first, marks=pytest.mark.whole)
             for name, offload, attached_first in (
-                ("sd15", offload_leaves, True),
-                ("sd15", offload_leaves, False),
-                ("sd15", offload_models, False),
-                ("sd15", offload_models, True),
-                ("sd15", offload_blocks, False),
-                ("sd15", offload_blocks, True),
+                ("unet", offload_leaves, True),
+                ("unet", offload_leaves, False),
+                ("unet", offload_models, False),
+                ("unet", offload_models, True),
+                ("unet", offload_blocks, False),
+                ("unet", offload_blocks, True),
                 ("flux", offload_models, False),
                 ("flux", offload_blocks, False),
                 ("flux", offload_leaves, False),
@@ -159,7 +161,7 @@ def offload_leaves(pipe: DiffusionPipeline) -> None:
     ],
 )
 def test_offloading(name: str, offload: Callable[[DiffusionPipeline], None], attached_first: bool) -> None:
-    tiny = PIPELINES[name]
+    tiny = TINY[name]
     pipe = tiny.build()
     plain, expected = run(pipe, tiny), in_rounds(pipe, name)
     if not attached_first:
@@ -209,7 +211,7 @@ def test_quantized_with_bitsandbytes(name: str, kind: str) -> None:
 
 
 def _check_quantized(name: str, quantize: Callable[[DiffusionPipeline], DiffusionPipeline]) -> None:
-    tiny = PIPELINES[name]
+    tiny = TINY[name]
     exact = run(tiny.build(), tiny)
     pipe = quantize(tiny.build())
     sequential = run(pipe, tiny)
@@ -235,14 +237,14 @@ def pickled(pipe: DiffusionPipeline) -> DiffusionPipeline:
 @pytest.mark.parametrize(
     ("name", "copied"),
     [
-        ("sd15", copy.deepcopy),
+        ("unet", copy.deepcopy),
         ("flux", pickled),
-        pytest.param("sd15", pickled, marks=pytest.mark.whole),
+        pytest.param("unet", pickled, marks=pytest.mark.whole),
         pytest.param("flux", copy.deepcopy, marks=pytest.mark.whole),
     ],
 )
 def test_a_copy_of_an_attached_pipeline_is_a_plain_pipeline(name: str, copied: Callable[[Any], Any]) -> None:
-    tiny = PIPELINES[name]
+    tiny = TINY[name]
     pipe = tiny.build()
     plain = run(pipe, tiny)
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper") as async_diff:
@@ -259,7 +261,7 @@ def test_a_copy_of_an_attached_pipeline_is_a_plain_pipeline(name: str, copied: C
 
 def test_two_pipelines_with_one_denoiser() -> None:
     """What is attached to the first works in the second as well, and cannot be attached twice."""
-    tiny = PIPELINES["sd15"]
+    tiny = TINY["unet"]
     pipe = tiny.build()
     second = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
     second.set_progress_bar_config(disable=True)

@@ -24,7 +24,7 @@ from tests.processes import run_ranks
 from tests.tiny import PIPELINES, TinyPipeline, every, run
 
 # One of every way to call a denoiser; the others' ways are theirs with more channels, or run on two processes below.
-IN_ONE = ("sd15", "sdxl", "sd3", "flux", "panorama", "wan22", "skyreels_forcing_long")
+IN_ONE = ("sdxl", "sd3", "flux", "panorama", "wan22", "skyreels_forcing_long")
 
 
 @pytest.mark.parametrize("name", every(*IN_ONE))

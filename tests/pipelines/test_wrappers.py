@@ -62,7 +62,7 @@ def attached(pipe: DiffusionPipeline, warmup: int = 2) -> AsyncDiff:
     ("name", "wrap"),
     [
         ("sd15", with_peft),
-        ("flux", with_peft),
+        pytest.param("flux", with_peft, marks=pytest.mark.whole),
         ("flux", with_own),
         pytest.param("sd15", with_own, marks=pytest.mark.whole),
         pytest.param("sd15", with_both, marks=pytest.mark.whole),

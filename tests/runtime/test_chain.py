@@ -12,6 +12,7 @@ from asyncdiff.errors import ConfigurationError, ShapeChangedError, TraceError
 from asyncdiff.plan.split import Split
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, every, run
+from tests.tiny.adapters import SMALL
 
 STEPS = 1000  # more than any generation has
 # What no split by hand can say: that two components call a module; blocks that some of the calls leave out.
@@ -129,7 +130,7 @@ def _inputs(pipe: Any) -> dict[str, Any]:
 
 def _beside(rank: int) -> dict[str, Any]:
     """What people do with a denoiser beside generating."""
-    tiny, pipe = PIPELINES["sd15"], PIPELINES["sd15"].build()
+    pipe = SMALL.build()
     inputs = _inputs(pipe)
     with torch.no_grad():
         plain = pipe.unet(**inputs)[0]
@@ -137,7 +138,7 @@ def _beside(rank: int) -> dict[str, Any]:
     with AsyncDiff(pipe, components=2, shard=True, timeout=20):
         with torch.no_grad():
             found["before any generation"] = pipe.unet(**inputs)[0]
-        run(pipe, tiny)
+        run(pipe, SMALL)
         with torch.no_grad():
             found["afterwards"] = pipe.unet(**inputs)[0]
         found["gradients"] = _refusal(lambda: pipe.unet(**inputs))
@@ -145,8 +146,8 @@ def _beside(rank: int) -> dict[str, Any]:
         found["moving"] = _refusal(lambda: pipe.unet.to(torch.float16))
         found["reading"] = _refusal(lambda: sum(weight.sum() for weight in pipe.unet.parameters()))
         found["stays"] = pipe.to("cpu") is pipe
-        found["again"] = run(pipe, tiny)
-    found["disabled"] = _refusal(lambda: run(pipe, tiny))
+        found["again"] = run(pipe, SMALL)
+    found["disabled"] = _refusal(lambda: run(pipe, SMALL))
     found["attached again"] = _refusal(lambda: AsyncDiff(pipe, components=2, shard=True))
     return found
 

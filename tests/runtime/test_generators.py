@@ -11,7 +11,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff
 from asyncdiff.errors import BusyError
-from tests.tiny import PIPELINES
+from tests.tiny.adapters import SMALL
 from tests.tiny.base import noise
 
 STEPS = 8
@@ -31,7 +31,7 @@ class Stepwise(StableDiffusionPipeline):
 
 
 def build() -> Stepwise:
-    pipe = PIPELINES["sd15"].build()
+    pipe = SMALL.build()
     return Stepwise(**{**pipe.components, "scheduler": DDIMScheduler.from_config(pipe.scheduler.config)})
 
 

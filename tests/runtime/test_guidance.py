@@ -18,9 +18,10 @@ from asyncdiff.runtime.batch import BatchRule, join
 from tests.comparison import relative_error
 from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
+from tests.tiny.adapters import SMALL
 from tests.tiny.base import noise
 
-STEPS = 6
+STEPS = 5
 ALL = 99  # a warm-up that never ends
 
 
@@ -55,20 +56,23 @@ def _all(rank: int, runs: list[tuple[str, int, int, dict[str, Any]]]) -> list[tu
     return [shared_out(name, warmup, "distributed", components, **extra) for name, warmup, components, extra in runs]
 
 
+PICTURES = {"num_images_per_prompt": 2, "guidance_scale": 1.0}
+
+
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
-def test_two_processes() -> None:
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [("sd15", ALL, 1, {}), ("sd3", ALL, 1, PICTURES), ("qwen_image", 2, 1, {})],
+        pytest.param([("sd3", 2, 1, {}), ("wan21", ALL, 1, {})], marks=pytest.mark.whole),
+    ],
+    ids=["quick", "others"],
+)
+def test_two_processes(runs: list[tuple[str, int, int, dict[str, Any]]]) -> None:
     """As in one process; there in ordinary steps bit for bit as the same halves without asyncdiff, nearly as undivided.
 
     Between processes the last bits may differ, because kernels depend on where memory lies.
     """
-    pictures = {"num_images_per_prompt": 2, "guidance_scale": 1.0}
-    runs: list[tuple[str, int, int, dict[str, Any]]] = [
-        ("sd15", ALL, 1, {}),
-        ("sd3", 2, 1, {}),
-        ("sd3", ALL, 1, pictures),
-        ("wan21", ALL, 1, {}),
-        ("qwen_image", 2, 1, {}),
-    ]
     first, second = run_ranks(2, _all, runs)
     for number, (name, warmup, components, extra) in enumerate(runs):
         (found, counts), (other, other_counts) = first[number], second[number]
@@ -103,7 +107,9 @@ def test_a_batch_that_the_groups_do_not_divide() -> None:
         assert relative_error(found, together) < 1e-5, name
         assert counts == other_counts == local_counts, name
         overlaps = name != "qwen_image"
-        assert (counts[0].split, counts[0].deferred, counts[0].whole) == ((STEPS - 1, 0, 1) if overlaps else (0, 12, 0))
+        assert (counts[0].split, counts[0].deferred, counts[0].whole) == (
+            (STEPS - 1, 0, 1) if overlaps else (0, 2 * STEPS, 0)
+        )
         assert counts[0].speedup == pytest.approx(STEPS / (1 + (STEPS - 1) * 2 / 3) if overlaps else 2)
         tiny = PIPELINES[name]
         assert relative_error(found, run(tiny.build(), tiny, num_inference_steps=STEPS, **extra)) < 1e-5, name
@@ -162,6 +168,7 @@ def test_what_cannot_be_divided_is_computed_whole(name: str, extra: dict[str, An
 
 
 WIDTH = 8
+TOY_STEPS = 6
 
 
 class Denoiser(nn.Module):
@@ -204,7 +211,7 @@ class Pipeline:
     ) -> Tensor:
         sample = noise(batch, 4, WIDTH, seed=1)
         words = [noise(batch, WIDTH, seed=branch + 2) for branch in range(4)]
-        self.scheduler.set_timesteps(STEPS)
+        self.scheduler.set_timesteps(TOY_STEPS)
         for step, timestep in enumerate(self.scheduler.timesteps):
             results = []
             for branch in branches(step):
@@ -246,7 +253,7 @@ def test_branches_that_come_and_go() -> None:
 def test_three_branches_on_two_groups() -> None:
     found, counts = toy("local", branches=lambda step: (0, 1, 2))
     assert torch.equal(found, Pipeline()(branches=lambda step: (0, 1, 2)))
-    assert (counts.deferred, counts.whole, counts.speedup) == (3 * STEPS, 0, 1.5)
+    assert (counts.deferred, counts.whole, counts.speedup) == (3 * TOY_STEPS, 0, 1.5)
 
 
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
@@ -254,7 +261,7 @@ def test_a_branch_that_is_read_before_the_next_call() -> None:
     with pytest.warns(UserWarning, match="guidance=2: .* reads each branch's result before it calls for the next"):
         found, counts = toy("local", reads_early=True)
     assert torch.equal(found, Pipeline()(reads_early=True))
-    assert (counts.deferred, counts.whole, counts.speedup) == (0, 2 * STEPS, 1)
+    assert (counts.deferred, counts.whole, counts.speedup) == (0, 2 * TOY_STEPS, 1)
     assert counts.reason.startswith("the pipeline reads each branch's result")
 
 
@@ -264,7 +271,7 @@ def test_a_table_that_happens_to_be_as_long_as_the_batch() -> None:
     for batch, is_split in ((2, True), (4, False)):
         table = noise(4, WIDTH, seed=9)
         found, counts = toy("local", batch=batch, table=table)
-        assert (counts.split, counts.deferred) == ((2 * STEPS, 0) if is_split else (0, 2 * STEPS))
+        assert (counts.split, counts.deferred) == ((2 * TOY_STEPS, 0) if is_split else (0, 2 * TOY_STEPS))
         assert relative_error(found, Pipeline()(batch=batch, table=table)) < 1e-5
 
 
@@ -274,11 +281,11 @@ def test_arguments_of_many_forms_are_divided(name: str) -> None:
     """Frames one after the other, class labels, a text's states in every layer, lists of pictures."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
-    plain = run(pipe, tiny, num_inference_steps=4)
+    plain = run(pipe, tiny, num_inference_steps=3)
     with AsyncDiff(pipe, 1, 1, ALL, guidance=2, executor="local", method="paper") as async_diff:
-        assert relative_error(run(pipe, tiny, num_inference_steps=4), plain) < 1e-5
+        assert relative_error(run(pipe, tiny, num_inference_steps=3), plain) < 1e-5
         counts = async_diff.report().denoisers[0].guidance
-    assert (counts.split, counts.deferred, counts.whole) == (4, 0, 0)
+    assert (counts.split, counts.deferred, counts.whole) == (3, 0, 0)
 
 
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerate")
@@ -286,7 +293,7 @@ def test_in_inference_mode() -> None:
     with torch.inference_mode():
         found, counts = toy("local", warmup=2)
     assert torch.equal(found, toy("local", warmup=2)[0])
-    assert counts.deferred == 2 * STEPS
+    assert counts.deferred == 2 * TOY_STEPS
 
 
 def _toys(rank: int) -> list[tuple[Tensor, GuidanceCounts]]:
@@ -380,21 +387,20 @@ class _Coupling:
 
 def _coupled(step: int, times: int, **settings: Any) -> list[Tensor | str]:
     """Pictures of a pipeline whose batches are coupled from a step on, or what its calls end in."""
-    tiny = PIPELINES["sd15"]
-    pipe, processor = tiny.build(), _Coupling()
+    pipe, processor = SMALL.build(), _Coupling()
     pipe.unet.set_attn_processor(processor)
     results: list[Tensor | str] = []
     with AsyncDiff(pipe, executor="local", **settings) if settings else contextlib.nullcontext():
         for _ in range(times):
             try:
-                results.append(run(pipe, tiny, num_inference_steps=10, callback_on_step_end=processor.from_step(step)))
+                results.append(run(pipe, SMALL, num_inference_steps=7, callback_on_step_end=processor.from_step(step)))
             except ConfigurationError as error:
                 results.append(str(error))
     return results
 
 
 @pytest.mark.filterwarnings("ignore:guidance=2. the calls of the denoiser", "ignore:asyncdiff accelerate")
-@pytest.mark.parametrize("step", [1, pytest.param(4, marks=pytest.mark.whole), 10])
+@pytest.mark.parametrize("step", [1, pytest.param(4, marks=pytest.mark.whole), 7])
 def test_pictures_that_depend_on_each_other_from_some_step_on(step: int) -> None:
     """Seen in the second step, the batch is not divided; seen later, what was divided may be wrong."""
     (expected,) = _coupled(step, 1)

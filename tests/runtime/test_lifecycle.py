@@ -1,6 +1,7 @@
 """One attachment, many calls: whatever changes between them, each is as if it were the first."""
 
 import copy
+import functools
 import inspect
 from typing import Any
 
@@ -17,6 +18,7 @@ from asyncdiff.runtime import dividing, recent
 from asyncdiff.runtime.guidance import Guidance
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
+from tests.tiny.adapters import SMALL
 
 NAMES = ["sd15", "sd3"]
 STEPS = 6
@@ -38,12 +40,13 @@ def calls(name: str) -> list[dict[str, Any]]:
     ]
 
 
-def alone(name: str, arguments: dict[str, Any]) -> Tensor:
-    """The result of a call on a pipeline that was attached for it."""
+@functools.cache
+def alone(name: str, number: int) -> Tensor:
+    """The result of one of these calls, on a pipeline that was attached for it."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
     with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
-        return run(pipe, tiny, **arguments)
+        return run(pipe, tiny, **calls(name)[number])
 
 
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
@@ -52,13 +55,13 @@ def test_every_call_is_as_if_it_were_the_first(name: str) -> None:
     tiny = PIPELINES[name]
     pipe = tiny.build()
     with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper"):
-        for arguments in calls(name):
-            found, expected = run(pipe, tiny, **arguments), alone(name, arguments)
+        for number, arguments in enumerate(calls(name)):
+            found, expected = run(pipe, tiny, **arguments), alone(name, number)
             assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_the_class_of_an_attached_pipeline() -> None:
-    pipe = PIPELINES["sd15"].build()
+    pipe = SMALL.build()
     kind = type(pipe)
     with AsyncDiff(pipe, executor="local", components=2):
         assert isinstance(pipe, kind) and type(pipe) is not kind
@@ -75,9 +78,10 @@ def _all_calls(rank: int, name: str) -> list[Tensor]:
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
 def test_so_on_several_ranks() -> None:
     first, second = run_ranks(2, _all_calls, "sd3")
-    for found, other, arguments in zip(first, second, calls("sd3"), strict=True):
+    assert len(first) == len(calls("sd3"))
+    for number, (found, other) in enumerate(zip(first, second, strict=True)):
         assert torch.equal(found, other)
-        expected = alone("sd3", arguments)
+        expected = alone("sd3", number)
         assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
@@ -102,20 +106,19 @@ def test_disable_leaves_nothing_behind(name: str) -> None:
 
 
 def test_another_scheduler_between_two_calls() -> None:
-    tiny = PIPELINES["sd15"]
-    pipe, other = tiny.build(), tiny.build()
+    pipe, other = SMALL.build(), SMALL.build()
     other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
     with AsyncDiff(other, warmup=3, executor="local", components=2, method="paper"):
-        expected = run(other, tiny, num_inference_steps=STEPS)
+        expected = run(other, SMALL, num_inference_steps=STEPS)
     with AsyncDiff(pipe, warmup=3, executor="local", components=2, method="paper") as async_diff:
-        run(pipe, tiny, num_inference_steps=STEPS)
+        run(pipe, SMALL, num_inference_steps=STEPS)
         pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
-        assert torch.equal(run(pipe, tiny, num_inference_steps=STEPS), expected)
+        assert torch.equal(run(pipe, SMALL, num_inference_steps=STEPS), expected)
         assert async_diff.report().accelerated
 
 
 def test_a_copied_scheduler_drives_itself() -> None:
-    pipe = PIPELINES["sd15"].build()
+    pipe = SMALL.build()
     with AsyncDiff(pipe, executor="local", components=2, method="paper"):
         assert list(inspect.signature(pipe.scheduler.step).parameters)[:3] == ["model_output", "timestep", "sample"]
         pipe.scheduler.set_timesteps(4)
@@ -156,21 +159,20 @@ def test_a_denoiser_is_recorded_once_for_each_structure_and_shape(monkeypatch: p
         return record(*args)
 
     monkeypatch.setattr(dividing, "record", counting)
-    tiny = PIPELINES["sd15"]
-    pipe = tiny.build()
+    pipe = SMALL.build()
     with AsyncDiff(pipe, warmup=2, executor="local", components=2, method="paper"):
-        plain = run(pipe, tiny)
-        run(pipe, tiny, num_inference_steps=STEPS + 2)
+        plain = run(pipe, SMALL)
+        run(pipe, SMALL, num_inference_steps=STEPS + 2)
         assert len(recorded) == 1
-        run(pipe, tiny, height=48, width=32)
+        run(pipe, SMALL, height=48, width=32)
         assert len(recorded) == 2
         pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
-        assert not torch.equal(run(pipe, tiny), plain)
+        assert not torch.equal(run(pipe, SMALL), plain)
         assert len(recorded) == 3
         pipe.unload_lora_weights()
         for arguments in ({}, {"height": 48, "width": 32}):
-            run(pipe, tiny, **arguments)
-        assert torch.equal(run(pipe, tiny), plain)
+            run(pipe, SMALL, **arguments)
+        assert torch.equal(run(pipe, SMALL), plain)
         assert len(recorded) == 3
 
 
@@ -220,6 +222,7 @@ def test_what_is_kept_of_many_sizes_is_bounded(monkeypatch: pytest.MonkeyPatch) 
         assert torch.equal(result, expected)
 
 
+@functools.cache
 def alone_in(name: str, height: int, width: int) -> Tensor:
     tiny = PIPELINES[name]
     pipe = tiny.build()
@@ -228,7 +231,7 @@ def alone_in(name: str, height: int, width: int) -> Tensor:
 
 
 def test_so_on_all_ranks() -> None:
-    expected, _ = _in_many_sizes(0, "local")
+    expected = [alone_in("sd3", height, width) for height, width in (*SIZES, *SIZES[-2:], SIZES[0])]
     first, second = run_ranks(2, _in_many_sizes, "distributed")
     assert first[1] == second[1]
     for found, other, together in zip(first[0], second[0], expected, strict=True):

@@ -11,7 +11,7 @@ from asyncdiff import AsyncDiff, ConfigurationError, StoppedError
 from tests.processes import run_ranks
 from tests.tiny.narrow import load_narrow_demo
 
-STEPS = 8
+STEPS = 6
 SETTINGS: dict[str, Any] = dict(components=2, warmup=2, cooldown=1, guidance=1)
 
 

@@ -19,7 +19,7 @@ from tests.tiny.narrow import load_narrow_demo
 
 def _drawn(pipe: Any, prompt: str = "a red apple") -> Any:
     generator = torch.Generator().manual_seed(0)
-    return np.asarray(pipe(prompt, num_inference_steps=4, generator=generator).images[0])
+    return np.asarray(pipe(prompt, num_inference_steps=2, generator=generator).images[0])
 
 
 def _held(module: nn.Module) -> tuple[int, int]:

@@ -32,14 +32,13 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 EVERY = list(specimens())
 BY_NAME = {specimen.name: specimen for specimen in EVERY}
 
-# Of different nature each.
+# Of different nature each. The command is tried with UNet1DModel.
 QUICK = [
     "ChromaTransformer2DModel (ControlNet)",  # glue that writes into a unit's output
     "CogVideoXTransformer3DModel",  # two outputs
     "MochiTransformer3DModel",  # a last block that hands on the text as it was
     "SD3Transformer2DModel",  # a last block that gives None
     "StableCascadeUNet (decoder)",  # lists in lists, blocks that are repeated
-    "UNet1DModel",
     "UNet2DConditionModel (ControlNet and T2I-Adapter)",  # glue that writes into skips, and one that does not
     "ZImageTransformer2DModel",  # lists of tensors
 ]
