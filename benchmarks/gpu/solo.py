@@ -16,6 +16,7 @@ from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
 from asyncdiff.runtime.attachment import Attachment
+from asyncdiff.runtime.branches import Branches
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.settings import Settings
 from benchmarks.gpu.loop import Loop
@@ -143,10 +144,10 @@ class SoloChannel:
 def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]:
     """The loop's denoiser divided, for one rank of the world at a time."""
     part, denoiser = loop.subject.part, loop.denoiser
-    clock = Clock(loop)
+    clock, branches = Clock(loop), Branches({part: denoiser})
     try:
         mesh = settings.mesh(world.size)
-        attachment = Attachment({part: denoiser}, {}, {}, settings, mesh, world, clock)
+        attachment = Attachment({part: denoiser}, {}, {}, settings, mesh, world, clock, branches)
         undo = intercept_call(denoiser, partial(attachment.denoise, part))
         try:
             yield
@@ -154,6 +155,7 @@ def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]
             undo()
             attachment.detach()
     finally:
+        branches.close()
         clock.close()
 
 

@@ -31,6 +31,7 @@ from asyncdiff.plan.split import Split
 from asyncdiff.report import Counts, Report
 from asyncdiff.runtime.advice import Advice
 from asyncdiff.runtime.attachment import Attachment
+from asyncdiff.runtime.branches import Branches
 from asyncdiff.runtime.calling import wants_gradients
 from asyncdiff.runtime.clock import Clock, find_schedulers
 from asyncdiff.runtime.decoding import find_decoders
@@ -198,7 +199,7 @@ class AsyncDiff:
         except BaseException:
             self._put_back()
             raise
-        self._clock = Clock(pipe)
+        self._clock, self._branches = Clock(pipe), Branches(denoisers)
         self._advice = Advice(settings)
         try:
             self._layout = Layout(settings, self._world)
@@ -329,7 +330,7 @@ class AsyncDiff:
             self._break_off("asyncdiff was detached there")
         with contextlib.ExitStack() as stack:  # whatever of it fails, the rest is done
             stack.callback(self._put_back)
-            for leave in (self._world.close, self._clock.close, self._detach, *self._undo):
+            for leave in (self._world.close, self._clock.close, self._branches.close, self._detach, *self._undo):
                 stack.callback(leave)
             self._undo = []
 
@@ -365,7 +366,7 @@ class AsyncDiff:
         self._detach()
         shares = {} if self._sharing is None else self._sharing.shares
         self._attachment = Attachment(
-            self._denoisers, shares, self._decoders, self.settings, mesh, self._world, self._clock
+            self._denoisers, shares, self._decoders, self.settings, mesh, self._world, self._clock, self._branches
         )
 
     def _detach(self) -> None:

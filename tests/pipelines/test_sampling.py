@@ -451,7 +451,7 @@ def _after_mishaps(rank: int, family: str, stride: int, executor: str) -> list[T
     ("family", "stride"),
     [
         pytest.param("unet", 1, marks=pytest.mark.whole),
-        pytest.param("flux_true_cfg", 1, marks=pytest.mark.whole),
+        ("flux_true_cfg", 1),
         pytest.param("unet", 2, marks=pytest.mark.whole),
         ("sd3", 2),
     ],

@@ -13,6 +13,7 @@ from asyncdiff.exchange.local import LocalExchange
 from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.runtime.attachment import Attachment
+from asyncdiff.runtime.branches import Branches
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.settings import Settings
 from tests.tiny import PIPELINES
@@ -48,7 +49,7 @@ def test_a_second_exchange_that_fails_closes_the_first() -> None:
     denoisers = find_denoisers(pipe)
     before, clock = _hooks(denoisers), Clock(pipe)
     with pytest.raises(ExchangeError, match="a rank is not there"):
-        Attachment(denoisers, {}, {}, Settings(components=1, guidance=2), Mesh(2, 1), world, clock)
+        Attachment(denoisers, {}, {}, Settings(components=1, guidance=2), Mesh(2, 1), world, clock, Branches({}))
     clock.close()
     assert [each.is_open for each in world.made] == [False]
     assert _hooks(denoisers) == before

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from asyncdiff import AsyncDiff
-from asyncdiff.errors import ExchangeError, RankMismatchError, StoppedError
+from asyncdiff.errors import ExchangeError, OtherUnitsError, RankMismatchError, StoppedError
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
 from tests.tiny.adapters import SMALL, load_lora
@@ -235,23 +235,30 @@ def test_the_first_call_of_another_pipeline_that_fails_on_one_rank() -> None:
         assert all(torch.equal(picture, before) for picture in after)
 
 
-def _settings_in_a_callback(rank: int) -> str:
+def _settings_in_a_callback(rank: int, is_small: bool) -> str:
     """FreeU, put on by a callback of one rank."""
-    pipe = SD15.build()
+    tiny = SMALL if is_small else SD15
+    pipe = tiny.build()
 
     def change(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         if index == MIDDLE:
             pipe.enable_freeu(0.9, 0.2, 1.2, 1.4)
         return values
 
-    with _attach(pipe), pytest.raises((RankMismatchError, StoppedError)) as caught:
-        run(pipe, SD15, num_inference_steps=STEPS, callback_on_step_end=change if rank else None)
+    with _attach(pipe), pytest.raises((RankMismatchError, StoppedError, OtherUnitsError)) as caught:
+        run(pipe, tiny, num_inference_steps=STEPS, callback_on_step_end=change if rank else None)
     return str(caught.value)
 
 
 def test_what_one_rank_changes_in_the_middle_is_named_at_the_end() -> None:
-    for text in run_ranks(2, _settings_in_a_callback):
+    for text in run_ranks(2, _settings_in_a_callback, False):
         assert "of the module 'up_blocks" in text
+
+
+def test_or_at_once_where_it_meets_what_was_recorded_before() -> None:
+    """Here it writes to what stands for another component's output, of which torch would tell in its own words."""
+    for text in run_ranks(2, _settings_in_a_callback, True):
+        assert "modules of the denoiser 'unet', or their settings, have changed within a generation" in text
 
 
 def _detached(rank: int) -> str:

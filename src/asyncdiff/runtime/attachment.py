@@ -1,6 +1,7 @@
 """All that is attached to a pipeline's denoisers for one mesh of ranks."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.exchange.world import World
 from asyncdiff.plan.mesh import Mesh
 from asyncdiff.report import Counts, DenoiserReport
+from asyncdiff.runtime.branches import Branches
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.decoding import Decoding
@@ -41,6 +43,7 @@ class Attachment:
         mesh: Mesh,
         world: World,
         clock: Clock,
+        branches: Branches,
     ) -> None:
         self.mesh = mesh
         self.exchange: Exchange = world.exchange(mesh.groups())
@@ -67,6 +70,7 @@ class Attachment:
                     exchange=self.exchange,
                     check=world.check_agreement,
                     clock=clock,
+                    branch=functools.partial(branches.of, name),
                     device=world.device,
                     events=world.events,
                     share=shares.get(name),

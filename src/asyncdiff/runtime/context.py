@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ class Context:
         exchange: among the ranks of a group.
         check: compares what has to be the same on all ranks of all groups.
         clock: where the pipeline stands.
+        branch: the name of the guidance branch that is computed, where the pipeline gives it one.
         device: where this process computes.
         events: where it is noted what happens.
         share: this process's part of the weights, where each has a part only.
@@ -47,6 +49,7 @@ class Context:
     exchange: Exchange
     check: Callable[[Statements, str], None]
     clock: Clock
+    branch: Callable[[], Any]
     device: torch.device
     events: Events
     share: Share | None = None

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
 from asyncdiff.exchange.agreement import Statement
-from asyncdiff.hooks import listen_to_context
 from asyncdiff.report import Counts, DenoiserReport, GuidanceCounts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.deferred import settled
@@ -49,13 +48,9 @@ class DenoiserRuntime:
         self._about_settings = about_settings(context.settings)
         self._lanes = [Lane(context, self._divisions, number) for number in range(lanes)]
         self._computing = self._lanes[0]  # the one that computes, or has computed last
-        self._guidance_context: Any = None
         self._generation = -1
         self._forms: dict[Signature, str] = {}  # of this generation's calls, in words
         self._has_remarked = False
-        self._undo: list[Callable[[], None]] = []
-        if hasattr(context.denoiser, "cache_context"):
-            self._undo.append(listen_to_context(context.denoiser, "cache_context", self._enter_context))
         context.clock.on_step.append(self._end_step)
 
     @property
@@ -67,8 +62,6 @@ class DenoiserRuntime:
         """Leave the denoiser as it was."""
         self.context.clock.on_step.remove(self._end_step)
         self.context.units.remove()
-        for undo in self._undo:
-            undo()
         self.end()
 
     def denoise(self, call: Call) -> Any:
@@ -78,7 +71,7 @@ class DenoiserRuntime:
         clock = self.context.clock
         if self._generation != clock.generation:
             self._look_again()
-        arguments = self._arguments(call, self._guidance_context)
+        arguments = self._arguments(call, self.context.branch())
         clock.call(arguments.times)
         self._remark_other_form(call, arguments)
         streams = self._computing.streams if self.outer is None else self.outer.streams
@@ -118,7 +111,7 @@ class DenoiserRuntime:
             return call.with_own_containers()()
         if self._divisions.structure is None:
             self._divisions.look_again()
-        return self._computing.whole(call, self._arguments(call, self._guidance_context))
+        return self._computing.whole(call, self._arguments(call, self.context.branch()))
 
     def kind_of_call(self, arguments: Arguments) -> Hashable:
         """What decides how a call runs, apart from values."""
@@ -167,9 +160,6 @@ class DenoiserRuntime:
             lane.forget()
         if self.outer is not None:
             self.outer.end()
-
-    def _enter_context(self, name: Any) -> None:
-        self._guidance_context = name
 
     def _end_step(self, timestep: Any) -> None:
         for lane in self._lanes:

@@ -67,7 +67,7 @@ class Divisions:
         context = self._context
         return surroundings_of(context.name, context.denoiser, self._modules, context.device.type)
 
-    def check_unchanged(self, cause: Exception) -> None:
+    def check_unchanged(self, cause: BaseException) -> None:
         """Whether what has failed may have another cause than that the denoiser was changed in the middle.
 
         Raises:

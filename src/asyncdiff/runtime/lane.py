@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from asyncdiff.call import Call
-from asyncdiff.errors import NotANumberError, TraceError
+from asyncdiff.errors import AsyncDiffError, NotANumberError, TraceError
 from asyncdiff.happening import Kind
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
@@ -126,12 +126,12 @@ class Lane:
                 kind=step.kind.value,
             ):
                 self._runner.run(stream, course, prospect.call, counts)
-        except TraceError as error:
+        except BaseException as error:
             self.streams.forget()
-            self._divisions.check_unchanged(error)
-            raise
-        except BaseException:
-            self.streams.forget()
+            # What was changed in the middle may fail in words of its own, wherever it meets what was recorded before.
+            is_own = isinstance(error, Exception) and not isinstance(error, AsyncDiffError)
+            if is_own or isinstance(error, TraceError):
+                self._divisions.check_unchanged(error)
             raise
         if stream.index == course.schedule.warmup - 1:
             stream.look_at_warm_up()
