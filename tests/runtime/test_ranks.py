@@ -256,9 +256,14 @@ def test_what_one_rank_changes_in_the_middle_is_named_at_the_end() -> None:
 
 
 def test_or_at_once_where_it_meets_what_was_recorded_before() -> None:
-    """Here it writes to what stands for another component's output, of which torch would tell in its own words."""
+    """Here it writes to what stands for another component's output, of which torch would tell in its own words.
+
+    The other rank hears of it though the error, and all that its frames hold, lives on where it was caught.
+    """
+    begin = time.monotonic()
     for text in run_ranks(2, _settings_in_a_callback, True):
         assert "modules of the denoiser 'unet', or their settings, have changed within a generation" in text
+    assert time.monotonic() - begin < 20  # the time limit is 30
 
 
 def _detached(rank: int) -> str:

@@ -6,6 +6,7 @@ one, made while attaching by operations in which all ranks take part, and what i
 """
 
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -75,6 +76,7 @@ class Line:
         self._is_staged = goes_by_way_of_the_host(device, backend)
         self.holds_host = holds_host(backend)
         self._is_broken = False
+        self._started: weakref.WeakSet[Pending] = weakref.WeakSet()
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
         self._group: dist.ProcessGroup | None = groups.make([groups.members], backend, limit)
@@ -122,7 +124,9 @@ class Line:
         traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
         if self._watcher is not None:
             self._watcher.watch(works, tuple(transfer.what for transfer in batch), has_begun)
-        return Pending(self, tuple(batch), works, held if self._is_staged else (), traffic)
+        pending = Pending(self, tuple(batch), works, held if self._is_staged else (), traffic)
+        self._started.add(pending)
+        return pending
 
     def finish(self, work: dist.Work, names: Sequence[str], traffic: Traffic) -> None:
         """Wait for an operation: the host, at most for the time limit, or the device's own stream."""
@@ -153,6 +157,10 @@ class Line:
         """Destroy the communicator, in bounded time: what others still wait for on it fails at once."""
         if self._watcher is not None and not self._watcher.close(0.0 if self._is_broken else self.timeout):
             self.give_up()
+        # Who keeps the error of a generation that was broken off, a notebook for instance, keeps what was under way in
+        # it: with that gloo's connections would stay open, and the other ranks wait for the time limit.
+        for pending in list(self._started):
+            pending.let_go()
         group, self._group = self._group, None
         if group is not None:
             self._groups.end(group, self._is_broken)
@@ -225,6 +233,10 @@ class Pending:
         self._staged = staged
         self._traffic = traffic
         self._begin = line.events.mark()
+
+    def let_go(self) -> None:
+        """Nobody will wait for it any more."""
+        self._works = ()
 
     def wait(self) -> None:
         """Wait until everything is there, and sent."""
