@@ -31,7 +31,7 @@ from asyncdiff.demo import prompt_agreement
 from asyncdiff.model_files import demo_folder
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
-from tests.tiny.narrow import save_narrow_demo, save_narrow_demos
+from tests.tiny.narrow import save_narrow_demos
 from tests.tiny.saved import save, save_pictures
 from tests.workers.drawing import save_adapter
 

@@ -11,7 +11,7 @@ from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.planning.candidates import Candidate
 from asyncdiff.report import Report
 
-STEPS, WARMUP = 14, 5
+STEPS, WARMUP = 10, 3
 HELD = 7 / 8  # of the versions that are counted: the report leaves out what is forecast
 
 
