@@ -31,7 +31,7 @@ from asyncdiff.demo import prompt_agreement
 from asyncdiff.model_files import demo_folder
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
-from tests.tiny.narrow import save_narrow_demos
+from tests.tiny.narrow import save_narrow_demo, save_narrow_demos
 from tests.tiny.saved import save, save_pictures
 from tests.workers.drawing import save_adapter
 
@@ -178,14 +178,17 @@ def _alone(rank: int, text: str, folder: Path) -> None:
     exec(compile(text, "script.py", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.whole), 4])
-def test_the_readmes_python(ranks: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "is_small"), [(2, False), (4, True), pytest.param(4, False, marks=pytest.mark.whole)]
+)
+def test_the_readmes_python(ranks: int, is_small: bool, tmp_path: Path) -> None:
     """Of torchrun there is its environment alone, in processes that need not import everything anew."""
     (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
     _write_scripts([text], tmp_path)
-    for done in run_ranks(ranks, _on_a_rank, demo_folder("unet"), tmp_path, joined=False):
+    model = save_narrow_demo(tmp_path / "unet") if is_small else demo_folder("unet")
+    for done in run_ranks(ranks, _on_a_rank, model, tmp_path, joined=False):
         assert not isinstance(done, RankError), done
-    _check_pictures(tmp_path, ranks, 1, "a red apple")
+    _check_pictures(tmp_path, ranks, 1, None if is_small else "a red apple")
     _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), ranks, 1)
 
 
