@@ -10,6 +10,7 @@ import argparse
 import base64
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,18 +115,21 @@ def served(*options: str) -> Iterator[Served]:
             process.kill()
 
 
-def expected(model: str, steps: int) -> dict[tuple[str, int], bytes]:
+ASKED = tuple(itertools.product(PROMPTS, range(SEEDS)))
+"""Prompts and seeds."""
+
+
+def expected(model: str, steps: int, asked: Iterable[tuple[str, int]] = ASKED) -> dict[tuple[str, int], bytes]:
     """The pictures of one process, as their pixels, by prompt and seed."""
     torch.set_num_threads(1)
     pipe: Any = load_pipeline(model, None, torch.device("cpu"))
     pipe.set_progress_bar_config(disable=True)
     pictures = {}
     with AsyncDiff(pipe, executor="local", **SETTINGS):
-        for prompt in PROMPTS:
-            for seed in range(SEEDS):
-                generator = torch.Generator().manual_seed(seed)
-                picture = pipe(prompt, num_inference_steps=steps, generator=generator).images[0]
-                pictures[prompt, seed] = picture.tobytes()
+        for prompt, seed in asked:
+            generator = torch.Generator().manual_seed(seed)
+            picture = pipe(prompt, num_inference_steps=steps, generator=generator).images[0]
+            pictures[prompt, seed] = picture.tobytes()
     return pictures
 
 

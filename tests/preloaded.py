@@ -9,6 +9,8 @@ import asyncdiff
 import tests.golden
 import tests.tiny
 
+for _name in asyncdiff.__all__:
+    getattr(asyncdiff, _name)  # which is when its module is imported
 torch.set_num_threads(1)
 gc.freeze()  # what is imported is no garbage in any of them
 __all__ = ["asyncdiff", "diffusers", "tests"]

@@ -330,7 +330,8 @@ def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[tuple[di
         yield {}, count
     else:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        console = Console(stderr=True)  # into a file, rich would write an empty line where the bar has been
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             bar = progress.add_task(job.title, total=job.request.steps)
 
             def advance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

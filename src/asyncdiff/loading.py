@@ -102,7 +102,8 @@ def signature_of(model: str) -> Signature | None:
     folder = folder_of(model, lambda: "")
     parts = index_of(folder)
     name = json.loads((folder / INDEX).read_text(encoding="utf-8"))["_class_name"]
-    kind = getattr(diffusers, name, None) if isinstance(name, str) else None
+    with quiet_loading():  # whose class is imported now, with all that it knows of
+        kind = getattr(diffusers, name, None) if isinstance(name, str) else None
     return Signature.of_class(kind, parts) if isinstance(kind, type) else None
 
 

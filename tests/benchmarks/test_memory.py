@@ -2,13 +2,17 @@
 
 from pathlib import Path
 
+import pytest
+
 from asyncdiff.launch import run_processes
 from benchmarks import memory
+from tests.forked import fork_processes
 
 _CALL = 60 * 2**20  # what code and a call take beside weights, whatever the denoiser
 
 
-def test_two_ranks_hold_half_each(tmp_path: Path) -> None:
+def test_two_ranks_hold_half_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_processes(monkeypatch)
     denoiser = memory.dit_pipeline(tmp_path, small=True)
     ranks = run_processes(2, memory.take_share, memory.Task(str(tmp_path), denoiser, 2))
     for rank in ranks:

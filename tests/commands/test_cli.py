@@ -14,14 +14,15 @@ from typing import Any
 import pytest
 from PIL import Image
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.launcher.api import LaunchConfig
 from typer.testing import CliRunner, Result
 
 import asyncdiff
+from asyncdiff import launch
 from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from tests.bad_input import FOLDERS, SPLITS_OF_A_UNET, good_folder
-from tests.processes import preload_forkserver
+from tests.forked import fork_processes
+from tests.tiny.narrow import save_narrow_demo
 from tests.tiny.stable_diffusion import tiny_unet
 
 COMMAND = [sys.executable, "-c", "from asyncdiff.commands.app import main; main()"]
@@ -50,14 +51,14 @@ def processes_of_session(session: int) -> list[int]:
 @pytest.fixture
 def run_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The command in this process. Those that it starts have all imports behind them; they print into files."""
-
-    def forking(**given: Any) -> LaunchConfig:
-        logs = DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ERR)
-        return LaunchConfig(**given | {"start_method": "forkserver", "logs_specs": logs})
-
-    preload_forkserver()
-    monkeypatch.setattr("asyncdiff.launch.LaunchConfig", forking)
+    fork_processes(monkeypatch, logs_specs=DefaultLogsSpecs(log_dir=str(tmp_path / "logs"), redirects=Std.ERR))
     return lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def as_on_a_terminal(function: Any, task: Any, folder: str) -> None:
+    """A process that has bars. (Its environment is that of the server that it is forked from.)"""
+    os.environ["FORCE_COLOR"] = "1"
+    launch._bring_home(function, task, folder)
 
 
 def said(folder: Path, rank: int) -> str:
@@ -68,26 +69,27 @@ def said(folder: Path, rank: int) -> str:
 def test_generate_compares_two_processes_with_one(
     tmp_path: Path, run_forked: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal, which alone has bars
+    monkeypatch.setattr("asyncdiff.launch._bring_home", as_on_a_terminal)
     out = tmp_path / "out.png"
-    settings = ["--components", "2", "--steps", "8", "--warmup", "2"]
+    settings = ["--components", "2", "--steps", "4", "--warmup", "2", "--cooldown", "0"]
     done = run_forked("generate", "rocket", *settings, "--compare", "--out", str(out))
     assert done.exit_code == 0, done.stderr
     with Image.open(out) as picture:
         assert picture.width > 2 * 256 and picture.height > 256
     made, what, compared = done.stdout.splitlines()
-    assert made.startswith(f"{out}: 8 steps on 2 devices in ")
-    assert what.startswith("unet on 2 components: 4 steps in full, 4 rounds; ")
+    assert made.startswith(f"{out}: 4 steps on 2 devices in ")
+    assert what.startswith("unet on 2 components: 2 steps in full, 2 rounds; ")
     numbers = re.fullmatch(
         r"against the .* one device, ([\d.]+) s: ([\d.]+)x as fast, PSNR ([\d.]+) dB, SSIM .*", compared
     )
     assert numbers and all(float(number) > 0 for number in numbers.groups())
-    assert "8/8" in said(tmp_path, 0) and said(tmp_path, 1) == ""
+    assert "4/4" in said(tmp_path, 0) and said(tmp_path, 1) == ""
 
 
 def test_generate_on_a_device_for_each_guidance_branch(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
     out = tmp_path / "out.png"
-    options = ["--devices", "2", "--steps", "4", "--warmup", "2", "--report", "--out", str(out)]
+    model = str(save_narrow_demo(tmp_path / "model"))
+    options = ["--model", model, "--devices", "2", "--steps", "4", "--warmup", "2", "--report", "--out", str(out)]
     done = run_forked("generate", "rocket", *options)
     assert done.exit_code == 0, done.stderr
     assert out.is_file()

@@ -31,7 +31,7 @@ from asyncdiff.demo import prompt_agreement
 from asyncdiff.model_files import demo_folder
 from tests.docs import stand_in
 from tests.processes import RankError, run_ranks
-from tests.tiny.narrow import save_narrow_demo
+from tests.tiny.narrow import save_narrow_demo, save_narrow_demos
 from tests.tiny.saved import save, save_pictures
 from tests.workers.drawing import save_adapter
 
@@ -137,9 +137,10 @@ WORLDS = [(2, "unet"), (4, "dit"), (4, "unet"), (2, "dit"), (3, "unet")]
 
 
 def test_all_python_under_torchrun(tmp_path: Path) -> None:
-    """On two ranks in one session, with a UNet that is quickly called."""
+    """On two ranks in one session, with denoisers that are quickly called."""
     texts = [block.values[0] for block in python_blocks(attaching=True)]
-    done = run_blocks(texts, save_narrow_demo(tmp_path / "model"), 2, tmp_path)
+    save_narrow_demos(tmp_path)
+    done = run_blocks(texts, tmp_path / "unet", 2, tmp_path)
     assert done.returncode == 0, done.stderr
     _check_pictures(tmp_path, 2, len(texts))
     _check_noise(done.stdout, done.stderr, 2, len(texts))
@@ -156,22 +157,38 @@ def test_python_under_torchrun(ranks: int, demo: str, text: str, tmp_path: Path)
     _check_noise(done.stdout, done.stderr, ranks, 1)
 
 
-def _on_a_rank(rank: int, model: Path, folder: Path) -> None:
-    """What torchrun would start; what is said goes to files."""
+def _say_into(folder: Path) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+
+
+def _on_a_rank(rank: int, model: Path, folder: Path) -> None:
+    """What torchrun would start; what is said goes to files."""
+    _say_into(folder)
     stand_in.main(model, folder / "0")
     sys.stdout.flush()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_readmes_python(ranks: int, tmp_path: Path) -> None:
+def _alone(rank: int, text: str, folder: Path) -> None:
+    """What `python` would start: with nothing in the environment that torchrun sets."""
+    _say_into(folder)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        del os.environ[name]
+    os.chdir(folder)
+    exec(compile(text, "script.py", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize(
+    ("ranks", "is_small"), [(2, False), (4, True), pytest.param(4, False, marks=pytest.mark.whole)]
+)
+def test_the_readmes_python(ranks: int, is_small: bool, tmp_path: Path) -> None:
     """Of torchrun there is its environment alone, in processes that need not import everything anew."""
     (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
     _write_scripts([text], tmp_path)
-    for done in run_ranks(ranks, _on_a_rank, demo_folder("unet"), tmp_path, joined=False):
+    model = save_narrow_demo(tmp_path / "unet") if is_small else demo_folder("unet")
+    for done in run_ranks(ranks, _on_a_rank, model, tmp_path, joined=False):
         assert not isinstance(done, RankError), done
-    _check_pictures(tmp_path, ranks, 1, "a red apple")
+    _check_pictures(tmp_path, ranks, 1, None if is_small else "a red apple")
     _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), ranks, 1)
 
 
@@ -188,11 +205,9 @@ def _check_pictures(tmp_path: Path, ranks: int, blocks: int, shown: str | None =
 
 @pytest.mark.parametrize("text", python_blocks(attaching=False))
 def test_python_alone(text: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", text]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    """In a process that need not import everything anew."""
+    (done,) = run_ranks(1, _alone, text, tmp_path, limit=SECONDS, joined=False)
+    assert not isinstance(done, RankError), done
 
 
 def _check_noise(stdout: str, stderr: str, ranks: int, blocks: int) -> None:

@@ -41,6 +41,7 @@ from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
 from asyncdiff.settings import Settings
 from tests.processes import run_ranks
+from tests.tiny.narrow import save_narrow_demo
 
 CPU = torch.device("cpu")
 TWO = Settings(components=2, warmup=2, cooldown=0, timeout=60)
@@ -153,7 +154,8 @@ def test_clip_features_are_what_torchmetrics_takes() -> None:
 def test_a_report_is_written_in_one_process(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "report.html"
     prompts.write_text("red apple\n\n  rocket \n", encoding="utf-8")
-    done = run(*QUICK, "--prompts", str(prompts), "--compare-with", "warmup=4", "--out", str(out))
+    quick = [*QUICK, "--model", str(save_narrow_demo(tmp_path / "model"))]
+    done = run(*quick, "--prompts", str(prompts), "--compare-with", "warmup=4", "--out", str(out))
     assert done.exit_code == 0, done.output
     page = out.read_text(encoding="utf-8")
     found = [pixels(picture) for picture in pictures_in(page)]
@@ -194,7 +196,8 @@ def test_missing_packages_and_weights_are_told_before_anything_is_drawn(monkeypa
 def test_a_setting_that_fails_leaves_the_others(tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "report.html"
     prompts.write_text("rocket\n", encoding="utf-8")
-    done = run(*QUICK, "--prompts", str(prompts), "--compare-with", "components=500", "--out", str(out))
+    quick = [*QUICK, "--model", str(save_narrow_demo(tmp_path / "model"))]
+    done = run(*quick, "--prompts", str(prompts), "--compare-with", "components=500", "--out", str(out))
     assert done.exit_code == WORKER_FAILED
     assert "1 of 2 settings failed" in done.stderr and "too few for components=500" in done.stderr
     page = out.read_text(encoding="utf-8")

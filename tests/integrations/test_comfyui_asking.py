@@ -251,6 +251,7 @@ def test_somebody_else_answers(comfyui: ComfyUI, said: bytes, sentence: str, mon
 
 def test_a_service_comes_back(comfyui: ComfyUI, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     """None of its replicas is there, for a moment."""
+    monkeypatch.setattr("asyncdiff.serving.front._SECONDS_BETWEEN_CHECKS", 0.1)
     with hosted() as own:
         own.replica.is_well = False
         until(lambda: own.front.states == ["starting"])

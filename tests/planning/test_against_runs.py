@@ -11,7 +11,8 @@ from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.planning.candidates import Candidate
 from asyncdiff.report import Report
 
-STEPS, WARMUP = 14, 5
+STEPS, WARMUP = 10, 3
+BRIDGED, THREE = {"components": 2, "bridge": 2}, {"components": 3}
 HELD = 7 / 8  # of the versions that are counted: the report leaves out what is forecast
 
 
@@ -40,8 +41,16 @@ def test_what_one_device_holds(model: str) -> None:
     assert planned(model, bridge=2).memory.history * HELD == report.denoisers[0].held_bytes
 
 
-@pytest.mark.parametrize("way", [{"components": 2, "bridge": 2}, {"components": 3}], ids=str)
-@pytest.mark.parametrize("model", DEMO_MODELS)
+@pytest.mark.parametrize(
+    ("model", "way"),
+    [
+        ("demo-unet", BRIDGED),
+        pytest.param("demo-unet", THREE, marks=pytest.mark.whole),
+        pytest.param("demo-dit", BRIDGED, marks=pytest.mark.whole),
+        ("demo-dit", THREE),
+    ],
+    ids=str,
+)
 def test_what_is_sent(model: str, way: dict[str, int]) -> None:
     """Live edges as in the run's report, and a prediction to every other device in every step."""
     candidate, report = planned(model, **way), ran(model, **way)

@@ -269,7 +269,8 @@ def test_a_full_line_health_and_figures() -> None:
         assert f"\n{line}\n" in figures, figures
 
 
-def test_health_says_which_replica_is_not_well() -> None:
+def test_health_says_which_replica_is_not_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdiff.serving.front._SECONDS_BETWEEN_CHECKS", 0.1)
     with served(replicas=2) as own:
         own.replicas[1].is_well = False
         found = own.until("degraded")

@@ -132,7 +132,10 @@ class Filming(StandIn):
         yield Drawn(((self.folder / "film.mp4").read_bytes(),), "mp4", 32, 16, 0.5, {"full": 1, "round": 3}, 7)
 
 
-def test_a_video_from_a_service(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_video_from_a_service(
+    place: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncdiff.serving.client._SECONDS_BETWEEN_QUESTIONS", 0.05)
     replica = Filming(tmp_path_factory.mktemp("films"))
     words = [
         "one",

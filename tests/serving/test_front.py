@@ -143,7 +143,9 @@ def test_what_cannot_be_met_is_not_tried_again(why: str) -> None:
     run(test)
 
 
-def test_a_replica_that_is_not_well_gets_nothing() -> None:
+def test_a_replica_that_is_not_well_gets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdiff.serving.front._SECONDS_BETWEEN_CHECKS", 0.1)
+
     async def test() -> None:
         replica = StandIn()
         replica.is_well = False

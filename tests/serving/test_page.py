@@ -349,7 +349,7 @@ def test_stop_frees_the_place(place: Place) -> None:
     ("prompt", "sentence"),
     [
         ("refused", "Because of refused."),
-        ("memory", "Because of memory."),
+        pytest.param("memory", "Because of memory.", marks=pytest.mark.whole),
         ("lose", "The process that was drawing has died."),
         ("unforeseen", "The picture could not be drawn (KeyError)."),
     ],

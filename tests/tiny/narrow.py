@@ -1,22 +1,22 @@
-"""The demo pipeline with a UNet of its structure and a fraction of its width: for what is not about pictures."""
+"""The demo pipelines with denoisers of their form, narrow and of few layers: for what is not about pictures."""
 
 from pathlib import Path
 
-from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers import CogView4Transformer2DModel, DiffusionPipeline, UNet2DConditionModel
 
 from asyncdiff import load_demo
 from asyncdiff.model_files import demo_folder
 from asyncdiff.zoo.specimen import randomise
 
-WIDTH = 32
+WIDTH = 16
 
 
 def load_narrow_demo() -> DiffusionPipeline:
     """Always the same; its pictures show nothing."""
     config = UNet2DConditionModel.load_config(demo_folder("unet") / "unet")
     levels = len(config["block_out_channels"])
-    narrow = {**config, "block_out_channels": [WIDTH] * levels, "attention_head_dim": [1] * levels}
-    unet = UNet2DConditionModel.from_config(narrow)
+    narrow = {"block_out_channels": [WIDTH] * levels, "norm_num_groups": WIDTH, "attention_head_dim": [1] * levels}
+    unet = UNet2DConditionModel.from_config({**config, **narrow, "layers_per_block": 1})
     randomise(unet.eval())
     return load_demo("unet", unet=unet)
 
@@ -25,3 +25,13 @@ def save_narrow_demo(folder: Path) -> Path:
     """Save it to a folder, as users save theirs."""
     load_narrow_demo().save_pretrained(folder)
     return folder
+
+
+def save_narrow_demos(folder: Path) -> None:
+    """Save both to a folder, by their names."""
+    save_narrow_demo(folder / "unet")
+    config = CogView4Transformer2DModel.load_config(demo_folder("dit") / "transformer")
+    narrow = {"num_layers": 2, "attention_head_dim": WIDTH, "num_attention_heads": 2}
+    transformer = CogView4Transformer2DModel.from_config({**config, **narrow})
+    randomise(transformer.eval())
+    load_demo("dit", transformer=transformer).save_pretrained(folder / "dit")
