@@ -19,7 +19,10 @@ STEPS = 1000  # more than any generation has
 NOT_BY_HAND = ("cascade_decoder", "sd35_skip_layer_guidance", "dit")
 # What cannot be known without the weights: a cache that a call fills, who of the experts computes, words that are cut
 # off in one of two calls.
-REFUSED = {"flux2_klein_kv": TraceError, "hidream": TraceError, "framepack_true_cfg": ShapeChangedError}
+REFUSED = {
+    **dict.fromkeys(("flux2_klein_kv", "hidream", "qwen_image_21"), TraceError),
+    "framepack_true_cfg": ShapeChangedError,
+}
 # The labels of later steps are known after a longer warm-up only.
 LABELLED_LATER = (
     *("lumina", "lumina2", "lumina2_truncated", "glm_image", "z_image", "z_image_truncated", "z_image_img2img"),
