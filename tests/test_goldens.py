@@ -18,6 +18,7 @@ SETTINGS = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
 WARMUPS = [1, 3, 5, 12]
 # Of every division, with the shift and without; of the largest, more ordinary steps, and nothing else.
 QUICK = [(1, True), (3, False)]
+AMONG_PROCESSES = [(4, 1), (3, 2)]  # in the quick part; the others in one process
 MORE = [(3, 2, 5, False), (3, 2, 12, True)]
 TOLERANCE = 1e-4
 
@@ -47,7 +48,8 @@ def _local() -> Iterator[Any]:
     for components, stride in SETTINGS:
         for warmup, time_shift in itertools.product(WARMUPS, (False, True)):
             case = components, stride, warmup, time_shift
-            is_quick = (warmup, time_shift) in QUICK or case in MORE
+            is_quick = (warmup, time_shift) in QUICK and (components, stride) not in AMONG_PROCESSES
+            is_quick = is_quick or case in MORE
             yield case if is_quick else pytest.param(*case, marks=pytest.mark.whole)
 
 
@@ -74,7 +76,7 @@ def _in_turn(rank: int, components: int, stride: int, cases: list[tuple[int, boo
 )
 @pytest.mark.parametrize(
     ("components", "stride"),
-    [each if each in ((4, 1), (3, 2)) else pytest.param(*each, marks=pytest.mark.whole) for each in SETTINGS],
+    [each if each in AMONG_PROCESSES else pytest.param(*each, marks=pytest.mark.whole) for each in SETTINGS],
 )
 def test_distributed_executor(components: int, stride: int, cases: list[tuple[int, bool]]) -> None:
     world_size = components + stride - 1

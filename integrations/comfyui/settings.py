@@ -87,6 +87,12 @@ SETTINGS = (
         "values; steps in full are divided too. G · P devices, in place of components.",
     ),
     Setting(
+        "fresh",
+        "switch",
+        "With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for links "
+        "that carry it; bridge still forecasts steps.",
+    ),
+    Setting(
         "time_shift", "switch", "After the warm-up give every component the timestep before, to match its inputs' age."
     ),
     Setting(

@@ -155,7 +155,7 @@ def test_interrupting_leaves_no_process(tmp_path: Path) -> None:
         while len(processes_of_session(command.pid)) < 4:  # itself, two workers and their resource tracker
             assert time.monotonic() < until and command.poll() is None
             time.sleep(0.2)
-        time.sleep(4)
+        time.sleep(2)
         command.send_signal(signal.SIGINT)
         _, errors = command.communicate(timeout=20)
         assert command.returncode == 130

@@ -35,7 +35,7 @@ def as_data(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("model", DEMO_MODELS)
+@pytest.mark.parametrize("model", [pytest.param(DEMO_MODELS[0], marks=pytest.mark.whole), *DEMO_MODELS[1:]])
 def test_candidates_chosen_and_reason(model: str) -> None:
     found = as_data("--model", model, "--devices", "2", "--device", "cpu")
     ways = [candidate["way"] for candidate in found["candidates"]]

@@ -89,7 +89,7 @@ def test_what_is_not_named_is_as_in_the_chosen_setting() -> None:
     [
         ("", "is no NAME=VALUE"),
         ("components", "'components' is no NAME=VALUE"),
-        ("parts=2", "among components, stride, warmup, guidance-devices, tokens, time-shift, bridge, "),
+        ("parts=2", "among components, stride, warmup, guidance-devices, tokens, fresh, time-shift, bridge, "),
         ("components=two", "must be a whole number, not 'two'"),
         ("components=-1", "must be a whole number, not '-1'"),
         ("guidance-devices=0", "guidance-devices must be a whole number of at least 1, not 0"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncdiff import AsyncDiff, StoppedError
+from asyncdiff import AsyncDiff, Method, StoppedError
 from asyncdiff.call import Call
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import record
@@ -65,6 +65,8 @@ QUICK: dict[int, list[Layout]] = {
         ("wan22", {"components": 2, "shard": True}, "once"),
         ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),
         ("sd3", {"tokens": 2}, "interrupted"),
+        ("sd3", {"tokens": 2, "fresh": True, "bridge": 2}, "once"),
+        ("sd3", {"components": 2, "method": Method(bits=8)}, "once"),
     ],
     4: [
         ("sd3", {"components": 3, "stride": 2, "warmup": 3}, "once"),

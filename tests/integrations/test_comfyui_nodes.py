@@ -58,6 +58,7 @@ VALUES = {
     "warmup": (5, 5),
     "guidance": (2, 2),
     "tokens": (2, 2),
+    "fresh": ("off", False),
     "time_shift": ("off", False),
     "split": ('[["a"], ["b"]]', [["a"], ["b"]]),
     "bridge": (2, 2),

@@ -453,7 +453,7 @@ def _after_mishaps(rank: int, family: str, stride: int, executor: str) -> list[T
         pytest.param("unet", 1, marks=pytest.mark.whole),
         ("flux_true_cfg", 1),
         pytest.param("unet", 2, marks=pytest.mark.whole),
-        ("sd3", 2),
+        pytest.param("sd3", 2, marks=pytest.mark.whole),
     ],
 )
 def test_mishaps_on_all_ranks(family: str, stride: int) -> None:

@@ -34,7 +34,7 @@ def ran(model: str, **way: Any) -> Report:
     return async_diff.report()
 
 
-@pytest.mark.parametrize("model", DEMO_MODELS)
+@pytest.mark.parametrize("model", [pytest.param(DEMO_MODELS[0], marks=pytest.mark.whole), *DEMO_MODELS[1:]])
 def test_what_one_device_holds(model: str) -> None:
     """With one device there is no other that could hold more or less."""
     report = ran(model, components=1, bridge=2)

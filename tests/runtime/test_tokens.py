@@ -240,7 +240,7 @@ def _drawn(rank: int, name: str, settings: dict[str, Any]) -> tuple[Tensor, Tens
 @pytest.mark.parametrize(
     ("ranks", "name", "settings"),
     [
-        pytest.param(ranks, *layout, marks=() if ranks == 4 or layout == LAYOUTS[3][1] else pytest.mark.whole)
+        pytest.param(ranks, *layout, marks=() if ranks == 4 else pytest.mark.whole)
         for ranks, layouts in LAYOUTS.items()
         for layout in layouts
     ],

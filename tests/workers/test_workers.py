@@ -225,15 +225,21 @@ def test_ctrl_c_ends_a_generation_and_nothing_else(pipe: Workers, plain: Any) ->
     assert draw(pipe).tobytes() == draw(plain).tobytes()
 
 
-def test_methods_run_on_all_ranks_and_again_after_one_has_died(
-    pipe: Workers, plain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LoRA is loaded and set by call; a rank is killed in the middle of a generation."""
-    without = draw(plain).tobytes()
+@pytest.fixture
+def in_another_style(pipe: Workers, plain: Any, tmp_path: Path) -> Iterator[None]:
+    """LoRA is loaded and set by call."""
     save_adapter(tmp_path)
     for each in (pipe, plain):
         each.load_lora_weights(tmp_path, adapter_name="one")
         each.set_adapters(["one"], [0.7])
+    yield
+    for each in (pipe, plain):
+        each.unload_lora_weights()
+
+
+def test_methods_run_on_all_ranks(pipe: Workers, plain: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    without = draw(plain).tobytes()
+    request.getfixturevalue("in_another_style")
     assert pipe.get_active_adapters() == ["one"]
     expected = draw(plain).tobytes()
     assert expected != without and draw(pipe).tobytes() == expected
@@ -243,7 +249,11 @@ def test_methods_run_on_all_ranks_and_again_after_one_has_died(
     with pytest.raises(AttributeError, match="'vae' has no method 'enable'"):
         _ = pipe.vae.enable
 
-    before = pipe.processes
+
+@pytest.mark.usefixtures("in_another_style")
+def test_and_again_after_one_has_died(pipe: Workers, plain: Any) -> None:
+    """A rank is killed in the middle of a generation."""
+    expected, before = draw(plain).tobytes(), pipe.processes
 
     def kill(given: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         os.kill(before[1], signal.SIGKILL)
@@ -254,8 +264,6 @@ def test_methods_run_on_all_ranks_and_again_after_one_has_died(
     assert not any(map(is_running, before))
     assert pipe.revive() and not pipe.revive()
     assert draw(pipe).tobytes() == expected
-    for each in (pipe, plain):
-        each.unload_lora_weights()
 
 
 def test_leaving_the_block_ends_all_processes(opened: Workers) -> None:
