@@ -13,4 +13,5 @@ for _name in asyncdiff.__all__:
     getattr(asyncdiff, _name)  # which is when its module is imported
 torch.set_num_threads(1)
 gc.freeze()  # what is imported is no garbage in any of them
+gc.set_threshold(20_000)
 __all__ = ["asyncdiff", "diffusers", "tests"]

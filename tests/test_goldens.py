@@ -18,7 +18,7 @@ SETTINGS = [(2, 1), (3, 1), (4, 1), (2, 2), (3, 2)]
 WARMUPS = [1, 3, 5, 12]
 # Of every division, with the shift and without; of the largest, more ordinary steps, and nothing else.
 QUICK = [(1, True), (3, False)]
-AMONG_PROCESSES = [(4, 1), (3, 2)]  # in the quick part; the others in one process
+AMONG_PROCESSES = [(3, 2)]  # in the quick part; the others in one process
 MORE = [(3, 2, 5, False), (3, 2, 12, True)]
 TOLERANCE = 1e-4
 

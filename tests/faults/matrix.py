@@ -88,7 +88,6 @@ def cells() -> list[Cell]:
 
 QUICK = [
     Cell(Fault.KILLED, Moment.ROUND, "3"),
-    Cell(Fault.KILLED, Moment.BETWEEN, "2"),
     Cell(Fault.STOPPED, Moment.BRIDGED, "2"),
     Cell(Fault.SLOW, Moment.ROUND, "2"),
     Cell(Fault.UNIT, Moment.EXCHANGE, "2 × 2"),

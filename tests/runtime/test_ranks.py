@@ -121,7 +121,11 @@ def _without_guidance(rank: int, settings: dict[str, Any], times: int) -> list[s
 
 @pytest.mark.parametrize(
     ("settings", "times"),
-    [({}, 1), ({"components": None, "guidance": 2}, 1), pytest.param({}, 2, marks=pytest.mark.whole)],
+    [
+        ({}, 1),
+        pytest.param({"components": None, "guidance": 2}, 1, marks=pytest.mark.whole),
+        pytest.param({}, 2, marks=pytest.mark.whole),
+    ],
 )
 def test_a_rank_that_goes_over_to_other_calls_is_named(settings: dict[str, Any], times: int) -> None:
     for texts in run_ranks(2, _without_guidance, settings, times):

@@ -1,5 +1,6 @@
 """On a device without double precision, like Apple's, the same as on the CPU."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -32,10 +33,10 @@ def _pipe() -> DiffusionPipeline:
     return pipe
 
 
-def _results(pipe: DiffusionPipeline) -> dict[str, Tensor]:
+def _results(pipe: DiffusionPipeline, names: Sequence[str]) -> dict[str, Tensor]:
     tiny = PIPELINES["sd15"]
     found = {"plain": run(pipe, tiny, num_inference_steps=10)}
-    for name, given in SETTINGS.items():
+    for name, given in ((name, SETTINGS[name]) for name in names):
         with AsyncDiff(pipe, executor="local", **{"warmup": 2} | given) as async_diff:
             found[name] = run(pipe, tiny, num_inference_steps=10)
             counts = async_diff.report().denoisers[0].counts
@@ -61,29 +62,32 @@ def _what_it_refuses() -> list[str]:
     return refused
 
 
-def _there(rank: int) -> tuple[list[str], dict[str, Tensor]]:
+def _there(rank: int, names: Sequence[str]) -> tuple[list[str], dict[str, Tensor]]:
     pipe = _pipe()
     with single.device(), torch.no_grad():
         for part in pipe.components.values():
             if isinstance(part, nn.Module):
                 single.put_there(part)
-        found = _results(pipe)
+        found = _results(pipe, names)
         if any(tensor.device != single.DEVICE for tensor in found.values()):
             raise RuntimeError("something was not computed there")
         return _what_it_refuses(), {name: tensor.cpu() for name, tensor in found.items()}
 
 
 @pytest.mark.skipif(not single.is_possible(), reason="this torch does not let Python play a device")
-def test_a_device_without_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "names", [["components", "shared out"], pytest.param(["bridged", "strided", "guarded"], marks=pytest.mark.whole)]
+)
+def test_a_device_without_doubles(names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     # In a process of its own: torch knows of the device from then on.
-    (result,) = run_ranks(1, _there, joined=False)
+    (result,) = run_ranks(1, _there, names, joined=False)
     if isinstance(result, Exception):
         raise result
     refused, found = result
     assert refused == ["double", "to the CPU as doubles", "made there", "sent there"]
     monkeypatch.setattr(dividing, "rates_of", lambda device: rates_of(single.DEVICE))  # to be divided in the same way
-    expected = _results(_pipe())
+    expected = _results(_pipe(), names)
     assert torch.equal(found["plain"], expected["plain"])
-    for name in SETTINGS:
+    for name in names:
         assert relative_error(found[name], expected[name]) < 1e-4, name
     assert len({float(tensor.sum()) for tensor in expected.values()}) == len(expected), "settings that do nothing"

@@ -250,6 +250,7 @@ def test_methods_run_on_all_ranks(pipe: Workers, plain: Any, tmp_path: Path, req
         _ = pipe.vae.enable
 
 
+@pytest.mark.whole
 @pytest.mark.usefixtures("in_another_style")
 def test_and_again_after_one_has_died(pipe: Workers, plain: Any) -> None:
     """A rank is killed in the middle of a generation."""

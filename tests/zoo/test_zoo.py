@@ -52,7 +52,13 @@ def row(finding: Any) -> str:
     return f"| {' | '.join(matrix.as_row(finding))} |"
 
 
-@pytest.mark.parametrize("name", QUICK)
+# Seen elsewhere as well: two outputs in SD 3's blocks, repeated blocks in the test of compiled ones.
+SEEN_ELSEWHERE = {"CogVideoXTransformer3DModel", "StableCascadeUNet (decoder)"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.whole) if name in SEEN_ELSEWHERE else name for name in QUICK]
+)
 def test_quick_part(name: str) -> None:
     finding = check(BY_NAME[name])
     assert row(finding) in page_rows(), "docs/models.md is out of date: make models"
