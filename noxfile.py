@@ -24,12 +24,15 @@ LEFT_OUT = (
     "--deselect=tests/zoo/test_zoo.py::test_the_page_lists_every_class",
 )
 
+# Typer 0.16 lets a command begin without an option that it must have; it is refused in our own words then.
+LEFT_OUT += ("--deselect=tests/commands/test_bad_input.py::test_commands[plan]",)
+
 # What the oldest versions cannot do, without asyncdiff either: torch 2.6 reaches its limit of compilations in repeated
 # blocks; on a machine without a GPU, its CUDA build fails where diffusers offloads blocks and leaves.
 LEFT_OUT += (
     "--deselect=tests/pipelines/test_execution.py::test_repeated_blocks_are_compiled_once",
     "--deselect=tests/pipelines/test_execution.py::test_compiled_between_two_calls[unet]",
-    "-k=not offload_blocks and not offload_leaves",
+    "-k=not offload_blocks and not offload_leaves and not apply_group_offloading",
 )
 
 ADVICE = f"""no Python {OLDEST} found: it is the oldest that the package supports. Install it, for example with

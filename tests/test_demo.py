@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers import CogView4Pipeline, StableDiffusionPipeline
+from safetensors import safe_open
 
-from asyncdiff.demo import DemoName, demo_prompts, load_demo, prompt_agreement
+from asyncdiff.demo import DemoName, demo_folder, demo_prompts, load_demo, prompt_agreement
 
 PROMPTS = ["red apple", "rocket", "cat face", "a red apple"]
 
@@ -44,6 +45,14 @@ def test_weights_load_in_the_type_asked_for() -> None:
     pipeline = load_demo("unet", torch_dtype=torch.bfloat16)
     assert pipeline.unet.dtype == torch.bfloat16
     assert pipeline.text_encoder.dtype == torch.bfloat16
+
+
+def test_the_text_encoders_weights_have_the_names_of_the_hub() -> None:
+    """Else older transformers draw random ones in their place, and say nothing."""
+    with safe_open(demo_folder("unet") / "text_encoder/model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118 (it is no mapping)
+    first, second = (load_demo("unet").text_encoder.state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_prompts_are_distinct_and_include_the_documented_ones() -> None:

@@ -37,7 +37,7 @@ def test_it_is_what_the_pipelines_own_methods_do(tmp_path: Path) -> None:
     plain, by_hand, pipe = load_narrow_demo(), load_narrow_demo(), load_narrow_demo()
     for each in (plain, by_hand, pipe):
         each.set_progress_bar_config(disable=True)
-    by_hand.load_lora_weights(str(tmp_path), adapter_name="a")
+    by_hand.load_lora_weights(str(tmp_path), weight_name=NAME, adapter_name="a")
     by_hand.set_adapters(["a"], [0.5])
     put_on(pipe, [Lora(tmp_path / NAME, 0.5)])
     pictures = [torch.tensor(draw(each, output_type="np")) for each in (plain, by_hand, pipe)]
