@@ -61,7 +61,7 @@ class VersionedBuffer:
     def errors(self, by: Formula) -> Tensor:
         """|F − F̂|² / |F|² of every row of the newest version, with F̂ forecast from the versions before it."""
         newest = self.held.newest
-        before = newest - self.held.differences(0, len(newest))[self._slots[0]]
+        before = newest - self.held.difference(self._slots[0], 0, len(newest))
         expected = self._moved(before, 1, by, Span(self._dtype, 0, len(newest)))
         difference = (newest.float() - expected.float()).square()
         off = self._by_row(difference.unsqueeze(0))
@@ -93,10 +93,10 @@ class VersionedBuffer:
         self, version: Tensor, first: int, line: float, weights: Tensor | None, start: int, stop: int
     ) -> Tensor:
         """The same of a part that is not too large; by the weights of every row, or along the line."""
-        old, part = version[start:stop], self.held.differences(start, stop)
+        old = version[start:stop]
         if weights is None:
-            return torch.add(old, part[self._slots[first]], alpha=line)
-        rows = self._known_rows()
+            return torch.add(old, self.held.difference(self._slots[first], start, stop), alpha=line)
+        rows, part = self._known_rows(), self.held.differences(start, stop)
         of_block = rows.of_block[start // rows.block : stop // rows.block]
         of_each = weights.index_select(0, of_block).unsqueeze(1)
         blocks = part.view(len(part), -1, rows.block).transpose(0, 1)

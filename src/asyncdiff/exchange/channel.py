@@ -45,8 +45,7 @@ class DistributedChannel:
     def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
         if edge in self._held:
             self._store.put(edge, tensor)
-        if self._sent is not None and edge in self._known:
-            self._sent.put(edge, tensor)
+        self._note(edge, tensor)
 
     def end_in_full(self, versions: Sequence[int]) -> None:
         for store in (self._store, self._sent):
@@ -60,8 +59,7 @@ class DistributedChannel:
 
     def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
         self._made[edge] = tensor
-        if self._sent is not None and edge in self._known:
-            self._sent.put(edge, tensor)
+        self._note(edge, tensor)
         while self._waiting and self._waiting[0] in self._order.early and self._is_made(self._waiting[0]):
             self._begin(self._waiting.pop(0))
 
@@ -85,6 +83,11 @@ class DistributedChannel:
         for parcel in self._outgoing.values():
             parcel.finish()
         self._made, self._receiving = {}, []
+
+    def _note(self, edge: Edge, tensor: Tensor) -> None:
+        """Note what others will have of an edge, where that must be known."""
+        if self._sent is not None and edge in self._known:
+            self._sent.put(edge, tensor)
 
     def _is_made(self, moment: Moment) -> bool:
         """Whether all is there that this rank sends in a moment."""

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from asyncdiff.plan.packing import Packing
+from asyncdiff.plan.packing import Packed, Packing
 
 ELEMENTS_AT_ONCE = 2**22  # of a buffer, where more is computed than is held; a multiple of every packed group
 
@@ -45,6 +45,9 @@ class Versions(Protocol):
     def differences(self, start: int, stop: int) -> Tensor:
         """All differences of a part, slot by slot, shape (differences, elements)."""
 
+    def difference(self, slot: int, start: int, stop: int) -> Tensor:
+        """One of them, shape (elements,)."""
+
 
 class WholeVersions:
     """All of them as they are."""
@@ -79,6 +82,9 @@ class WholeVersions:
 
     def differences(self, start: int, stop: int) -> Tensor:
         return self._differences[:, start:stop]
+
+    def difference(self, slot: int, start: int, stop: int) -> Tensor:
+        return self._differences[slot, start:stop]
 
 
 class PackedVersions:
@@ -128,6 +134,10 @@ class PackedVersions:
 
     def differences(self, start: int, stop: int) -> Tensor:
         return self._packing.unpack(self._packing.part(self._differences, start, stop)).to(self.newest.dtype)
+
+    def difference(self, slot: int, start: int, stop: int) -> Tensor:
+        packed = Packed(self._differences.codes[slot], self._differences.scales[slot])
+        return self._packing.unpack(self._packing.part(packed, start, stop)).to(self.newest.dtype)
 
     def _base(self, start: int, stop: int) -> Tensor:
         """What the next version is told apart from."""

@@ -117,7 +117,15 @@ class Division:
 
     def kept_by(self, rank: int) -> frozenset[Edge]:
         """What a rank keeps of a step in full: what it holds, and what it must know that others hold."""
-        return self.reads_of(rank) | (self.sent_by(rank) if self.packings else frozenset())
+        return self._kept[rank]
+
+    @functools.cached_property
+    def _kept(self) -> tuple[frozenset[Edge], ...]:
+        """Rank by rank; it is asked for at every attention where tokens are divided."""
+        return tuple(
+            self.reads_of(rank) | (self.sent_by(rank) if self.packings else frozenset())
+            for rank in range(self.schedule.world_size)
+        )
 
     def sent_by(self, rank: int) -> frozenset[Edge]:
         """The live edges that a rank sends in a round."""

@@ -69,7 +69,7 @@ class Packing:
         whole = (groups / scales).round().clamp(-self._most, self._most).nan_to_num()
         codes = (whole + self._offset).to(torch.uint8)
         if self.bits == 4:
-            low, high = _halves(torch.nn.functional.pad(codes, (0, self.group % 2)))
+            low, high = torch.nn.functional.pad(codes, (0, self.group % 2)).chunk(2, -1)
             codes = low | high << 4
         into.codes.copy_(codes)
 
@@ -102,8 +102,3 @@ class Packing:
 def packing_for(bits: int, blocks: Iterable[int]) -> Packing:
     """The packing of what lies in blocks of these sizes, none of which a group reaches out of."""
     return Packing(bits, math.gcd(_LARGEST_GROUP, *blocks))
-
-
-def _halves(codes: Tensor) -> tuple[Tensor, Tensor]:
-    half = codes.shape[-1] // 2
-    return codes[..., :half], codes[..., half:]

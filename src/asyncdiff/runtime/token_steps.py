@@ -272,10 +272,11 @@ def _of_tokens(stream: Stream) -> TokenDivision:
 
 def _keep(division: TokenDivision, channel: Channel | None, number: int, source: int, pair: Pair) -> None:
     """Leave a rank's keys and values at a site where ranks of this process need them later, if they do."""
-    for rank in () if channel is None else channel.stores:
-        kept = division.kept_by(rank)
+    if channel is None:
+        return
+    for rank in channel.stores:
         for edge, tensor in zip(division.edges(number, source), pair, strict=True):
-            if edge in kept and channel is not None:
+            if edge in division.kept_by(rank):
                 channel.keep(rank, edge, tensor)
 
 
