@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch.utils._pytree import TreeSpec
 
 from asyncdiff.denoiser.rates import DeviceRates
-from asyncdiff.denoiser.trace import Leaf, ModuleCall, Trace, ValueId, paths_to
+from asyncdiff.denoiser.trace import Leaf, ModuleCall, Operator, Trace, ValueId, paths_to
 from asyncdiff.errors import TraceError
 
 # A unit that depends on nothing but the denoiser's inputs and costs no more than this share of a
@@ -336,18 +336,29 @@ def _own_flops(trace: Trace, number: int) -> int:
 
 
 def _operators(trace: Trace, call: ModuleCall) -> int:
-    """How many of a call's operators do anything; others make views."""
-    operators = trace.operators[call.first_operator : call.end_operator]
-    return sum(operator.flops > 0 or operator.bytes > 0 for operator in operators)
+    """How many of a call's operators do anything."""
+    return sum(map(is_work, trace.operators[call.first_operator : call.end_operator]))
+
+
+def is_work(operator: Operator) -> bool:
+    """Whether an operator does anything; others make views."""
+    return operator.flops > 0 or operator.bytes > 0
 
 
 def _cost(trace: Trace, call: ModuleCall, operations_per_byte: float, times_larger: float) -> float:
     operators = trace.operators[call.first_operator : call.end_operator]
-    return sum(
-        times_larger * (operator.flops + _OPERATIONS_PER_EXPONENTIAL * operator.exponentials)
-        + operations_per_byte * (times_larger * (operator.bytes - operator.weight_bytes) + operator.weight_bytes)
-        for operator in operators
-    )
+    return sum(cost_of(operator, operations_per_byte, times_larger) for operator in operators)
+
+
+def cost_of(operator: Operator, operations_per_byte: float, times_larger: float = 1.0) -> float:
+    """What an operator costs the device, in operations.
+
+    Args:
+        times_larger: how large the batch is, relative to that of the trace.
+    """
+    computed = operator.flops + _OPERATIONS_PER_EXPONENTIAL * operator.exponentials
+    moved = times_larger * (operator.bytes - operator.weight_bytes) + operator.weight_bytes
+    return times_larger * computed + operations_per_byte * moved
 
 
 def _origins(call: ModuleCall) -> tuple[int, ...]:

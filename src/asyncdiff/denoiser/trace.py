@@ -36,6 +36,7 @@ _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_cudnn_attention,
 )
 _SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
+_CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)
 # The matrix product of mixtures of experts, which torch has no formula for either.
 _GROUPED_PRODUCT = getattr(torch.ops.aten, "_grouped_mm", None)
 
@@ -62,6 +63,20 @@ _LOOKUPS = frozenset(getattr(torch.ops.aten, name) for name in ("embedding", "ga
 
 
 @dataclass(frozen=True, slots=True)
+class Attention:
+    """What an operator that is attention goes by.
+
+    Attributes:
+        queries, keys: how many there are.
+        forms: of keys and values, shape (batch, heads, keys, channels); None where the operator is a part of attention.
+    """
+
+    queries: int
+    keys: int
+    forms: tuple[Form, Form] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Operator:
     """One tensor operator: where it ran, what it read, made and wrote to, and what it cost.
 
@@ -69,6 +84,8 @@ class Operator:
     `weight_bytes` is the part of `bytes` that does not grow with the batch: the denoiser's own weights.
     `exponentials` are those of attention's softmax, which take far longer than the operations of a matrix product.
     `allocated` is the size in bytes of what it made that is no view of something else.
+    `attention` is what attention, or its softmax, goes by; `mixes_neighbours` is true of a convolution in which a place
+    reads others.
     """
 
     call: int
@@ -81,6 +98,8 @@ class Operator:
     weight_bytes: int = 0
     exponentials: int = 0
     allocated: int = 0
+    attention: Attention | None = None
+    mixes_neighbours: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,6 +278,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 weight_bytes=weights,
                 exponentials=_exponentials(kind, args, result),
                 allocated=allocated,
+                attention=_attention(kind, args, result),
+                mixes_neighbours=kind.name in _CONVOLUTIONS and any(size > 1 for size in args[1].shape[2:]),
             )
         )
         return result
@@ -367,6 +388,17 @@ def _exponentials(kind: _Kind, args: tuple[Any, ...], result: Any) -> int:
         query, key = args[0], args[1]
         return int(query.numel() // max(query.shape[-1], 1) * key.shape[-2])
     return 0
+
+
+def _attention(kind: _Kind, args: tuple[Any, ...], result: Any) -> Attention | None:
+    """What an operator goes by that is attention, or the softmax of one that is made of several."""
+    if kind.name in _SOFTMAX and result.ndim > 1:
+        return Attention(*result.shape[-2:])
+    if kind.name not in _FUSED_ATTENTION:
+        return None
+    query, key, value = args[:3]
+    forms = ((tuple(key.shape), key.dtype), (tuple(value.shape), value.dtype))
+    return Attention(query.shape[-2], key.shape[-2], forms)
 
 
 def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:

@@ -63,6 +63,15 @@ class Division:
         """What a round gives, as (key, rank that makes it): predictions, by the step that they are for."""
         return tuple((task.predicts, task.rank) for task in step.tasks if task.predicts is not None)
 
+    def result_bytes(self, prediction: float, part: float) -> float:
+        """What a rank gives each of the others of its result.
+
+        Args:
+            prediction: bytes of the prediction, of a part of the batch.
+            part: how much of it that is.
+        """
+        return prediction
+
     @property
     def made_everywhere(self) -> frozenset[Edge]:
         """Live edges that every rank makes for itself, and holds."""

@@ -182,6 +182,9 @@ class TokenDivision(Division):
             return ()  # every rank makes the prediction for itself
         return tuple((rank, rank) for rank in range(self.parts.count))
 
+    def result_bytes(self, prediction: float, part: float) -> float:
+        return part * self.graph.bytes(self.partition.end.reads) / self.parts.count
+
     @property
     def bytes_per_round(self) -> int:
         """The same where keys and values are exchanged within a step, as they are."""

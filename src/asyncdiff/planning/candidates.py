@@ -8,9 +8,10 @@ from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.errors import SplitError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
-from asyncdiff.plan.method import FORECAST
+from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule
+from asyncdiff.plan.tokens import divide_tokens
 from asyncdiff.planning.indication import Indication, Key, indication_of
 from asyncdiff.planning.links import Link
 from asyncdiff.planning.memory import Memory, heaviest
@@ -21,6 +22,9 @@ from asyncdiff.planning.timeline import Load, Timeline, timeline
 _STRIDES = (1, 2)
 _BRIDGES = (1, 2, 3)
 _BRIDGES_OF_ONE = (1, 2, 3, 4)
+# With keys that are forecast: more parts are not safe, and bridged steps are farther off than on one device
+# (docs/tokens.md).
+_MOST_PARTS = 4
 
 # How often the forecast of a round goes through what is held of one version: inner products with the newest
 # difference, and the weighted sum, for each; and the copies of the newest.
@@ -38,21 +42,29 @@ class Way:
     bridge: int
     shard: bool
     warmup: int
+    tokens: int = 1
+    fresh: bool = False
 
     @property
     def devices(self) -> int:
-        """G · (N + S − 1)."""
-        return self.guidance * (self.components + self.stride - 1)
+        """G · (N + S − 1), or G · P."""
+        return self.guidance * self.tokens * (self.components + self.stride - 1)
+
+    @property
+    def computes_what_is_due(self) -> bool:
+        """Whether what is computed is what one device would compute: nothing is of an earlier step."""
+        return self.components == 1 and (self.tokens == 1 or self.fresh)
 
     @property
     def is_exact(self) -> bool:
         """Whether the pictures are the ordinary ones."""
-        return self.components == 1 and self.bridge == 1
+        return self.computes_what_is_due and self.bridge == 1
 
     def __str__(self) -> str:
         """As `AsyncDiff` takes them, the warm-up left out, which all ways have in common."""
         parts = [f"guidance={self.guidance}"] if self.guidance > 1 else []
-        parts += [f"components={self.components}"]
+        parts += [f"components={self.components}"] if self.tokens == 1 else [f"tokens={self.tokens}"]
+        parts += ["fresh=True"] * self.fresh
         parts += [f"stride={self.stride}"] if self.stride > 1 else []
         parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
         return ", ".join(parts + ["shard=True"] * self.shard)
@@ -123,6 +135,8 @@ class Conditions:
             where that was measured.
         units: seconds of the denoiser's units in a call of the whole batch, where they were measured; by default they
             are as their operations are counted.
+        by_tokens: what a call with one of so many parts of the tokens takes, relative to an undivided one, where that
+            was measured.
     """
 
     devices: int
@@ -135,6 +149,7 @@ class Conditions:
     outside: float = 0.0
     alone: Mapping[int, AloneTimes] = field(default_factory=dict)
     units: Seconds = field(default_factory=dict)
+    by_tokens: Mapping[int, float] = field(default_factory=dict)
 
 
 class Planner:
@@ -149,6 +164,7 @@ class Planner:
     def __init__(self, subject: Subject, given: Conditions, indications: Mapping[Key, Indication]) -> None:
         self._subject, self._given, self._indications = subject, given, indications
         self._divisions: dict[tuple[int, bool], Division | None] = {}
+        self._by_tokens: dict[Way, Division | None] = {}
         self._operations = operations(subject.trace, given.rates)
 
     def candidates(self) -> Iterator[Candidate]:
@@ -186,10 +202,14 @@ class Planner:
             bytes_per_picture=way.guidance * found.sent / subject.pictures,
             memory=memory,
             missing=0 if given.memory is None else max(0.0, memory.total - given.memory),
-            indication=None
-            if way.is_exact
-            else indication_of(self._indications, way.components, way.stride, way.bridge),
+            indication=self._indication(way),
         )
+
+    def _indication(self, way: Way) -> Indication | None:
+        """What was measured of such a way; fresh keys are as good as one device."""
+        if way.is_exact or not (way.computes_what_is_due or way.tokens == 1):
+            return None
+        return indication_of(self._indications, way.components, way.stride, way.bridge)
 
     def _timeline(self, way: Way, share: Share, division: Division) -> Timeline:
         given = self._given
@@ -211,22 +231,27 @@ class Planner:
         """Seconds that each rank's rounds, and bridged steps, take beside the denoiser's own parts."""
         schedule, partition = division.schedule, division.partition
         ranks = range(schedule.world_size)
-        alone = self._given.alone.get(schedule.components)
+        alone = None if schedule.by_tokens else self._given.alone.get(schedule.components)
         if alone is None:
-            forecasts = tuple(call * self._forecast(division, rank) for rank in ranks)
-            return forecasts, forecasts[partition.predictor]
+            held = (division.storage_of(rank).sizes.items() if division.reads_of(rank) else () for rank in ranks)
+            sizes = [sum(size * dtype.itemsize for dtype, size in of_rank) for of_rank in held]
+            at_the_end = division.graph.bytes(partition.end.reads) if schedule.by_tokens else sizes[partition.predictor]
+            return tuple(call * self._forecast(schedule, size) for size in sizes), call * self._forecast(
+                schedule, at_the_end
+            )
         computed = self._given.call[1.0] * sum(partition.shares)
         each = max(0.0, alone.round - computed) / schedule.components
         return (each,) * len(ranks), max(0.0, alone.bridged - self._given.call[1.0] * partition.end.share)
 
-    def _forecast(self, division: Division, rank: int) -> float:
-        """The part of a call that a rank's forecasts of a round take, by the bytes that they go through."""
-        held = sum(size * dtype.itemsize for dtype, size in division.storage_of(rank).sizes.items())
-        passes = _PASSES_OF_A_VERSION * (division.schedule.versions - 1) + _PASSES_OF_THE_NEWEST
-        return held * passes * self._given.rates.per_byte / self._operations if division.reads_of(rank) else 0.0
+    def _forecast(self, schedule: Schedule, held: int) -> float:
+        """The part of a call that forecasts of so many bytes take, by how often these are gone through."""
+        passes = _PASSES_OF_A_VERSION * (schedule.versions - 1) + _PASSES_OF_THE_NEWEST
+        return held * passes * self._given.rates.per_byte / self._operations
 
     def _divided(self, way: Way) -> Division | None:
         """The division of a way; None where there are not as many parts."""
+        if way.tokens > 1:
+            return self._divided_by_tokens(way)
         key = way.components, way.shard
         if key not in self._divisions:
             schedule = Schedule(way.components, 1, self._given.warmup, cooldown=FORECAST.cooldown, chained=way.shard)
@@ -238,6 +263,28 @@ class Planner:
                 self._divisions[key] = None
         found = self._divisions[key]
         return None if found is None else self._scheduled(found, way)
+
+    def _divided_by_tokens(self, way: Way) -> Division | None:
+        key, counted, given = replace(way, guidance=1), self._subject.tokens, self._given
+        if counted is None or counted.layout.tokens < way.tokens:
+            return None
+        if key not in self._by_tokens:
+            share = given.by_tokens.get(way.tokens, counted.share(way.tokens))
+            method = FORECAST if way.fresh else FORECAST_OF_KEYS
+            schedule = Schedule(
+                way.tokens,
+                1,
+                given.warmup,
+                bridge=way.bridge,
+                cooldown=method.cooldown,
+                by_tokens=True,
+                fresh=way.fresh,
+            )
+            try:
+                self._by_tokens[key] = divide_tokens(counted.layout, schedule, given.rates, method, share, {})
+            except SplitError:  # its steps cannot be bridged
+                self._by_tokens[key] = None
+        return self._by_tokens[key]
 
     def _retimed(self, division: Division) -> Division:
         given = self._given
@@ -263,5 +310,12 @@ def ways(devices: int, warmup: int) -> Iterator[Way]:
         for bridge in (_BRIDGES if components > 1 else _BRIDGES_OF_ONE)
         for shard in ((False, True) if components > 1 else (False,))
         if stride == 1 or bridge == 1
+    ]
+    found += [
+        Way(guidance, 1, 1, bridge, False, warmup, tokens, fresh)
+        for guidance in range(1, devices // 2 + 1)
+        for tokens in range(2, devices // guidance + 1)
+        for fresh, bridge in (*((True, bridge) for bridge in _BRIDGES), (False, 1))
+        if fresh or tokens <= _MOST_PARTS
     ]
     return iter(sorted((way for way in found if way.devices <= devices), key=lambda way: way.devices))

@@ -10,6 +10,7 @@ from asyncdiff.planning.timeline import Activity, Span, Timeline
 _COLOURS = {Activity.COMPUTING: "#3b7dd8", Activity.SENDING: "#e8a33d", Activity.WAITING: "#d9d9d9"}
 _COLOURS_OF_STEPS = {
     StepKind.FULL: "#7a4fb5",
+    StepKind.DIVIDED: "#4f62b5",
     StepKind.CHAINED: "#b54f8e",
     StepKind.ROUND: "#4fb587",
     StepKind.BRIDGED: "#b5d96b",

@@ -24,9 +24,9 @@ class Link:
     bandwidth: float
     latency: float = _LATENCY
 
-    def seconds(self, sent: float) -> float:
-        """What so many bytes in one moment take."""
-        return sent / self.bandwidth + self.latency
+    def seconds(self, sent: float, moments: int = 1) -> float:
+        """What so many bytes take that are sent in one moment, or one after the other in several."""
+        return sent / self.bandwidth + moments * self.latency
 
 
 # What is reached of them, not what is printed on them.

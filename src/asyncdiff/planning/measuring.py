@@ -5,6 +5,7 @@ The least of several times is taken: what else the machine does only ever adds t
 
 import functools
 import itertools
+import logging
 import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -18,16 +19,25 @@ from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call
 from asyncdiff.denoiser.find import device_of, find_denoisers
 from asyncdiff.denoiser.form import CallForm
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.denoiser.graph import build_graph
+from asyncdiff.denoiser.rates import rates_of
+from asyncdiff.denoiser.trace import record
+from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.events import Events
 from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.parts import Parts
 from asyncdiff.plan.schedule import StepKind
+from asyncdiff.plan.tokens import TokenParts
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
 from asyncdiff.runtime.batch import batch_rules
+from asyncdiff.runtime.token_finding import TokenFinder, Trial
+from asyncdiff.runtime.units import UnitHooks
+
+logger = logging.getLogger(__name__)
 
 _REPEATS = 9  # at least, and for so many seconds: what else the machine does comes and goes
 _SECONDS = 0.5
@@ -140,6 +150,49 @@ def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Ti
     for step, *seconds in zip(steps[1:], *generations[1:], strict=False):
         taken.setdefault(step.kind, []).append(min(seconds) / calls - times.outside)
     return AloneTimes(*(statistics.median(taken[kind][1:]) for kind in (StepKind.ROUND, StepKind.BRIDGED)))
+
+
+def time_tokens(
+    pipe: Any, name: str, inputs: Mapping[str, Any], counts: Collection[int], times: Times
+) -> Mapping[int, float]:
+    """What a call with one of so many parts of a picture's tokens takes, relative to an undivided one.
+
+    Empty where the denoiser cannot be divided by tokens.
+
+    Args:
+        pipe: with its weights, on the device.
+        name: the pipeline's name for the denoiser.
+        inputs: what the pipeline is called with, beside a prompt.
+        counts: into how many parts.
+        times: what was found of ordinary calls.
+    """
+    denoiser = find_denoisers(pipe)[name]
+    form, device = CallForm(denoiser), device_of(pipe, denoiser)
+    units = UnitHooks(denoiser, Events(device))
+    found: dict[int, float] = {}
+
+    def look(call: Call) -> Any:
+        _, trace = record(denoiser, call.with_own_containers(), form.batch(call))
+        graph = build_graph(trace, rates_of(device))
+        units.add(graph)
+        finder = TokenFinder(denoiser, units, form, trace, graph, is_bridged=True)
+        for count in counts:
+            layout, _ = finder.find(call, count)
+            part = Trial(denoiser, units, layout, call).divided(layout, TokenParts(layout.tokens, count), count - 1, [])
+            found[count] = _seconds(part, device) / times.calls[1.0]
+        raise _CaughtError
+
+    undo = intercept_call(denoiser, look)
+    try:
+        call_pipeline(pipe, **call_arguments(pipe, inputs))
+    except _CaughtError:
+        pass
+    except SplitError as error:
+        logger.info("%s", error)
+    finally:
+        undo()
+        units.remove()
+    return found
 
 
 def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[int]) -> dict[float, float]:

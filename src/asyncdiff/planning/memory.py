@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from asyncdiff.denoiser.footprint import peak_bytes
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.ownership import ownership_of
@@ -48,12 +50,11 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
     schedule = division.schedule
     component = schedule.component_of(rank)
     own, everywhere = _weights(subject, division, component) if schedule.chained else (0, sum(subject.weights.values()))
-    streams, most = share.part * share.calls, schedule.kept_versions + _MORE_VERSIONS
-    history = sum(
-        size * dtype.itemsize * (most if dtype.is_floating_point else _MORE_VERSIONS)
-        for dtype, size in division.storage_of(rank).sizes.items()
-    )
-    sent = sum(division.graph.bytes(message.edges) for message in division.messages if message.source == rank)
+    streams = share.part * share.calls
+    history = sum(_held(division, dtype, size) for dtype, size in division.storage_of(rank).sizes.items())
+    sent = sum(division.bytes_of(message.edges) for message in division.messages if message.source == rank)
+    if division.packings:  # what the others have of its own, to which differences are taken
+        sent += sum(size * dtype.itemsize for dtype, size in division.storage_of_sent(rank).sizes.items())
     peak = peak_bytes(subject.trace, _of_others(division, component)) if schedule.chained else subject.peak
     return Memory(
         own_weights=own * subject.twins,
@@ -63,6 +64,14 @@ def _of_rank(subject: Subject, division: Division, share: Share, rank: int) -> M
         activations=round(share.part * peak),
         others=subject.common + _others(subject, division, rank),
     )
+
+
+def _held(division: Division, dtype: torch.dtype, numbers: int) -> int:
+    """What versions of so many numbers take, with the one that is on its way."""
+    versions, packing = division.schedule.kept_versions, division.packings.get(dtype)
+    if packing is not None:
+        return numbers * dtype.itemsize + versions * packing.nbytes(numbers)
+    return numbers * dtype.itemsize * (versions + _MORE_VERSIONS if dtype.is_floating_point else _MORE_VERSIONS)
 
 
 def _others(subject: Subject, division: Division, rank: int) -> int:

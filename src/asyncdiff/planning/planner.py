@@ -1,26 +1,32 @@
 """`asyncdiff.plan`: from a model's name to a choice."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from asyncdiff.denoiser.graph import build_graph, operations
-from asyncdiff.errors import SplitError
+from asyncdiff.denoiser.trace import Trace
+from asyncdiff.errors import AsyncDiffError, SplitError
 from asyncdiff.loading import load_pipeline
+from asyncdiff.plan.token_counting import CountedTokens, count_tokens, may_have_tokens
 from asyncdiff.planning.asked import Request
 from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
 from asyncdiff.planning.choosing import choose, mark_best
 from asyncdiff.planning.describing import describe
 from asyncdiff.planning.device import DEVICES, Device
-from asyncdiff.planning.first_step import first_step
+from asyncdiff.planning.first_step import FirstStep, first_step
 from asyncdiff.planning.hollow import hollow_pipeline
 from asyncdiff.planning.indication import read_indications
 from asyncdiff.planning.links import Link, read_link
-from asyncdiff.planning.measuring import Times, time_calls, time_rounds
+from asyncdiff.planning.measuring import Times, time_calls, time_rounds, time_tokens
+from asyncdiff.planning.sizes import other_sizes
 from asyncdiff.planning.subject import Subject
 from asyncdiff.planning.timeline import Timeline
+
+logger = logging.getLogger(__name__)
 
 _FORMATS = {"gpu": torch.float16, "cpu": torch.float32}
 
@@ -66,14 +72,14 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     given = {"batch": request.batch, **inputs}
     pipe = hollow_pipeline(request.model, _format_of(request, device))
     step = first_step(pipe, given)
-    subject = describe(pipe, step, request.batch)
+    subject = replace(describe(pipe, step, request.batch), tokens=_tokens(request, device, given, step))
     groups = [count for count in range(2, request.devices + 1) if subject.share_out(count) is not None]
-    alone: Mapping[int, AloneTimes] = {}
     if request.measure:
-        units = {unit.name for unit in build_graph(subject.trace, device.rates).units}
-        times, alone = _measured(request, step.denoiser, given, groups, units)
+        found = _measured(request, step.denoiser, given, groups, subject, device)
+        subject = subject if found.by_tokens else replace(subject, tokens=None)
     else:
-        times = _modelled(request, device, subject, groups)
+        found = _Found(_modelled(request, device, subject, groups))
+    times = found.times
     conditions = Conditions(
         devices=request.devices,
         memory=request.memory_bytes,
@@ -83,8 +89,9 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
         warmup=request.warmup,
         call=times.calls,
         outside=times.outside,
-        alone=alone,
+        alone=found.alone,
         units=times.units,
+        by_tokens=found.by_tokens,
     )
     planner = Planner(subject, conditions, read_indications())
     candidates = mark_best(tuple(planner.candidates()))
@@ -106,6 +113,22 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
     )
 
 
+def _tokens(request: Request, device: Device, given: Mapping[str, Any], step: FirstStep) -> CountedTokens | None:
+    """What of a call is done for each of the picture's tokens: seen in its first step at other sizes."""
+    if not may_have_tokens(step.trace):
+        return None
+
+    def at(height: int, width: int) -> Trace:
+        pipe = hollow_pipeline(request.model, _format_of(request, device))
+        return first_step(pipe, {**given, "height": height, "width": width}).trace
+
+    try:
+        return count_tokens([step.trace, *other_sizes(step.trace, at)], device.rates)
+    except AsyncDiffError as error:
+        logger.info("tokens are not looked at: %s", error)
+        return None
+
+
 def _modelled(request: Request, device: Device, subject: Subject, groups: list[int]) -> Times:
     """Seconds of a call by the part of the batch, from its counted operations."""
     speed = device.speed if request.tflops is None else request.tflops * 1e12
@@ -113,13 +136,29 @@ def _modelled(request: Request, device: Device, subject: Subject, groups: list[i
     return Times({part: operations(subject.trace, device.rates, part) / speed for part in parts}, outside=0.0)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """How long calls take, and what only a measurement tells.
+
+    Attributes:
+        times: of calls and units.
+        alone: of rounds that one device computes, by the number of components.
+        by_tokens: of calls with one of so many parts of the tokens, relative to undivided ones.
+    """
+
+    times: Times
+    alone: Mapping[int, AloneTimes] = field(default_factory=dict)
+    by_tokens: Mapping[int, float] = field(default_factory=dict)
+
+
 def _measured(
-    request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int], units: Collection[str]
-) -> tuple[Times, Mapping[int, AloneTimes]]:
-    """Seconds of calls and units, and of rounds by the number of components, on this machine."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pipe = load_pipeline(request.model, request.dtype, device, request.allow_pickle)
+    request: Request, denoiser: str, given: Mapping[str, Any], groups: list[int], subject: Subject, device: Device
+) -> _Found:
+    """All that is measured on this machine."""
+    here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pipe = load_pipeline(request.model, request.dtype, here, request.allow_pickle)
     pipe.set_progress_bar_config(disable=True)
+    units = {unit.name for unit in build_graph(subject.trace, device.rates).units}
     times = time_calls(pipe, denoiser, given, groups, units)
     alone = {}
     for components in range(1, request.devices + 1):
@@ -127,7 +166,8 @@ def _measured(
             alone[components] = time_rounds(pipe, given, components, times)
         except SplitError:
             break  # there are no more parts
-    return times, alone
+    counts = range(2, request.devices + 1) if subject.tokens is not None else ()
+    return _Found(times, alone, time_tokens(pipe, denoiser, given, counts, times) if counts else {})
 
 
 def _device_of(request: Request) -> Device:

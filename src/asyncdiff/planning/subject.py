@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from asyncdiff.denoiser.footprint import peak_bytes
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.parts import Parts
+from asyncdiff.plan.token_counting import CountedTokens
 
 # Of the groups' time so much must be spent on members of the batch that no other group computes.
 _LEAST_USE = 0.75
@@ -27,6 +28,7 @@ class Subject:
         buffers: bytes of the denoiser's buffers.
         others: bytes of the weights of each other part that one device of several can have alone, by name.
         common: bytes of all else, which every device has.
+        tokens: what of a call is done for each token of the picture; None where it cannot be divided by them.
     """
 
     kind: str
@@ -38,6 +40,7 @@ class Subject:
     buffers: int
     others: Mapping[str, int]
     common: int
+    tokens: CountedTokens | None = None
 
     @property
     def batch(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from asyncdiff.denoiser.graph import Edge
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, Order
@@ -112,6 +113,8 @@ class _Group:
             self._chained(step)
         elif step.kind is StepKind.FULL:
             self._full(step)
+        elif step.kind is StepKind.DIVIDED:
+            self._divided(step)
         elif step.kind is StepKind.ROUND:
             self._round(step)
         elif step.kind is StepKind.BRIDGED:
@@ -124,6 +127,26 @@ class _Group:
         for rank in self._ranks:
             self._compute(rank, 1.0, step)
         self._share(self._moments(step)[-1], step)
+
+    def _divided(self, step: Step) -> None:
+        """Keys and values are waited for at every attention: in all, as long as their bytes and their messages take."""
+        partition, graph = self._division.partition, self._division.graph
+        for rank in self._ranks:
+            self._compute(rank, partition.shares[rank], step)
+        made = [
+            [Edge(unit, leaf) for unit in units for leaf in range(len(graph.units[unit].outputs))]
+            for units in partition.components
+        ]
+        sizes = [
+            (source, reader, self._load.part * graph.bytes(made[source]))
+            for source in self._ranks
+            for reader in self._ranks
+            if reader != source
+        ]
+        self._transfer(sizes, self.clocks, step, moments=len(partition.components[0]))
+        for rank in self._ranks:
+            self._wait(rank, self._arrivals[rank], step)
+        self._share(Moment(results=tuple((rank, rank) for rank in self._ranks)), step)
 
     def _chained(self, step: Step) -> None:
         graph = self._division.graph
@@ -185,24 +208,25 @@ class _Group:
 
     def _send(self, moment: Moment, step: Step, ready: list[float] | None = None) -> None:
         """Live edges go on their way."""
-        graph, part = self._division.graph, self._load.part
-        sizes = [(message.source, message.reader, part * graph.bytes(message.edges)) for message in moment.messages]
+        part = self._load.part
+        sizes = [
+            (message.source, message.reader, part * self._division.bytes_of(message.edges))
+            for message in moment.messages
+        ]
         self._transfer(sizes, ready or self.clocks, step)
 
     def _share(self, moment: Moment, step: Step) -> None:
         """Predictions go to all ranks, which wait for them."""
-        sizes = [
-            (source, reader, self._load.prediction)
-            for _, source in moment.results
-            for reader in self._ranks
-            if reader != source
-        ]
+        size = self._division.result_bytes(self._load.prediction, self._load.part)
+        sizes = [(source, reader, size) for _, source in moment.results for reader in self._ranks if reader != source]
         self._transfer(sizes, self.clocks, step)
         for rank in {reader for _, reader, _ in sizes}:
             self._wait(rank, self._arrivals[rank], step)
 
-    def _transfer(self, sizes: list[tuple[int, int, float]], ready: Iterable[float], step: Step) -> None:
-        """What is sent in one moment: it begins when all that send have it, and their links are free."""
+    def _transfer(
+        self, sizes: list[tuple[int, int, float]], ready: Iterable[float], step: Step, moments: int = 1
+    ) -> None:
+        """What is sent in one moment, or several: it begins when all that send have it, and their links are free."""
         if not sizes:
             return
         times = list(ready)
@@ -213,7 +237,7 @@ class _Group:
             self.sent += size
         sources, ends = {source for source, _, _ in sizes}, {rank for _, rank in moved}
         begin = max(*(times[rank] for rank in sources), *(self._lines[rank] for rank in ends))
-        end = begin + self._link.seconds(max(moved.values()))
+        end = begin + self._link.seconds(max(moved.values()), moments)
         for rank in ends:
             self._lines[rank] = end
         for rank in sources:

@@ -286,13 +286,12 @@ class Trial:
 
         self._result = tree_leaves(walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look))
 
-    def run(self, layout: TokenLayout, parts: TokenParts, rank: int) -> Trace:
-        """Whether a rank's tokens become what they are in the ordinary call; records how.
+    def divided(self, layout: TokenLayout, parts: TokenParts, rank: int, made: list[Any]) -> Call:
+        """The call with a rank's tokens alone, and the others' keys of the ordinary call.
 
-        Raises:
-            SplitError: they do not.
+        Args:
+            made: gets the leaves of the last unit's output.
         """
-        made: list[Any] = []
 
         def keys(number: int, mine: Pair) -> list[Pair]:
             extent = layout.sites[number].extent
@@ -302,15 +301,24 @@ class Trial:
             return pairs
 
         def join(leaves: list[Any]) -> list[Any]:
-            made.extend(leaves)
+            made[:] = leaves
             return self._outputs[layout.last]
 
         def walk(*args: Any, **kwargs: Any) -> Any:
             inner = self._call.giving((args, kwargs))
             return walk_divided(self._units, layout, parts, rank, inner, keys, join, Counts())
 
+        return Call(walk, *self._call.given)
+
+    def run(self, layout: TokenLayout, parts: TokenParts, rank: int) -> Trace:
+        """Whether a rank's tokens become what they are in the ordinary call; records how.
+
+        Raises:
+            SplitError: they do not.
+        """
+        made: list[Any] = []
         try:
-            result, trace = record(self._denoiser, Call(walk, *self._call.given))
+            result, trace = record(self._denoiser, self.divided(layout, parts, rank, made))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not fit
             raise SplitError(f"with some of its tokens alone it fails ({str(error).splitlines()[0]})") from error
         self._check_result(layout, tree_leaves(result))

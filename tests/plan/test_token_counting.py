@@ -1,0 +1,148 @@
+"""Tokens that are counted, against the division that a run finds, and against such as were worked out by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from asyncdiff import AsyncDiff, ConfigurationError, SplitError
+from asyncdiff.call import Call
+from asyncdiff.denoiser.rates import CPU, DeviceRates
+from asyncdiff.denoiser.rehearsal import rehearse
+from asyncdiff.denoiser.trace import Trace
+from asyncdiff.plan.token_counting import _growth, count_tokens, may_have_tokens
+from asyncdiff.planning.first_step import first_step
+from tests.runtime.test_tokens import division_of
+from tests.tiny import PIPELINES, every, run
+from tests.tiny.base import PIXELS
+
+OPERATIONS_ALONE = DeviceRates(0.0, 0.0)
+WIDTH, TEXT, TOKENS = 8, 3, 16
+
+
+class Joint(nn.Module):
+    """One block: a text and a picture, projected, attend to each other."""
+
+    def __init__(self, side: int = 0) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(side), Block(side)])
+
+    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        states = torch.cat((text, sample), 1)
+        for block in self.blocks:
+            states = block(states)
+        return states[:, TEXT:]
+
+
+class Block(nn.Module):
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(WIDTH, WIDTH, bias=False)
+        self.mix = nn.Conv1d(WIDTH, WIDTH, side, padding="same", bias=False) if side else None
+
+    def forward(self, states: Tensor) -> Tensor:
+        if self.mix is not None:
+            states = self.mix(states.mT).mT
+        heads = self.project(states).unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads).squeeze(1)
+
+
+def traces(denoiser: nn.Module, *sizes: int) -> list[Trace]:
+    """The calls for pictures of so many tokens."""
+    found = []
+    for tokens in sizes:
+        given = torch.zeros(1, tokens, WIDTH), torch.tensor(1.0), torch.zeros(1, TEXT, WIDTH)
+        found.append(rehearse(denoiser, Call(denoiser._call_impl, given, {}), 1))
+    return found
+
+
+def test_by_hand() -> None:
+    """Of the picture's 16 tokens a device has 8, beside 3 of text: so many queries of 19 keys, so many rows."""
+    counted = count_tokens(traces(Joint(), TOKENS, 2 * TOKENS, 3 * TOKENS), OPERATIONS_ALONE)
+    assert counted.layout.tokens == TOKENS
+    assert [site.total for site in counted.layout.sites.values()] == [TEXT + TOKENS] * 2
+    assert [site.unit for site in counted.layout.sites.values()] == [counted.layout.first, counted.layout.last]
+
+    def block(rows: int) -> float:
+        attention = 4 * WIDTH * rows * (TEXT + TOKENS) + 100 * rows * (TEXT + TOKENS)
+        return 2 * rows * WIDTH * WIDTH + attention
+
+    assert counted.share(1) == pytest.approx(1.0)
+    assert counted.share(2) == pytest.approx(block(TEXT + TOKENS // 2) / block(TEXT + TOKENS))
+
+
+def test_what_cannot_be_divided_is_refused_with_its_reason() -> None:
+    with pytest.raises(SplitError, match="convolutions between"):
+        count_tokens(traces(Joint(3), TOKENS, 2 * TOKENS, 3 * TOKENS), CPU)
+    assert not may_have_tokens(traces(Joint(3), TOKENS)[0])
+    assert may_have_tokens(traces(Joint(1), TOKENS)[0]), "a convolution of one place is a projection"
+    with pytest.raises(SplitError, match="the same for pictures of other sizes"):
+        count_tokens(traces(Joint(), TOKENS, TOKENS, 2 * TOKENS), CPU)
+
+
+class Windows(nn.Module):
+    """Attention in windows of four tokens, and among all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)])
+
+    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        attention = nn.functional.scaled_dot_product_attention
+        for block in self.blocks:
+            states = block(sample).unsqueeze(1)
+            states = attention(states, states, states)
+            windows = states.unflatten(2, (-1, 4)).flatten(0, 2).unsqueeze(1)
+            sample = attention(windows, windows, windows).reshape(sample.shape)
+        return sample
+
+
+def test_windows_are_refused() -> None:
+    with pytest.raises(SplitError, match="other groups of tokens"):
+        count_tokens(traces(Windows(), TOKENS, 2 * TOKENS, 3 * TOKENS), CPU)
+
+
+@given(
+    numbers=st.tuples(*[st.floats(0, 1e6)] * 3),
+    sizes=st.tuples(st.floats(1.25, 2), st.floats(2.5, 4)),
+)
+def test_a_growth_goes_through_what_was_seen(numbers: tuple[float, float, float], sizes: tuple[float, float]) -> None:
+    a, b, g = numbers
+    at = (1.0, *sizes)
+    found = _growth(at, [a + b * x + g * x * x for x in at])
+    assert found == pytest.approx(numbers, rel=1e-6, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", every("flux", "sd3"))
+def test_it_is_the_division_of_a_run(name: str) -> None:
+    """Number of tokens, sites and what they hold; the share that one device computes to a few hundredths."""
+    tiny = PIPELINES[name]
+    pipe = tiny.build()
+    with AsyncDiff(pipe, tokens=2, warmup=1, executor="local") as async_diff:
+        try:
+            run(pipe, tiny)
+        except SplitError as error:
+            pytest.skip(str(error))
+        division = division_of(async_diff)
+
+    def at(height: int, width: int) -> Trace:
+        other = tiny.build()
+        inputs: dict[str, Any] = {**tiny.inputs(other), "height": height, "width": width}
+        return first_step(other, inputs).trace
+
+    try:
+        counted = count_tokens([at(PIXELS, PIXELS), at(PIXELS, 2 * PIXELS), at(2 * PIXELS, 2 * PIXELS)], CPU)
+    except ConfigurationError as error:  # there is no other size to be had
+        pytest.skip(str(error))
+    found = division.layout
+    assert counted.layout.tokens == found.tokens
+    assert [(site.unit, site.total) for site in counted.layout.sites.values()] == [
+        (site.unit, site.total) for site in found.sites.values()
+    ]
+    assert sum(leaf.bytes for site in counted.layout.sites.values() for leaf in site.forms) == sum(
+        leaf.bytes for site in found.sites.values() for leaf in site.forms
+    )
+    assert counted.share(2) == pytest.approx(division.partition.shares[1], abs=0.04)
