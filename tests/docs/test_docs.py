@@ -179,10 +179,13 @@ def _alone(rank: int, text: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "is_small"), [(2, False), (4, True), pytest.param(4, False, marks=pytest.mark.whole)]
+    ("ranks", "is_small"), [(4, True), *(pytest.param(ranks, False, marks=pytest.mark.whole) for ranks in (2, 4))]
 )
 def test_the_readmes_python(ranks: int, is_small: bool, tmp_path: Path) -> None:
-    """Of torchrun there is its environment alone, in processes that need not import everything anew."""
+    """Of torchrun there is its environment alone, in processes that need not import everything anew.
+
+    With a small denoiser on two ranks, it is run with the blocks of all pages.
+    """
     (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
     _write_scripts([text], tmp_path)
     model = save_narrow_demo(tmp_path / "unet") if is_small else demo_folder("unet")
