@@ -213,11 +213,11 @@ def unet_pipeline(folder: Path, small: bool) -> str:
 
 def dit_pipeline(folder: Path, small: bool) -> str:
     """A pipeline with a DiT in a folder; returns the denoiser's name."""
-    heads = 6 if small else 14
+    layers, heads = (8, 11) if small else (28, 14)  # of a layer, whatever its width, much has to be found out
     transformer = DiTTransformer2DModel(
         num_attention_heads=heads,
         attention_head_dim=64,
-        num_layers=28,
+        num_layers=layers,
         sample_size=8,
         out_channels=8,
         num_embeds_ada_norm=1000,

@@ -71,7 +71,8 @@ def test_generate_compares_two_processes_with_one(
 ) -> None:
     monkeypatch.setattr("asyncdiff.launch._bring_home", as_on_a_terminal)
     out = tmp_path / "out.png"
-    settings = ["--components", "2", "--steps", "4", "--warmup", "2", "--cooldown", "0"]
+    model = str(save_narrow_demo(tmp_path / "model"))
+    settings = ["--model", model, "--components", "2", "--steps", "4", "--warmup", "2", "--cooldown", "0"]
     done = run_forked("generate", "rocket", *settings, "--compare", "--out", str(out))
     assert done.exit_code == 0, done.stderr
     with Image.open(out) as picture:
@@ -196,13 +197,25 @@ def test_inspect_refuses_more_components_than_units() -> None:
 def test_a_split_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "split.json"
     file.write_text('[["down_blocks", "mid_block"], ["up_blocks"]]', encoding="utf-8")
-    result = CliRunner().invoke(app, ["inspect", "--split", str(file), "--json"])
+    model = str(save_narrow_demo(tmp_path / "model"))
+    result = CliRunner().invoke(app, ["inspect", "--model", model, "--split", str(file), "--json"])
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["denoisers"]
     rooms = [{unit.partition(".")[0] for unit in part["units"]} for part in found["components"]]
     assert rooms == [{"down_blocks", "mid_block"}, {"up_blocks"}]
     out = tmp_path / "report.html"
-    quick = ["--steps", "3", "--warmup", "2", "--cooldown", "0", "--prompts", str(tmp_path / "prompts.txt")]
+    quick = [
+        "--model",
+        model,
+        "--steps",
+        "3",
+        "--warmup",
+        "2",
+        "--cooldown",
+        "0",
+        "--prompts",
+        str(tmp_path / "prompts.txt"),
+    ]
     (tmp_path / "prompts.txt").write_text("rocket", encoding="utf-8")
     done = CliRunner().invoke(app, ["evaluate", *quick, "--split", str(file), "--out", str(out)])
     assert done.exit_code == 0, done.output
