@@ -1,5 +1,6 @@
 """Parts of a pipeline that one rank has, and shares of a denoiser that are read from files."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from torch import nn
 import asyncdiff
 from asyncdiff.denoiser.elsewhere import Elsewhere
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.loading import load_pipeline
 from asyncdiff.plan.places import check_places, places_of
 from tests.processes import run_ranks
-from tests.tiny.narrow import load_narrow_demo
+from tests.tiny.narrow import load_narrow_demo, save_narrow_demo
 
 
 def _drawn(pipe: Any, prompt: str = "a red apple") -> Any:
@@ -40,9 +42,13 @@ def _generate(rank: int, model: str, settings: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-@pytest.mark.parametrize("model", ["demo-unet", pytest.param("demo-dit", marks=pytest.mark.whole)])
-def test_a_loaded_share_draws_the_plain_picture(model: str) -> None:
-    pipe = asyncdiff.load_demo(model.removeprefix("demo-"))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "model", ["narrow", *(pytest.param(name, marks=pytest.mark.whole) for name in ("demo-unet", "demo-dit"))]
+)
+def test_a_loaded_share_draws_the_plain_picture(model: str, tmp_path: Path) -> None:
+    if model == "narrow":
+        model = str(save_narrow_demo(tmp_path / "unet"))
+    pipe: Any = load_pipeline(model, None, torch.device("cpu"))
     pipe.set_progress_bar_config(disable=True)
     plain = _drawn(pipe)
     found = run_ranks(2, _generate, model, {"components": 2, "warmup": 1000})
