@@ -124,7 +124,7 @@ def _fall_behind(rank: int, has_failed: str) -> float:
                 time.sleep(0.1)
         return values
 
-    async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, timeout=3, components=2, method="paper")
+    async_diff = AsyncDiff(pipe, executor="distributed", warmup=2, timeout=2, components=2, method="paper")
     with pytest.raises(ExchangeError, match=f"rank {rank}"):
         run(pipe, TINY, callback_on_step_end=sleep, num_inference_steps=8)
     Path(has_failed).touch()

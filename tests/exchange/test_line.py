@@ -22,7 +22,7 @@ from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
 
 STEPS = 10
-TIMEOUT = 3
+TIMEOUT = 2
 
 
 def _delay(generator: random.Random, slowness: float, module: nn.Module, given: Any) -> None:
@@ -120,7 +120,7 @@ def _stuck(rank: int, waits_return: bool, said: str, fails: bool = False) -> flo
         elif rank == 0:
             patch.setattr(watch, "_SECONDS_TO_RAISE", 1)  # nobody comes by to raise
         AsyncDiff(pipe, executor="distributed", warmup=2, components=2, timeout=TIMEOUT)
-        what = r"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within 3 s"
+        what = rf"rank 0: (the live edges|the noise prediction) .* rank 1.* did not finish within {TIMEOUT} s"
         if fails:
             what = "rank 0: the generation was ended on another rank .rank 1: KeyError: 'enough'"
         with pytest.raises((ExchangeError, KeyError), match=what if rank == 0 else "enough" if fails else "rank 1"):
@@ -149,7 +149,7 @@ def test_a_stuck_rank_where_the_host_is_held_by_its_device(tmp_path: Path) -> No
     ended, _ = run_ranks(2, _stuck, False, str(tmp_path / "said"), joined=False, limit=TIMEOUT + 40)
     assert isinstance(ended, RankError) and "rank 0 died" in str(ended)
     said = (tmp_path / "said").read_text()
-    assert "asyncdiff: rank 0: the" in said and "rank 1" in said and "did not finish within 3 s" in said
+    assert "asyncdiff: rank 0: the" in said and "rank 1" in said and f"did not finish within {TIMEOUT} s" in said
     assert time.monotonic() - begin < TIMEOUT + 10 + 30
 
 
