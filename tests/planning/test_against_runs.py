@@ -1,15 +1,18 @@
 """What a plan counts is what a run counts."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from asyncdiff import AsyncDiff, load_demo, plan
+from asyncdiff import AsyncDiff, plan
+from asyncdiff.loading import load_pipeline
 from asyncdiff.model_files import DEMO_MODELS
 from asyncdiff.planning.candidates import Candidate
 from asyncdiff.report import Report
+from tests.tiny.narrow import save_narrow_demos
 
 STEPS, WARMUP = 10, 3
 BRIDGED, THREE = {"components": 2, "bridge": 2}, {"components": 3}
@@ -27,16 +30,29 @@ def planned(model: str, **way: Any) -> Candidate:
 
 
 def ran(model: str, **way: Any) -> Report:
-    pipe = load_demo("unet" if model == "demo-unet" else "dit")
+    pipe: Any = load_pipeline(model, None, torch.device("cpu"))
     pipe.set_progress_bar_config(disable=True)
     with AsyncDiff(pipe, executor="local", warmup=WARMUP, **way) as async_diff:
         pipe("a picture", num_inference_steps=STEPS, output_type="latent", generator=torch.Generator().manual_seed(0))
     return async_diff.report()
 
 
-@pytest.mark.parametrize("model", [pytest.param(DEMO_MODELS[0], marks=pytest.mark.whole), *DEMO_MODELS[1:]])
-def test_what_one_device_holds(model: str) -> None:
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("narrow")
+    save_narrow_demos(folder)
+    return folder
+
+
+def place_of(model: str, narrow: Path) -> str:
+    """A demo model, or the folder of a narrow one."""
+    return model if model in DEMO_MODELS else str(narrow / model)
+
+
+@pytest.mark.parametrize("model", ["dit", *(pytest.param(name, marks=pytest.mark.whole) for name in DEMO_MODELS)])
+def test_what_one_device_holds(model: str, narrow: Path) -> None:
     """With one device there is no other that could hold more or less."""
+    model = place_of(model, narrow)
     report = ran(model, components=1, bridge=2)
     assert planned(model, bridge=2).memory.history * HELD == report.denoisers[0].held_bytes
 
@@ -44,15 +60,18 @@ def test_what_one_device_holds(model: str) -> None:
 @pytest.mark.parametrize(
     ("model", "way"),
     [
-        ("demo-unet", BRIDGED),
+        ("unet", BRIDGED),
+        ("dit", THREE),
+        pytest.param("demo-unet", BRIDGED, marks=pytest.mark.whole),
         pytest.param("demo-unet", THREE, marks=pytest.mark.whole),
         pytest.param("demo-dit", BRIDGED, marks=pytest.mark.whole),
-        ("demo-dit", THREE),
+        pytest.param("demo-dit", THREE, marks=pytest.mark.whole),
     ],
     ids=str,
 )
-def test_what_is_sent(model: str, way: dict[str, int]) -> None:
+def test_what_is_sent(model: str, way: dict[str, int], narrow: Path) -> None:
     """Live edges as in the run's report, and a prediction to every other device in every step."""
+    model = place_of(model, narrow)
     candidate, report = planned(model, **way), ran(model, **way)
     calls = report.denoisers[0].counts.steps // STEPS  # of a step: the DiT's guidance branches are calls of their own
     assert candidate.bytes_per_round == calls * report.denoisers[0].bytes_per_round
