@@ -45,7 +45,7 @@ def client(service: Served) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def right() -> dict[tuple[str, int], bytes]:
-    return expected("demo-unet", STEPS, [*((prompt, 1) for prompt in PROMPTS), ("rocket", 3)])
+    return expected("demo-unet", STEPS, [(PROMPTS[0], 1), ("rocket", 3)])
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +79,9 @@ def send(service: Served, **body: Any) -> socket.socket:
 
 
 def test_the_picture_of_one_process(client: openai.OpenAI, right: dict[tuple[str, int], bytes]) -> None:
-    for prompt in PROMPTS:
-        answer = client.images.generate(prompt=prompt, response_format="b64_json", extra_body={"seed": 1})
-        (picture,) = answer.data or ()
-        assert image_of(picture).tobytes() == right[prompt, 1] and answer.size == "128x128"
+    answer = client.images.generate(prompt=PROMPTS[0], response_format="b64_json", extra_body={"seed": 1})
+    (picture,) = answer.data or ()
+    assert image_of(picture).tobytes() == right[PROMPTS[0], 1] and answer.size == "128x128"
     assert [model.id for model in client.models.list()] == ["demo-unet"]
 
 
