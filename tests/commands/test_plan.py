@@ -14,7 +14,7 @@ import asyncdiff
 from asyncdiff.commands.app import app
 from asyncdiff.model_files import DEMO_MODELS
 from tests.bad_input import good_folder
-from tests.tiny.narrow import save_narrow_demo
+from tests.tiny.narrow import save_narrow_demos
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -103,13 +103,35 @@ def test_the_timeline(tmp_path: Path) -> None:
     assert rows.count("device 0") == rows.count("device 1") == 2
 
 
-def test_measured_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["dit", pytest.param("unet", marks=pytest.mark.whole)])
+def test_measured_on_this_machine(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("asyncdiff.planning.measuring._REPEATS", 1)  # times are not judged here
     monkeypatch.setattr("asyncdiff.planning.measuring._SECONDS", 0.0)
-    found = asyncdiff.plan(str(save_narrow_demo(tmp_path / "model")), 2, measure=True, steps=10)
+    save_narrow_demos(tmp_path)
+    found = asyncdiff.plan(str(tmp_path / model), 2, measure=True, steps=10)
     assert found.is_measured and found.call > 0
+    assert any(candidate.way.tokens == 2 for candidate in found.candidates) == (model == "dit")
     assert found.chosen is not None and found.timeline is not None
     assert found.timeline.seconds == pytest.approx(found.chosen.seconds)
+
+
+def test_tokens_of_a_transformer(tmp_path: Path) -> None:
+    """Exact over a link that carries the keys; over a slow one they are the slowest way."""
+    save_narrow_demos(tmp_path)
+    asked = ("--model", str(tmp_path / "dit"), "--devices", "4", "--device", "cpu", "--link")
+    fast, slow = (as_data(*asked, link)["candidates"] for link in ("1000GB/s", "1MB/s"))
+    ways = [candidate["way"] for candidate in fast]
+    place = next(
+        number for number, way in enumerate(ways) if (way["tokens"], way["fresh"], way["bridge"]) == (4, True, 1)
+    )
+    assert fast[place]["is_exact"]
+    assert fast[place]["devices"] == 4 and fast[place]["speedup"] > 2
+    assert slow[place]["speedup"] < 1
+    printed = planned(*asked[:-1]).stdout
+    assert "tokens=4, fresh=True, bridge=2" in printed and "guidance=2, tokens=2" in printed
+    assert all(
+        way["tokens"] == 1 for way in (candidate["way"] for candidate in as_data("--devices", "2")["candidates"])
+    )
 
 
 def test_from_python() -> None:

@@ -1,62 +1,19 @@
 """Tokens that are counted, against the division that a run finds, and against such as were worked out by hand."""
 
-from typing import Any
-
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asyncdiff import AsyncDiff, ConfigurationError, SplitError
-from asyncdiff.call import Call
-from asyncdiff.denoiser.rates import CPU, DeviceRates
-from asyncdiff.denoiser.rehearsal import rehearse
+from asyncdiff import AsyncDiff, SplitError
+from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.token_counting import _growth, count_tokens, may_have_tokens
 from asyncdiff.planning.first_step import first_step
+from tests.plan.joint import OPERATIONS_ALONE, TEXT, TOKENS, WIDTH, Joint, traces
 from tests.runtime.test_tokens import division_of
-from tests.tiny import PIPELINES, every, run
+from tests.tiny import PIPELINES, run
 from tests.tiny.base import PIXELS
-
-OPERATIONS_ALONE = DeviceRates(0.0, 0.0)
-WIDTH, TEXT, TOKENS = 8, 3, 16
-
-
-class Joint(nn.Module):
-    """One block: a text and a picture, projected, attend to each other."""
-
-    def __init__(self, side: int = 0) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([Block(side), Block(side)])
-
-    def forward(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        states = torch.cat((text, sample), 1)
-        for block in self.blocks:
-            states = block(states)
-        return states[:, TEXT:]
-
-
-class Block(nn.Module):
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.mix = nn.Conv1d(WIDTH, WIDTH, side, padding="same", bias=False) if side else None
-
-    def forward(self, states: Tensor) -> Tensor:
-        if self.mix is not None:
-            states = self.mix(states.mT).mT
-        heads = self.project(states).unsqueeze(1)
-        return nn.functional.scaled_dot_product_attention(heads, heads, heads).squeeze(1)
-
-
-def traces(denoiser: nn.Module, *sizes: int) -> list[Trace]:
-    """The calls for pictures of so many tokens."""
-    found = []
-    for tokens in sizes:
-        given = torch.zeros(1, tokens, WIDTH), torch.tensor(1.0), torch.zeros(1, TEXT, WIDTH)
-        found.append(rehearse(denoiser, Call(denoiser._call_impl, given, {}), 1))
-    return found
 
 
 def test_by_hand() -> None:
@@ -116,28 +73,35 @@ def test_a_growth_goes_through_what_was_seen(numbers: tuple[float, float, float]
     assert found == pytest.approx(numbers, rel=1e-6, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", every("flux", "sd3"))
+SMALLER = (PIXELS, PIXELS // 2), (PIXELS // 2, PIXELS // 2)
+LARGER = (PIXELS, 2 * PIXELS), (2 * PIXELS, 2 * PIXELS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flux",
+        "sd3",
+        *(
+            pytest.param(name, marks=pytest.mark.whole)
+            for name in ("pixart", "cogview4", "aura_flow", "wan21", "hunyuan_video")
+        ),
+    ],
+)
 def test_it_is_the_division_of_a_run(name: str) -> None:
     """Number of tokens, sites and what they hold; the share that one device computes to a few hundredths."""
     tiny = PIPELINES[name]
     pipe = tiny.build()
     with AsyncDiff(pipe, tokens=2, warmup=1, executor="local") as async_diff:
-        try:
-            run(pipe, tiny)
-        except SplitError as error:
-            pytest.skip(str(error))
+        run(pipe, tiny)
         division = division_of(async_diff)
 
-    def at(height: int, width: int) -> Trace:
+    def at(*size: int) -> Trace:
         other = tiny.build()
-        inputs: dict[str, Any] = {**tiny.inputs(other), "height": height, "width": width}
-        return first_step(other, inputs).trace
+        return first_step(other, {**tiny.inputs(other), **dict(zip(("height", "width"), size, strict=False))}).trace
 
-    try:
-        counted = count_tokens([at(PIXELS, PIXELS), at(PIXELS, 2 * PIXELS), at(2 * PIXELS, 2 * PIXELS)], CPU)
-    except ConfigurationError as error:  # there is no other size to be had
-        pytest.skip(str(error))
-    found = division.layout
+    sizes = LARGER if name in ("wan21", "hunyuan_video") else SMALLER
+    counted, found = count_tokens([at(), *(at(*size) for size in sizes)], CPU), division.layout
     assert counted.layout.tokens == found.tokens
     assert [(site.unit, site.total) for site in counted.layout.sites.values()] == [
         (site.unit, site.total) for site in found.sites.values()

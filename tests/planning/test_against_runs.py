@@ -1,6 +1,7 @@
 """What a plan counts is what a run counts."""
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import torch
 from asyncdiff import AsyncDiff, plan
 from asyncdiff.loading import load_pipeline
 from asyncdiff.model_files import DEMO_MODELS
-from asyncdiff.planning.candidates import Candidate
+from asyncdiff.planning.candidates import Candidate, Way
 from asyncdiff.report import Report
 from tests.tiny.narrow import save_narrow_demos
 
 STEPS, WARMUP = 10, 3
 BRIDGED, THREE = {"components": 2, "bridge": 2}, {"components": 3}
+TOKENS = {"tokens": 2}
+FRESH = {"tokens": 2, "fresh": True, "bridge": 2}
 HELD = 7 / 8  # of the versions that are counted: the report leaves out what is forecast
 
 
@@ -25,8 +28,8 @@ def every_way(model: str) -> tuple[Candidate, ...]:
 
 
 def planned(model: str, **way: Any) -> Candidate:
-    told = {"guidance": 1, "components": 1, "stride": 1, "bridge": 1, "shard": False, "warmup": WARMUP, **way}
-    return next(candidate for candidate in every_way(model) if vars(candidate.way) == told)
+    plain = Way(guidance=1, components=1, stride=1, bridge=1, shard=False, warmup=WARMUP)
+    return next(candidate for candidate in every_way(model) if candidate.way == replace(plain, **way))
 
 
 def ran(model: str, **way: Any) -> Report:
@@ -78,3 +81,16 @@ def test_what_is_sent(model: str, way: dict[str, int], narrow: Path) -> None:
     prediction = 2 * 12 * 16 * 16 * 4  # two branches, twelve channels
     others = way["components"] - 1
     assert candidate.bytes_per_picture == report.bytes_sent + STEPS * others * prediction
+
+
+@pytest.mark.parametrize("way", [TOKENS, pytest.param(FRESH, marks=pytest.mark.whole)], ids=str)
+def test_divided_tokens(way: dict[str, Any], narrow: Path) -> None:
+    """What a device sends in a round, and what it holds."""
+    model = place_of("dit", narrow)
+    candidate, report = planned(model, **way), ran(model, **way)
+    (denoiser,) = report.denoisers
+    calls = denoiser.counts.steps // STEPS
+    assert candidate.bytes_per_round == calls * denoiser.bytes_per_round
+    assert candidate.speedup <= 1.01 * denoiser.modelled_speedup
+    # In one process both devices hold what they hold; among several, each also holds what others have of its own.
+    assert candidate.memory.history * 2 == pytest.approx(denoiser.held_bytes, rel=0.05)

@@ -1,5 +1,6 @@
 """Times against such as were worked out by hand, and against the model without communication."""
 
+import functools
 import itertools
 import math
 
@@ -8,10 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff.plan.course import Course
+from asyncdiff.plan.method import PAPER
 from asyncdiff.plan.schedule import Schedule, StepKind
+from asyncdiff.plan.token_counting import CountedTokens, count_tokens
+from asyncdiff.plan.tokens import TokenDivision, divide_tokens
 from asyncdiff.planning.candidates import Conditions, Planner, Way
 from asyncdiff.planning.links import Link
 from asyncdiff.planning.timeline import Activity, Load, Span, Timeline, timeline
+from tests.plan.joint import OPERATIONS_ALONE, TEXT, TOKENS, WIDTH, Joint, traces
 from tests.planning.chain import LAYER, RATES, TENSOR, divided, subject
 
 CALL = 8.0
@@ -61,6 +66,51 @@ def test_groups_by_hand() -> None:
     found = generation(Schedule(1, 1, 2), 2, groups=3)
     assert of(found, 0, Activity.SENDING) == [(8, 17), (25, 34)]
     assert (found.seconds, found.sent) == (34, 4 * TENSOR)
+
+
+@functools.cache
+def counted_tokens() -> CountedTokens:
+    return count_tokens(traces(Joint(), TOKENS, 2 * TOKENS, 3 * TOKENS), OPERATIONS_ALONE)
+
+
+def divided_by_tokens(schedule: Schedule) -> TokenDivision:
+    counted = counted_tokens()
+    return divide_tokens(counted.layout, schedule, OPERATIONS_ALONE, PAPER, counted.share(schedule.components), {})
+
+
+def of_tokens(schedule: Schedule, steps: int, link: Link = LINK) -> Timeline:
+    division = divided_by_tokens(schedule)
+    load = Load(CALL, 1, 1.0, TENSOR, 1, (0.0,) * division.schedule.world_size, 0.0)
+    return timeline(division, Course(division.schedule, steps - 1), load, link)
+
+
+def test_divided_tokens_by_hand() -> None:
+    """A step in full: half of the tokens, then keys at two attentions, then what the last block gives of them.
+
+    A round: keys are on their way until the next one; what the last block gives is waited for.
+    """
+    division = divided_by_tokens(Schedule(2, 1, 1, by_tokens=True))
+    part, number = division.partition.shares[0] * CALL, 4  # bytes
+    keys = 2 * 2 * TOKENS // 2 * WIDTH * number
+    result = (TEXT + TOKENS) * WIDTH * number / 2
+    full = of_tokens(Schedule(2, 1, 5, by_tokens=True), 1)
+    assert full.seconds == pytest.approx(part + keys / 1000 + 2 + result / 1000 + 1)
+    assert full.sent == 2 * (keys + result)
+    assert {span.kind for span in full.spans} == {StepKind.DIVIDED}
+    both = of_tokens(Schedule(2, 1, 1, by_tokens=True), 3)
+    assert both.sent == pytest.approx(2 * (2 * keys + 3 * result)), "nobody reads the last round's keys"
+    fresh = of_tokens(Schedule(2, 1, 1, by_tokens=True, fresh=True), 3)
+    assert fresh.seconds == pytest.approx(3 * full.seconds)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2), st.integers(1, 12), st.booleans())
+def test_so_it_is_with_divided_tokens(
+    parts: int, bridge: int, warmup: int, cooldown: int, steps: int, fresh: bool
+) -> None:
+    """Without communication, the model that reports go by."""
+    schedule = Schedule(parts, 1, warmup, bridge=bridge, cooldown=cooldown, by_tokens=True, fresh=fresh)
+    expected = steps * CALL / divided_by_tokens(schedule).modelled_speedup(steps)
+    assert of_tokens(schedule, steps, INSTANT).seconds == pytest.approx(expected)
 
 
 def test_several_calls_of_a_step_come_one_after_the_other() -> None:
