@@ -25,6 +25,14 @@ def a_wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("asyncdiff.commands.terminal.stdout._width", 200)
 
 
+@pytest.fixture(scope="module")
+def dit(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small transformer's pipeline."""
+    folder = tmp_path_factory.mktemp("models")
+    save_narrow_demos(folder)
+    return str(folder / "dit")
+
+
 def planned(*arguments: str) -> Result:
     return CliRunner().invoke(app, ["plan", *arguments])
 
@@ -82,18 +90,20 @@ def test_what_does_not_fit_says_by_how_much() -> None:
     assert "more than there is" in done.stderr
 
 
-def test_where_the_whole_does_not_fit_a_part_of_the_weights_does() -> None:
-    whole = as_data("--model", "demo-dit", "--devices", "2")["candidates"][0]["memory"]["total"]
-    found = as_data("--model", "demo-dit", "--devices", "2", "--memory", f"{whole - 10**6}B")
+def test_where_the_whole_does_not_fit_a_part_of_the_weights_does(dit: str) -> None:
+    whole = as_data("--model", dit, "--devices", "2")["candidates"][0]["memory"]["total"]
+    found = as_data("--model", dit, "--devices", "2", "--memory", f"{whole - 10**5}B")
     assert found["chosen"]["way"]["shard"]
     assert [candidate["fits"] for candidate in found["candidates"]] == [
         candidate["way"]["shard"] for candidate in found["candidates"]
     ]
 
 
-def test_the_timeline(tmp_path: Path) -> None:
+def test_the_timeline(dit: str, tmp_path: Path) -> None:
     out = tmp_path / "plan.svg"
-    done = planned("--model", "demo-dit", "--devices", "2", "--memory", "20MB", "--timeline", str(out))
+    whole = as_data("--model", dit, "--devices", "1")["candidates"][0]["memory"]["total"]
+    memory = ("--memory", f"{whole - 10**5}B")
+    done = planned("--model", dit, "--devices", "2", *memory, "--timeline", str(out))
     assert done.exit_code == 0, done.stderr
     picture = ElementTree.parse(out).getroot()
     said = [title.text or "" for title in picture.iter(f"{SVG}title")]
@@ -115,10 +125,9 @@ def test_measured_on_this_machine(model: str, monkeypatch: pytest.MonkeyPatch, t
     assert found.timeline.seconds == pytest.approx(found.chosen.seconds)
 
 
-def test_tokens_of_a_transformer(tmp_path: Path) -> None:
+def test_tokens_of_a_transformer(dit: str) -> None:
     """Exact over a link that carries the keys; over a slow one they are the slowest way."""
-    save_narrow_demos(tmp_path)
-    asked = ("--model", str(tmp_path / "dit"), "--devices", "4", "--device", "cpu", "--link")
+    asked = ("--model", dit, "--devices", "4", "--device", "cpu", "--link")
     fast, slow = (as_data(*asked, link)["candidates"] for link in ("1000GB/s", "1MB/s"))
     ways = [candidate["way"] for candidate in fast]
     place = next(

@@ -115,7 +115,7 @@ def plan_for(request: Request, inputs: Mapping[str, Any]) -> Plan:
 
 def _tokens(request: Request, device: Device, given: Mapping[str, Any], step: FirstStep) -> CountedTokens | None:
     """What of a call is done for each of the picture's tokens: seen in its first step at other sizes."""
-    if not may_have_tokens(step.trace):
+    if request.devices == 1 or not may_have_tokens(step.trace):
         return None
 
     def at(height: int, width: int) -> Trace:
