@@ -38,14 +38,14 @@ from asyncdiff.denoiser.graph import build_graph
 from asyncdiff.denoiser.rates import CPU
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.hooks import intercept_call
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.schedule import StepKind
+from asyncdiff.plan.timeline import Activity
 from asyncdiff.planning.candidates import AloneTimes, Conditions, Planner, Way
 from asyncdiff.planning.describing import describe
 from asyncdiff.planning.first_step import FirstStep
-from asyncdiff.planning.links import Link
 from asyncdiff.planning.measuring import Times, time_calls, time_rounds
 from asyncdiff.planning.subject import Subject as Described
-from asyncdiff.planning.timeline import Activity
 from benchmarks.machine import machine
 from benchmarks.speedup import GUIDANCE, Settings, Subject, demo_dit, demo_unet, gather, generate, large_unet
 

@@ -28,6 +28,9 @@ PROMISES: dict[str, tuple[str, ...]] = {
         "tests/plan/test_tokens.py",
         "tests/denoiser/test_attention.py",
     ),
+    "Where nothing is said, tokens are divided if that is exact and fast, and components else": (
+        "tests/runtime/test_axis.py",
+    ),
     "Divided weights give the same picture": (
         "tests/runtime/test_chain.py",
         "tests/weights/test_parts.py",
@@ -151,6 +154,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "The docs' code and commands run as they stand": ("tests/docs",),
     "A plan needs no weights, and goes by what the executors go by": (
         "tests/planning",
+        "tests/plan/test_timeline.py",
+        "tests/plan/test_token_counting.py",
         "tests/commands/test_plan.py",
     ),
     "A setting's text stands in one place": ("tests/test_settings.py",),

@@ -65,7 +65,8 @@ SETTINGS = (
     Setting(
         "components",
         "whole",
-        "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.",
+        "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for, or tokens instead, "
+        "where that is exact and fast.",
     ),
     Setting("stride", "whole", "S, noise predictions that one parallel round yields: 2 is faster, less exact."),
     Setting(

@@ -62,7 +62,8 @@ class AsyncDiff:
 
     Args:
         pipe: Any diffusers pipeline that has a denoiser.
-        components: N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.
+        components: N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for, or tokens
+            instead, where that is exact and fast.
         stride: S, noise predictions that one parallel round yields: 2 is faster, less exact.
         warmup: w, ordinary steps at first: more is slower and closer to the ordinary picture. Best with (w − 1)
             divisible by S.
@@ -239,17 +240,19 @@ class AsyncDiff:
             return self._last_report
         attached, settings, world = self._attachment, self.settings, self._world
         mesh = Mesh(1, world.size) if attached is None else attached.mesh
+        denoisers = () if attached is None else attached.reports()
+        tokens = settings.tokens or max((len(denoiser.bounds) - 1 for denoiser in denoisers), default=1)
         return Report(
             executor="local" if world.rank is None else "distributed",
             ranks=tuple(range(mesh.world_size)) if world.rank is None else (world.rank,),
             world_size=mesh.world_size,
-            components=1 if settings.tokens else mesh.component - settings.stride + 1,
-            tokens=settings.tokens or 1,
+            components=1 if tokens > 1 else mesh.component - settings.stride + 1,
+            tokens=max(tokens, 1),
             stride=settings.stride,
             warmup=settings.warmup,
             bytes_sent=0 if attached is None else attached.bytes_sent,
             seconds_waited=0.0 if attached is None else attached.seconds_waited,
-            denoisers=() if attached is None else attached.reports(),
+            denoisers=denoisers,
             guidance=mesh.guidance,
         )
 

@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from asyncdiff.api import AsyncDiff
+from asyncdiff.denoiser.find import finish
 from asyncdiff.endings import BAD_INPUT, RefusedError, SignalledError, WorkerFailedError
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.exchange.world import local_device
@@ -261,10 +262,10 @@ def draw(
     """
     arguments = request.arguments_for(Signature.of(pipe))
     generator = torch.Generator().manual_seed(seed)
-    _synchronize(device)
+    finish(device)
     begin = time.perf_counter()
     output = call_pipeline(pipe, **arguments, generator=generator, **extra)
-    _synchronize(device)
+    finish(device)
     seconds = time.perf_counter() - begin
     return made_by(pipe, output), seconds
 
@@ -305,11 +306,6 @@ def _generate(
     if rank:
         return None
     return Outcome(made, seconds, attached.report() if attached else None, count.steps)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass

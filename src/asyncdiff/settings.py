@@ -63,7 +63,8 @@ class Settings:
 
     components: int | None = _setting(
         None,
-        "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for.",
+        "N, parts of the denoiser; N + S − 1 devices. By default as many as there are devices for, or tokens instead, "
+        "where that is exact and fast.",
         least=1,
         most=_MOST_DEVICES,
     )

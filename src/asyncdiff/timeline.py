@@ -1,6 +1,6 @@
 """Events of all ranks as a timeline: what each rank did and when, little enough to be sent and drawn. Pure.
 
-It is measured; what is modelled before anything runs is `asyncdiff.planning.timeline`.
+It is measured; what is modelled before anything runs is `asyncdiff.plan.timeline`.
 """
 
 from collections.abc import Sequence

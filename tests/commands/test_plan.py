@@ -136,11 +136,7 @@ def test_tokens_of_a_transformer(dit: str) -> None:
     assert fast[place]["is_exact"]
     assert fast[place]["devices"] == 4 and fast[place]["speedup"] > 2
     assert slow[place]["speedup"] < 1
-    printed = planned(*asked[:-1]).stdout
-    assert "tokens=4, fresh=True, bridge=2" in printed and "guidance=2, tokens=2" in printed
-    assert all(
-        way["tokens"] == 1 for way in (candidate["way"] for candidate in as_data("--devices", "2")["candidates"])
-    )
+    assert any((way["guidance"], way["tokens"], way["bridge"]) == (2, 2, 2) for way in ways)
 
 
 def test_from_python() -> None:

@@ -137,13 +137,18 @@ WORLDS = [(2, "unet"), (4, "dit"), (4, "unet"), (2, "dit"), (3, "unet")]
 
 
 def test_all_python_under_torchrun(tmp_path: Path) -> None:
-    """On two ranks in one session, with denoisers that are quickly called."""
+    """On two ranks in one session, with denoisers that are quickly called.
+
+    Of torchrun there is its environment alone, in processes that need not import everything anew; with torchrun itself
+    every block is run by the long run.
+    """
     texts = [block.values[0] for block in python_blocks(attaching=True)]
     save_narrow_demos(tmp_path)
-    done = run_blocks(texts, tmp_path / "unet", 2, tmp_path)
-    assert done.returncode == 0, done.stderr
+    folders = _write_scripts(texts, tmp_path)
+    for done in run_ranks(2, _on_a_rank, tmp_path / "unet", tmp_path, folders, limit=SECONDS, joined=False):
+        assert not isinstance(done, RankError), done
     _check_pictures(tmp_path, 2, len(texts))
-    _check_noise(done.stdout, done.stderr, 2, len(texts))
+    _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), 2, len(texts))
 
 
 @pytest.mark.whole
@@ -162,10 +167,11 @@ def _say_into(folder: Path) -> None:
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
 
 
-def _on_a_rank(rank: int, model: Path, folder: Path) -> None:
+def _on_a_rank(rank: int, model: Path, folder: Path, scripts: Sequence[Path]) -> None:
     """What torchrun would start; what is said goes to files."""
     _say_into(folder)
-    stand_in.main(model, folder / "0")
+    for script in scripts:
+        stand_in.main(model, script)
     sys.stdout.flush()
 
 
@@ -187,9 +193,9 @@ def test_the_readmes_python(ranks: int, is_small: bool, tmp_path: Path) -> None:
     With a small denoiser on two ranks, it is run with the blocks of all pages.
     """
     (text,) = (block.values[0] for block in python_blocks(attaching=True) if block.id.startswith("README"))
-    _write_scripts([text], tmp_path)
+    scripts = _write_scripts([text], tmp_path)
     model = save_narrow_demo(tmp_path / "unet") if is_small else demo_folder("unet")
-    for done in run_ranks(ranks, _on_a_rank, model, tmp_path, joined=False):
+    for done in run_ranks(ranks, _on_a_rank, model, tmp_path, scripts, joined=False):
         assert not isinstance(done, RankError), done
     _check_pictures(tmp_path, ranks, 1, None if is_small else "a red apple")
     _check_noise((tmp_path / "stdout").read_text(), (tmp_path / "stderr").read_text(), ranks, 1)

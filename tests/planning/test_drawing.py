@@ -4,9 +4,9 @@ import math
 from xml.etree import ElementTree
 
 from asyncdiff.plan.schedule import Schedule, StepKind
+from asyncdiff.plan.timeline import Activity, Span, Timeline
 from asyncdiff.planning.drawing import draw
-from asyncdiff.planning.timeline import Activity, Span, Timeline
-from tests.planning.test_timeline import generation
+from tests.plan.test_timeline import generation
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff import ConfigurationError
-from asyncdiff.planning.links import LINKS, Link, read_link
+from asyncdiff.plan.link import Link
+from asyncdiff.planning.links import LINKS, read_link
 from asyncdiff.planning.quantity import read_bytes, written_bytes
 
 

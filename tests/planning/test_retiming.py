@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.schedule import Schedule, StepKind
 from asyncdiff.planning.candidates import Conditions, Planner, Way
-from asyncdiff.planning.links import Link
 from asyncdiff.planning.retiming import retimed
 from tests.planning.chain import RATES, divided, subject
 

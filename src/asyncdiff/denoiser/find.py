@@ -56,3 +56,9 @@ def is_denoiser_class(kind: Any) -> bool:
 
 def _predicts_noise(module: nn.Module) -> bool:
     return is_denoiser_class(type(module))
+
+
+def finish(device: torch.device) -> None:
+    """Wait for all that a device was given to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -8,16 +8,16 @@ from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.errors import SplitError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule
+from asyncdiff.plan.timeline import Load, Timeline, forecast_shares, timeline
 from asyncdiff.plan.tokens import divide_tokens
 from asyncdiff.planning.indication import Indication, Key, indication_of
-from asyncdiff.planning.links import Link
 from asyncdiff.planning.memory import Memory, heaviest
 from asyncdiff.planning.retiming import Seconds, retimed
 from asyncdiff.planning.subject import Share, Subject
-from asyncdiff.planning.timeline import Load, Timeline, timeline
 
 _STRIDES = (1, 2)
 _BRIDGES = (1, 2, 3)
@@ -25,11 +25,6 @@ _BRIDGES_OF_ONE = (1, 2, 3, 4)
 # With keys that are forecast: more parts are not safe, and bridged steps are farther off than on one device
 # (docs/tokens.md).
 _MOST_PARTS = 4
-
-# How often the forecast of a round goes through what is held of one version: inner products with the newest
-# difference, and the weighted sum, for each; and the copies of the newest.
-_PASSES_OF_A_VERSION = 4
-_PASSES_OF_THE_NEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -233,20 +228,11 @@ class Planner:
         ranks = range(schedule.world_size)
         alone = None if schedule.by_tokens else self._given.alone.get(schedule.components)
         if alone is None:
-            held = (division.storage_of(rank).sizes.items() if division.reads_of(rank) else () for rank in ranks)
-            sizes = [sum(size * dtype.itemsize for dtype, size in of_rank) for of_rank in held]
-            at_the_end = division.graph.bytes(partition.end.reads) if schedule.by_tokens else sizes[partition.predictor]
-            return tuple(call * self._forecast(schedule, size) for size in sizes), call * self._forecast(
-                schedule, at_the_end
-            )
+            rounds, bridged = forecast_shares(division, self._given.rates.per_byte / self._operations)
+            return tuple(call * share for share in rounds), call * bridged
         computed = self._given.call[1.0] * sum(partition.shares)
         each = max(0.0, alone.round - computed) / schedule.components
         return (each,) * len(ranks), max(0.0, alone.bridged - self._given.call[1.0] * partition.end.share)
-
-    def _forecast(self, schedule: Schedule, held: int) -> float:
-        """The part of a call that forecasts of so many bytes take, by how often these are gone through."""
-        passes = _PASSES_OF_A_VERSION * (schedule.versions - 1) + _PASSES_OF_THE_NEWEST
-        return held * passes * self._given.rates.per_byte / self._operations
 
     def _divided(self, way: Way) -> Division | None:
         """The division of a way; None where there are not as many parts."""

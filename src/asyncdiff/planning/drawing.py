@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from asyncdiff.plan.schedule import StepKind
-from asyncdiff.planning.timeline import Activity, Span, Timeline
+from asyncdiff.plan.timeline import Activity, Span, Timeline
 
 _COLOURS = {Activity.COMPUTING: "#3b7dd8", Activity.SENDING: "#e8a33d", Activity.WAITING: "#d9d9d9"}
 _COLOURS_OF_STEPS = {

@@ -1,32 +1,11 @@
-"""What joins two devices: how fast bytes travel, and what every message takes beside them. Pure."""
-
-from dataclasses import dataclass
+"""Links by their names: how fast bytes travel, and what every message takes beside them. Pure."""
 
 from asyncdiff.errors import ConfigurationError
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.numbers import shown
 from asyncdiff.planning.quantity import read_bytes
 
-_LATENCY = 10e-6  # of GPUs in one machine
 _LATENCY_OF_A_NETWORK = 100e-6
-
-
-@dataclass(frozen=True)
-class Link:
-    """A link between two devices.
-
-    Attributes:
-        name: as it was asked for.
-        bandwidth: bytes per second in one direction, as reached.
-        latency: seconds that a message takes however small it is.
-    """
-
-    name: str
-    bandwidth: float
-    latency: float = _LATENCY
-
-    def seconds(self, sent: float, moments: int = 1) -> float:
-        """What so many bytes take that are sent in one moment, or one after the other in several."""
-        return sent / self.bandwidth + moments * self.latency
 
 
 # What is reached of them, not what is printed on them.

@@ -17,7 +17,7 @@ from torch import nn
 
 from asyncdiff.api import AsyncDiff
 from asyncdiff.call import Call
-from asyncdiff.denoiser.find import device_of, find_denoisers
+from asyncdiff.denoiser.find import device_of, find_denoisers, finish
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import build_graph
 from asyncdiff.denoiser.rates import rates_of
@@ -34,7 +34,7 @@ from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
 from asyncdiff.runtime.batch import batch_rules
-from asyncdiff.runtime.token_finding import TokenFinder, Trial
+from asyncdiff.runtime.token_finding import TokenFinder
 from asyncdiff.runtime.units import UnitHooks
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def time_calls(
 
     def look(call: Call) -> Any:
         nonlocal left
-        _finish(device)
+        finish(device)
         gaps.append(time.perf_counter() - left)
         if not calls:
             calls.update(_calls(form, call, device, groups))
@@ -97,7 +97,7 @@ def time_calls(
         elif len(gaps) > _STEPS:
             raise _CaughtError
         result = call()
-        _finish(device)
+        finish(device)
         left = time.perf_counter()
         return result
 
@@ -129,7 +129,7 @@ def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Ti
     ends: list[float] = []
 
     def note(*args: Any, **kwargs: Any) -> None:
-        _finish(device)
+        finish(device)
         ends.append(time.perf_counter())
 
     arguments = call_arguments(pipe, inputs) | {"num_inference_steps": _STEPS_OF_ROUNDS}
@@ -177,8 +177,8 @@ def time_tokens(
         units.add(graph)
         finder = TokenFinder(denoiser, units, form, trace, graph, is_bridged=True)
         for count in counts:
-            layout, _ = finder.find(call, count)
-            part = Trial(denoiser, units, layout, call).divided(layout, TokenParts(layout.tokens, count), count - 1, [])
+            tokens = finder.find(call, count)
+            part = tokens.trial.divided(tokens.layout, TokenParts(tokens.layout.tokens, count), count - 1, [])
             found[count] = _seconds(part, device) / times.calls[1.0]
         raise _CaughtError
 
@@ -209,10 +209,10 @@ def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[
 def _seconds(call: Call, device: torch.device) -> float:
     taken: list[float] = []
     for _ in _repeats():
-        _finish(device)
+        finish(device)
         begin = time.perf_counter()
         call.with_own_containers()()
-        _finish(device)
+        finish(device)
         taken.append(time.perf_counter() - begin)
     return min(taken[1:])
 
@@ -223,11 +223,11 @@ def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torc
     taken: dict[str, list[float]] = {name: [] for name in names}
 
     def begin(name: str, *_: Any) -> None:
-        _finish(device)
+        finish(device)
         begun[name] = time.perf_counter()
 
     def end(name: str, *_: Any) -> None:
-        _finish(device)
+        finish(device)
         taken[name].append(time.perf_counter() - begun[name])
 
     undo = []

@@ -11,6 +11,8 @@ from asyncdiff.denoiser.graph import build_graph, operations
 from asyncdiff.denoiser.trace import Trace
 from asyncdiff.errors import AsyncDiffError, SplitError
 from asyncdiff.loading import load_pipeline
+from asyncdiff.plan.link import Link
+from asyncdiff.plan.timeline import Timeline
 from asyncdiff.plan.token_counting import CountedTokens, count_tokens, may_have_tokens
 from asyncdiff.planning.asked import Request
 from asyncdiff.planning.candidates import AloneTimes, Candidate, Conditions, Planner
@@ -20,11 +22,10 @@ from asyncdiff.planning.device import DEVICES, Device
 from asyncdiff.planning.first_step import FirstStep, first_step
 from asyncdiff.planning.hollow import hollow_pipeline
 from asyncdiff.planning.indication import read_indications
-from asyncdiff.planning.links import Link, read_link
+from asyncdiff.planning.links import read_link
 from asyncdiff.planning.measuring import Times, time_calls, time_rounds, time_tokens
 from asyncdiff.planning.sizes import other_sizes
 from asyncdiff.planning.subject import Subject
-from asyncdiff.planning.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

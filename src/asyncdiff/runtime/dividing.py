@@ -1,9 +1,12 @@
 """How a denoiser is divided for its calls: found in one of them for every structure and shape, and kept for a while."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
@@ -13,17 +16,25 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
 from asyncdiff.denoiser.trace import Trace, record
-from asyncdiff.errors import OtherUnitsError, TraceError
+from asyncdiff.errors import OtherUnitsError, SplitError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
-from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
+from asyncdiff.plan.token_counting import may_have_tokens
+from asyncdiff.plan.tokens import TokenDivision, TokenParts, bases_of, divide_tokens
+from asyncdiff.runtime.axis import Axis, Measured, seconds_of
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
-from asyncdiff.runtime.token_finding import TokenFinder
+from asyncdiff.runtime.token_finding import FoundTokens, TokenFinder
+from asyncdiff.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+
+def keeping_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """What is drawn within, of the default generators, is drawn again afterwards."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Divisions:
@@ -40,6 +51,7 @@ class Divisions:
         self._context = context
         self._modules: list[dict[str, Any]] = []  # their attributes
         self._ownership: Ownership | None = None
+        self._axis = Axis(context)
         self._known: Recent[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = Recent()
 
     def look_again(self) -> None:
@@ -97,23 +109,16 @@ class Divisions:
             RankMismatchError: the ranks would divide it differently.
         """
         context, goal, result = self._context, self._goal(), None
-        split, batch = context.settings.split, context.form.batch(call)
+        batch = context.form.batch(call)
         if context.schedule.chained:
             trace = rehearse(context.denoiser, call, batch)
         else:
             result, trace = record(context.denoiser, call.with_own_containers(), batch)
         if context.schedule.by_tokens:
-            division: Division = self._divide_tokens(trace, call, goal)
+            division: Division = self._divide_tokens(context.settings, trace, call, goal)[0]
         else:
-            division = divide_denoiser(
-                trace,
-                context.schedule,
-                split,
-                rates_of(context.device),
-                context.settings.chosen_method,
-                goal,
-                self._ownership,
-            )
+            by_tokens = self._by_tokens_if_better(trace, call, goal)
+            division = self._divide_layers(trace, goal) if by_tokens is None else by_tokens
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
         if goal is not None:
@@ -128,18 +133,57 @@ class Divisions:
                 context.share.take(self._ownership, own)
         return result, division
 
-    def _divide_tokens(self, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
+    def _divide_layers(self, trace: Trace, goal: Goal | None) -> Division:
+        """Give each rank of the group a component of the call."""
+        context, settings = self._context, self._context.settings
+        rates, method = rates_of(context.device), settings.chosen_method
+        return divide_denoiser(trace, context.schedule, settings.split, rates, method, goal, self._ownership)
+
+    def _divide_tokens(
+        self, settings: Settings, trace: Trace, call: Call, goal: Goal | None
+    ) -> tuple[TokenDivision, FoundTokens]:
         """Find where the call can be divided by tokens, and give each rank of the group a part of them."""
-        context, rates = self._context, rates_of(self._context.device)
+        context, rates, schedule = self._context, rates_of(self._context.device), settings.schedule()
         graph = build_graph(trace, rates)
         context.units.add(graph)
-        is_bridged = goal is not None or context.schedule.bridge > 1
+        is_bridged = goal is not None or schedule.bridge > 1
         finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged)
-        layout, divided = finder.find(call, context.schedule.components)
-        share = operations(divided, rates) / operations(trace, rates)
-        method = context.settings.chosen_method
-        bases = bases_of(trace, layout) if method.residual else {}
-        return divide_tokens(layout, context.schedule, rates, method, share, bases, goal)
+        found = finder.find(call, schedule.components)
+        share = operations(found.divided, rates) / operations(trace, rates)
+        method = settings.chosen_method
+        bases = bases_of(trace, found.layout) if method.residual else {}
+        return divide_tokens(found.layout, schedule, rates, method, share, bases, goal), found
+
+    def _by_tokens_if_better(self, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision | None:
+        """The call divided by tokens, where the user leaves that open, and it is worth it.
+
+        Not where the call itself has changed what the denoiser is made of, as attention processors do that count: to
+        find its tokens it has to be called a few times more.
+        """
+        context, axis = self._context, self._axis
+        if not axis.is_open or axis.is_refused(self.structure) or not may_have_tokens(trace):
+            return None
+        division: TokenDivision | None = None
+        with keeping_random_state(context.device):
+            try:
+                if self.look.structure() == self.structure:
+                    division, found = self._divide_tokens(axis.by_tokens, trace, call, goal)
+            except SplitError as error:
+                logger.info("%s", error)
+
+            def measure() -> Measured:
+                parts = TokenParts(found.layout.tokens, context.schedule.components)
+                part = found.trial.divided(found.layout, parts, parts.count - 1, [])
+                rates, device = rates_of(context.device), context.device
+                return Measured(
+                    call=seconds_of(lambda: call.with_own_containers()(), device),
+                    part=seconds_of(lambda: part(), device),
+                    of_a_byte=rates.per_byte / operations(trace, rates),
+                    prediction=sum(leaf.bytes for leaf in trace.calls[0].outputs),
+                )
+
+            layers = functools.partial(self._divide_layers, trace, goal)
+            return division if axis.settle(self.structure, division, layers, measure) else None
 
     def forget(self, stream: Stream) -> None:
         """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""

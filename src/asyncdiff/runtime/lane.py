@@ -57,8 +57,7 @@ class Lane:
         self._divisions = divisions
         self._number = number
         self._steps = StepRunner(context, divisions, number)
-        by_tokens = context.schedule.by_tokens
-        self._runner = TokenStepRunner(context, divisions, number) if by_tokens else self._steps
+        self._token_steps = TokenStepRunner(context, divisions)
 
     def count_anew(self) -> None:
         """A generation begins."""
@@ -115,7 +114,7 @@ class Lane:
         if not within:
             stream.course = course = course.remedied(stream.index)
             counts.inserted[stream.index] = course.inserted[stream.index]
-        step = course.step(stream.index)
+        step, result = course.step(stream.index), None
         begin = time.perf_counter()
         try:
             with self._context.events.span(
@@ -125,7 +124,12 @@ class Lane:
                 index=str(step.index),
                 kind=step.kind.value,
             ):
-                self._runner.run(stream, course, prospect.call, counts)
+                if stream.division is None:
+                    result, division = self._divisions.divide(stream, self._number, prospect.call)
+                    course = stream.follow(division.schedule)
+                    step = course.step(stream.index)
+                runner = self._token_steps if course.schedule.by_tokens else self._steps
+                runner.run(stream, course, prospect.call, counts, result)
         except BaseException as error:
             self.streams.forget()
             # What was changed in the middle may fail in words of its own, wherever it meets what was recorded before.

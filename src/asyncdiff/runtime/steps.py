@@ -31,11 +31,15 @@ class StepRunner:
         self._lane = lane
         self._chain = ChainRunner(context)
 
-    def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
-        """Make the predictions of a stream's step, if there are any to make, and leave them in it on every rank."""
+    def run(self, stream: Stream, course: Course, call: Call, counts: Counts, result: Any = None) -> None:
+        """Make the predictions of a stream's step, if there are any to make, and leave them in it on every rank.
+
+        Args:
+            result: that of the call, where it has been made in full to be recorded.
+        """
         step = course.step(stream.index)
         if step.kind is StepKind.FULL:
-            self._run_in_full(stream, course, call, counts)
+            self._run_in_full(stream, course, call, counts, result)
         elif step.kind is StepKind.CHAINED:
             self._run_chained(stream, course, call)
         elif step.kind is StepKind.ROUND:
@@ -46,10 +50,8 @@ class StepRunner:
                     stream, self._share(stream, moment, self._completed(stream, step, call, self._work(stream, counts)))
                 )
 
-    def _run_in_full(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
-        step, result, division = course.step(stream.index), None, stream.division
-        if division is None:
-            result, division = self._divisions.divide(stream, self._lane, call)
+    def _run_in_full(self, stream: Stream, course: Course, call: Call, counts: Counts, result: Any) -> None:
+        step, division = course.step(stream.index), stream.divided()
         if step.keeps:
             # With w = 1 the very first call runs twice: its units are known only after it was traced.
             try:
@@ -72,8 +74,6 @@ class StepRunner:
 
     def _run_chained(self, stream: Stream, course: Course, call: Call) -> None:
         step = course.step(stream.index)
-        if stream.division is None:
-            self._divisions.divide(stream, self._lane, call)
         links = stream.order().links(step.keeps)
         channel = self._channel(stream) if step.keeps else None
         leaves, stream.structure = self._chained(stream, links, call, channel)

@@ -76,6 +76,20 @@ class _Found:
     starts: dict[int, int]
 
 
+class FoundTokens(NamedTuple):
+    """Where a call can be divided by tokens.
+
+    Attributes:
+        layout: the places.
+        divided: a record of the call with one rank's tokens.
+        trial: by which that was made.
+    """
+
+    layout: TokenLayout
+    divided: Trace
+    trial: "Trial"
+
+
 class TokenFinder:
     """Finds the token layout of one denoiser.
 
@@ -105,8 +119,8 @@ class TokenFinder:
         self._graph = graph
         self._is_bridged = is_bridged
 
-    def find(self, call: Call, count: int, tried: Sequence[int] = ()) -> tuple[TokenLayout, Trace]:
-        """The layout for a call like the recorded one, and a record of the call with one rank's tokens.
+    def find(self, call: Call, count: int, tried: Sequence[int] = ()) -> FoundTokens:
+        """The layout for a call like the recorded one.
 
         Args:
             count: how many ranks share the tokens out.
@@ -120,7 +134,7 @@ class TokenFinder:
         except SplitError as error:
             raise SplitError(f"the denoiser cannot be divided by tokens: {error}") from error
 
-    def _find(self, call: Call, count: int, tried: Sequence[int]) -> tuple[TokenLayout, Trace]:
+    def _find(self, call: Call, count: int, tried: Sequence[int]) -> FoundTokens:
         if any(made.is_compiled for made in self._trace.calls):
             raise SplitError("it is compiled, which hides its attention; use components, or do not compile it")
         marks = mark(self._units, self._form, self._graph, call)
@@ -133,7 +147,8 @@ class TokenFinder:
         reasons = []
         for layout in layouts:
             try:
-                return layout, [trial.run(layout, TokenParts(layout.tokens, count), rank) for rank in tried][-1]
+                divided = [trial.run(layout, TokenParts(layout.tokens, count), rank) for rank in tried]
+                return FoundTokens(layout, divided[-1], trial)
             except SplitError as error:
                 reasons.append(error)
         raise reasons[0]

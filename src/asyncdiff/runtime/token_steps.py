@@ -28,22 +28,23 @@ from asyncdiff.runtime.units import UnitRule
 class TokenStepRunner:
     """Runs the steps of one group's streams, each rank on its own tokens."""
 
-    def __init__(self, context: Context, divisions: Divisions, lane: int) -> None:
+    def __init__(self, context: Context, divisions: Divisions) -> None:
         self._context = context
         self._divisions = divisions
-        self._lane = lane
 
-    def run(self, stream: Stream, course: Course, call: Call, counts: Counts) -> None:
-        """Make the prediction of a stream's step, and leave it in it on every rank."""
-        step, result = course.step(stream.index), None
+    def run(self, stream: Stream, course: Course, call: Call, counts: Counts, result: Any = None) -> None:
+        """Make the prediction of a stream's step, and leave it in it on every rank.
+
+        Args:
+            result: that of the call, where it has been made in full to be recorded.
+        """
+        step = course.step(stream.index)
         with self._divisions.told_apart(stream, ShapeChangedError):
             if step.kind is StepKind.ROUND:
                 result = self._round(stream, course, call, counts)
             elif step.kind is StepKind.BRIDGED:
                 result = self._bridged(stream, course, call, counts)
             else:
-                if stream.division is None:
-                    result, _ = self._divisions.divide(stream, self._lane, call)
                 if result is None or step.keeps:
                     result = self._in_full(stream, step.keeps, step.index, call)
         leaves, stream.structure = tree_flatten(result)

@@ -14,9 +14,14 @@ from typing import NamedTuple
 from asyncdiff.denoiser.graph import Edge
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.moments import Moment, Order
 from asyncdiff.plan.schedule import Step, StepKind
-from asyncdiff.planning.links import Link
+
+# How often the forecast of a round goes through what is held of one version: inner products with the newest
+# difference, and the weighted sum, for each; and the copies of the newest.
+_PASSES_OF_A_VERSION = 4
+_PASSES_OF_THE_NEWEST = 6
 
 
 class Activity(Enum):
@@ -83,6 +88,24 @@ class Timeline:
     spans: tuple[Span, ...]
     seconds: float
     sent: float
+
+
+def forecast_shares(division: Division, of_a_byte: float) -> tuple[tuple[float, ...], float]:
+    """What each rank's forecasts of a round take, and those of a bridged step, as parts of a call.
+
+    Args:
+        of_a_byte: what going through one byte takes, as a part of a call.
+    """
+    schedule, partition = division.schedule, division.partition
+    passes = _PASSES_OF_A_VERSION * (schedule.versions - 1) + _PASSES_OF_THE_NEWEST
+    sizes = [
+        sum(size * dtype.itemsize for dtype, size in division.storage_of(rank).sizes.items())
+        if division.reads_of(rank)
+        else 0
+        for rank in range(schedule.world_size)
+    ]
+    at_the_end = division.graph.bytes(partition.end.reads) if schedule.by_tokens else sizes[partition.predictor]
+    return tuple(passes * of_a_byte * size for size in sizes), passes * of_a_byte * at_the_end
 
 
 def timeline(division: Division, course: Course, load: Load, link: Link) -> Timeline:

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncdiff.plan.course import Course
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.method import PAPER
 from asyncdiff.plan.schedule import Schedule, StepKind
+from asyncdiff.plan.timeline import Activity, Load, Span, Timeline, timeline
 from asyncdiff.plan.token_counting import CountedTokens, count_tokens
 from asyncdiff.plan.tokens import TokenDivision, divide_tokens
 from asyncdiff.planning.candidates import Conditions, Planner, Way
-from asyncdiff.planning.links import Link
-from asyncdiff.planning.timeline import Activity, Load, Span, Timeline, timeline
 from tests.plan.joint import OPERATIONS_ALONE, TEXT, TOKENS, WIDTH, Joint, traces
 from tests.planning.chain import LAYER, RATES, TENSOR, divided, subject
 
