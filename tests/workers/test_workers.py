@@ -230,7 +230,7 @@ def in_another_style(pipe: Workers, plain: Any, tmp_path: Path) -> Iterator[None
     """LoRA is loaded and set by call."""
     save_adapter(tmp_path)
     for each in (pipe, plain):
-        each.load_lora_weights(tmp_path, adapter_name="one")
+        each.load_lora_weights(tmp_path, adapter_name="one", weight_name="pytorch_lora_weights.safetensors")
         each.set_adapters(["one"], [0.7])
     yield
     for each in (pipe, plain):
