@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from asyncdiff import AsyncDiff, Report, SplitError
+from asyncdiff import AsyncDiff, Report
 from asyncdiff.plan.link import Link
 from asyncdiff.runtime import axis, dividing
 from asyncdiff.runtime.axis import Measured
@@ -116,27 +116,34 @@ def test_all_that_is_set_goes_with_it() -> None:
         assert torch.equal(made, expected)
 
 
-def _refuse(rank: int) -> tuple[torch.Tensor, Report]:
+def _refuse(rank: int, what: str) -> tuple[torch.Tensor, Report]:
     """One rank alone comes to another result than the other."""
     tiny = PIPELINES["sd3"]
     pipe = tiny.build()
     with pytest.MonkeyPatch.context() as patch:
-        _World(patch, FAST, HALF if rank == 0 else ALL)
-        if rank == 2:
-            patch.setattr(TokenFinder, "find", _raise)
+        is_odd = rank == 1
+        _World(patch, FAST, ALL if is_odd and what == "a slow device" else HALF)
+        if is_odd and what == "no memory":
+            patch.setattr(dividing, "Measured", _no_memory)
+        elif is_odd and what == "no tokens":
+            patch.setattr(TokenFinder, "find", _not_found)
         with AsyncDiff(pipe, warmup=2, guidance=1) as async_diff:
             return run(pipe, tiny, num_inference_steps=STEPS), async_diff.report()
 
 
-def _raise(*args: Any, **kwargs: Any) -> None:
-    raise SplitError("not here")
+def _no_memory(**_: Any) -> Any:
+    raise torch.OutOfMemoryError("no memory is left")
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_one_rank_that_sees_it_otherwise_decides_for_all(ranks: int) -> None:
-    pictures = run_ranks(ranks, _refuse)
+def _not_found(*args: Any, **kwargs: Any) -> Any:
+    raise RuntimeError("expected numbers")
+
+
+@pytest.mark.parametrize("what", ["a slow device", "no memory", "no tokens"])
+def test_one_rank_that_sees_it_otherwise_decides_for_all(what: str) -> None:
+    pictures = run_ranks(2, _refuse, what)
     for picture, report in pictures:
-        assert report.tokens == 1 and report.components == ranks
+        assert report.tokens == 1 and report.components == 2
         assert torch.equal(picture, pictures[0][0])
 
 

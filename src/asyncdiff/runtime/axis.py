@@ -99,7 +99,10 @@ class Axis:
             return self._chosen[structure]
         if self._link is None:
             self._link = measured_link(context.exchange, context.schedule.components, context.device)
-        mine = self._is_better(by_tokens, by_components, measure(), self._link)
+        try:
+            mine = self._is_better(by_tokens, by_components, measure(), self._link)
+        except torch.OutOfMemoryError:
+            mine = False  # the others wait for what this rank says
         self._chosen[structure] = context.exchange.agree(mine, what)
         return self._chosen[structure]
 

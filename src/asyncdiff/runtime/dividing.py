@@ -16,7 +16,7 @@ from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
 from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
 from asyncdiff.denoiser.trace import Trace, record
-from asyncdiff.errors import OtherUnitsError, SplitError, TraceError
+from asyncdiff.errors import AsyncDiffError, OtherUnitsError, SplitError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
 from asyncdiff.plan.ownership import Ownership, ownership_of
@@ -168,8 +168,14 @@ class Divisions:
             try:
                 if self.look.structure() == self.structure:
                     division, found = self._divide_tokens(axis.by_tokens, trace, call, goal)
-            except SplitError as error:
+            except (SplitError, TraceError) as error:
                 logger.info("%s", error)
+            except AsyncDiffError:
+                raise
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                # Nobody has asked for tokens: whatever the denoiser stumbles over that is called with what is no
+                # picture, or has no memory for, is a reason to leave them whole.
+                logger.info("tokens of the denoiser %r were not found: %s", context.name, error)
 
             def measure() -> Measured:
                 parts = TokenParts(found.layout.tokens, context.schedule.components)

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asyncdiff.serving.keys import is_key
+from asyncdiff.serving.limits import BODY_BYTES
 from asyncdiff.serving.refusals import RequestError
 
 _OPEN = re.compile(r"/health|/v1/images/[^/]+\.png")  # the second: a picture's name is as good as a key
@@ -120,7 +121,8 @@ def _plain(text: str) -> Any:
 
 
 async def _read(request: Request, most: int) -> bytes:
-    too_long = RequestError(f"the request is longer than {most} bytes", 413, code="too_long")
+    why = ", and this pipeline takes no pictures" if most == BODY_BYTES else ""
+    too_long = RequestError(f"the request is longer than {most} bytes{why}", 413, code="too_long")
     if _length(request) > most:
         raise too_long
     body = bytearray()
