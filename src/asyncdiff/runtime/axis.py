@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 _ENOUGH = 2 / 3
 _LEAST_SPEEDUP = 1.1
 _STEPS = 50  # where the pipeline has not told how many there are
-_SMALL, _LARGE = 2**10, 2**22  # bytes that are sent to see how fast they travel
+_SMALL, _LARGE = 2**10, 2**24  # bytes that are sent to see how fast they travel
 _REPEATS = 2  # of everything that is timed; the least counts
 
 
@@ -161,7 +161,8 @@ def measured_link(exchange: Exchange, ranks: int, device: torch.device) -> Link:
     least, most = send(_SMALL), send(_LARGE)
     # It is no part of what the generation sends.
     exchange.traffic.bytes_sent, exchange.traffic.seconds_waited = traffic.bytes_sent, traffic.seconds_waited
-    return Link("measured", (ranks - 1) * (_LARGE - _SMALL) / max(most - least, 1e-9), least)
+    # Where a small message took as long as a large one, it had to wait for something else.
+    return Link("measured", (ranks - 1) * _LARGE / max(most - least, most / 2), least)
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
