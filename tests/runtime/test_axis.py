@@ -1,5 +1,6 @@
 """`AsyncDiff(pipe)` on several processes: tokens where they are exact and fast enough, components else."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from asyncdiff import AsyncDiff, Report
 from asyncdiff.plan.link import Link
 from asyncdiff.runtime import axis, dividing
-from asyncdiff.runtime.axis import Measured
 from asyncdiff.runtime.token_finding import TokenFinder
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, run
@@ -26,7 +26,7 @@ class _World:
 
     def __init__(self, patch: pytest.MonkeyPatch, link: Link, part: float) -> None:
         self.links = self.found = 0
-        real = TokenFinder.find
+        real, times = TokenFinder.find, itertools.cycle((CALL, part))
 
         def find(*args: Any, **kwargs: Any) -> Any:
             self.found += 1
@@ -36,8 +36,8 @@ class _World:
             self.links += 1
             return link
 
-        patch.setattr(axis, "measured_link", measured)
-        patch.setattr(dividing, "Measured", lambda **_: Measured(CALL, part, 0.0, 1000))
+        patch.setattr(dividing, "measured_link", measured)
+        patch.setattr(dividing, "seconds_of", lambda *_: next(times))
         patch.setattr(TokenFinder, "find", find)
 
 
@@ -73,7 +73,7 @@ def test_tokens_where_the_link_carries_them() -> None:
             assert (picture - _plain("sd3", size)).norm() <= 1e-5 * picture.norm()
         assert (report.tokens, report.components, report.parts) == (2, 1, "P=2")
         assert report.accelerated and report.denoisers[0].counts.rounds == 0
-        assert (links, found) == (1, 2), "the link is measured once; tokens are looked for once for each size"
+        assert (links, found) == (1, 3), "measured once; tokens are looked for then, and once for each size"
 
 
 @pytest.mark.parametrize(("link", "part"), [(SLOW, HALF), (FAST, ALL)], ids=["slow link", "no gain"])
@@ -124,14 +124,14 @@ def _refuse(rank: int, what: str) -> tuple[torch.Tensor, Report]:
         is_odd = rank == 1
         _World(patch, FAST, ALL if is_odd and what == "a slow device" else HALF)
         if is_odd and what == "no memory":
-            patch.setattr(dividing, "Measured", _no_memory)
+            patch.setattr(dividing, "seconds_of", _no_memory)
         elif is_odd and what == "no tokens":
             patch.setattr(TokenFinder, "find", _not_found)
         with AsyncDiff(pipe, warmup=2, guidance=1) as async_diff:
             return run(pipe, tiny, num_inference_steps=STEPS), async_diff.report()
 
 
-def _no_memory(**_: Any) -> Any:
+def _no_memory(*_: Any) -> Any:
     raise torch.OutOfMemoryError("no memory is left")
 
 
@@ -145,6 +145,79 @@ def test_one_rank_that_sees_it_otherwise_decides_for_all(what: str) -> None:
     for picture, report in pictures:
         assert report.tokens == 1 and report.components == 2
         assert torch.equal(picture, pictures[0][0])
+
+
+def _in_groups(rank: int) -> tuple[torch.Tensor, Report]:
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    with pytest.MonkeyPatch.context() as patch:
+        _World(patch, FAST, HALF if rank < 2 else ALL)
+        with AsyncDiff(pipe, warmup=2, max_error=0.01) as async_diff:
+            return run(pipe, tiny, num_inference_steps=STEPS), async_diff.report()
+
+
+def test_so_it_is_for_all_groups() -> None:
+    for picture, report in (made := run_ranks(4, _in_groups)):
+        assert (report.guidance, report.tokens, report.components) == (2, 1, 2)
+        assert torch.equal(picture, made[0][0])
+
+
+def _draw_in_turn(rank: int, part: float, turns: list[dict[str, int]]) -> list[tuple[torch.Tensor, int]]:
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    with pytest.MonkeyPatch.context() as patch:
+        _World(patch, FAST, part)
+        with AsyncDiff(pipe, warmup=2, guidance=1) as async_diff:
+            return [(run(pipe, tiny, **turn), async_diff.report().tokens) for turn in turns]
+
+
+def test_it_goes_by_the_number_of_steps() -> None:
+    """Most of a short generation is computed in full; there it is tokens that help."""
+    turns = [{"num_inference_steps": steps} for steps in (100, 5, 100, 5)]
+    for made in run_ranks(2, _draw_in_turn, 0.9, turns):
+        assert [tokens for _, tokens in made] == [1, 2, 1, 2]
+        assert torch.equal(made[0][0], made[2][0]) and torch.equal(made[1][0], made[3][0])
+
+
+def test_a_picture_too_small_for_it_changes_nothing_for_others() -> None:
+    small, usual = {"height": 4, "width": 4}, {"height": PIXELS, "width": PIXELS}
+    larger = {"height": PIXELS, "width": PIXELS // 2}
+    turns = [{**turn, "num_inference_steps": STEPS} for turn in (usual, small, usual, larger)]
+    for made in run_ranks(2, _draw_in_turn, HALF, turns):
+        assert [tokens for _, tokens in made] == [2, 1, 2, 2]
+
+
+def _in_inference_mode(rank: int) -> int:
+    tiny = PIPELINES["sd3"]
+    pipe = tiny.build()
+    with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+        _World(patch, FAST, HALF)
+        with AsyncDiff(pipe, warmup=2, guidance=1) as async_diff:
+            run(pipe, tiny, num_inference_steps=STEPS)
+            return async_diff.report().tokens
+
+
+def test_inference_mode_makes_no_difference() -> None:
+    assert run_ranks(2, _in_inference_mode) == [2, 2]
+
+
+def _watched(rank: int) -> tuple[int, int]:
+    tiny, calls = PIPELINES["sd3"], [0]
+    pipe = tiny.build()
+
+    def look(module: Any, given: Any, result: Any) -> None:
+        calls[0] += 1
+
+    pipe.transformer.transformer_blocks[0].register_forward_hook(look)
+    with pytest.MonkeyPatch.context() as patch:
+        world = _World(patch, FAST, HALF)
+        with AsyncDiff(pipe, warmup=STEPS, guidance=1):
+            run(pipe, tiny, num_inference_steps=STEPS)
+        return calls[0], world.found
+
+
+def test_hooks_of_users_see_no_other_calls() -> None:
+    assert run_ranks(2, _watched) == [(STEPS, 0), (STEPS, 0)]
 
 
 def _measure(rank: int) -> tuple[Link, int]:

@@ -11,6 +11,9 @@ from asyncdiff.hooks import is_compiled
 
 Structure = Hashable
 
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FEW = 4  # convolutions
+
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 # By these a layer of PEFT tells which of its adapters it uses; it keeps them in private attributes.
@@ -29,6 +32,31 @@ def structure_of(denoiser: nn.Module) -> Structure:
     return tuple(
         (name, type(module), is_compiled(module), _settings(module)) for name, module in denoiser.named_modules()
     )
+
+
+def is_watched(denoiser: nn.Module) -> bool:
+    """Whether somebody sees its modules' calls, and may count them: by torch's own hooks, or where attention is made.
+
+    Of attention processors, those of diffusers are known not to.
+    """
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or _is_foreign(getattr(module, "processor", None))
+        for module in denoiser.modules()
+    )
+
+
+def _is_foreign(processor: object) -> bool:
+    return processor is not None and not type(processor).__module__.startswith(("diffusers.", "torch."))
+
+
+def convolves(denoiser: nn.Module) -> bool:
+    """Whether it is a convolutional network, apart from how it takes a picture apart and puts it together."""
+    return sum(isinstance(module, _CONVOLUTIONS) and _overlaps(module) for module in denoiser.modules()) > _FEW
+
+
+def _overlaps(convolution: Any) -> bool:
+    sizes = zip(convolution.kernel_size, convolution.stride, strict=True)
+    return any(size > 1 and size > stride for size, stride in sizes)
 
 
 def surroundings_of(name: str, denoiser: nn.Module, modules: list[dict[str, Any]], device_type: str) -> Structure:

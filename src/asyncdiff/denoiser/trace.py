@@ -35,6 +35,8 @@ _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_efficient_attention,
     torch.ops.aten._scaled_dot_product_cudnn_attention,
 )
+# Composed of others that tell nothing of a tensor's numbers.
+_WHOLE = (torch.ops.prim.device,)
 _SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)
 # The matrix product of mixtures of experts, which torch has no formula for either.
@@ -234,6 +236,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         kind = _kind_of(func)
+        if kind.is_composite:  # in inference mode they come here before they are taken apart
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if kind.reads_form_alone:
             inputs = []
         elif kind.is_operator:
@@ -331,6 +338,7 @@ class _Kind:
 
     name: Any
     is_operator: bool
+    is_composite: bool
     is_mutable: bool
     reads_form_alone: bool
     is_lookup: bool
@@ -347,6 +355,7 @@ def _kind_of(func: Any) -> _Kind:
     return _Kind(
         name=name,
         is_operator=is_operator,
+        is_composite=is_operator and name not in _WHOLE and func._can_decompose(),
         is_mutable=is_operator and func._schema.is_mutable,
         reads_form_alone=name in _OF_THE_SAME_FORM,
         is_lookup=name in _LOOKUPS,

@@ -69,6 +69,7 @@ class Attachment:
                     schedule=schedule,
                     exchange=self.exchange,
                     check=world.check_agreement,
+                    gather=world.gather_texts,
                     clock=clock,
                     branch=functools.partial(branches.of, name),
                     device=world.device,

@@ -4,9 +4,10 @@ What is exact comes first: with `fresh` tokens every step is the ordinary one. C
 models them, with the times of calls, and of what travels between the ranks, as they are measured here.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from asyncdiff.denoiser.structure import Structure
 from asyncdiff.errors import SplitError
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.course import Course
-from asyncdiff.plan.division import Division
+from asyncdiff.plan.division import Division, Goal
 from asyncdiff.plan.link import Link
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.timeline import Load, forecast_shares, timeline
@@ -36,29 +37,35 @@ _REPEATS = 2  # of everything that is timed; the least counts
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What calls take on this rank.
+class Rivals:
+    """The two ways of one denoiser, with what calls take: the same on all ranks.
 
     Attributes:
-        call: seconds of an undivided one.
-        part: seconds of one with a rank's tokens.
+        by_tokens, by_components: divide the call so that a loop of so many steps comes to the speed-up that is wanted,
+            if one is. The latter raises SplitError where there are too few units.
+        call: seconds of an undivided call.
+        link: between the ranks of a group.
         of_a_byte: what going through a byte takes, as a part of a call.
         prediction: bytes of a call's result.
     """
 
+    by_tokens: Callable[[Goal | None], Division]
+    by_components: Callable[[Goal | None], Division]
     call: float
-    part: float
+    link: Link
     of_a_byte: float
     prediction: int
 
 
 class Axis:
-    """The choice for one denoiser: once for every structure, and the same on all ranks of the group."""
+    """The choice for one denoiser: for every structure and number of steps, and the same on all ranks of all groups."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._link: Link | None = None
-        self._chosen: dict[Structure, bool] = {}
+        self._rivals: dict[Structure, Rivals | None] = {}
+        self._chosen: dict[tuple[Structure, int, Goal | None], bool] = {}
+        self.takes_tokens = False
+        """Whether tokens are divided in this generation."""
 
     @property
     def is_open(self) -> bool:
@@ -72,81 +79,62 @@ class Axis:
         """The settings with which tokens are divided."""
         return replace(self._context.settings, tokens=self._context.schedule.components, fresh=True)
 
-    def is_refused(self, structure: Structure) -> bool:
-        """Whether a denoiser of such a structure is not to be divided by tokens."""
-        return self._chosen.get(structure) is False
-
-    def settle(
-        self,
-        structure: Structure,
-        by_tokens: Division | None,
-        by_components: Callable[[], Division],
-        measure: Callable[[], Measured],
-    ) -> bool:
-        """Whether tokens are divided; all ranks come to the same.
+    def choose(self, structure: Structure, goal: Goal | None, find: Callable[[], Rivals | None]) -> None:
+        """Choose for a generation; all ranks of all groups come here together, and to the same.
 
         Args:
-            structure: of the denoiser; what was chosen for it is kept to, where its tokens can be divided.
-            by_tokens: its call divided by tokens, if it can be.
-            by_components: divides it by components, or raises SplitError.
-            measure: times its calls.
+            structure: of the denoiser.
+            goal: the speed-up that is wanted.
+            find: the two ways, looked for once for every structure; None where tokens cannot be divided.
         """
-        context, what = self._context, f"how the denoiser {self._context.name!r} is to be divided"
-        can_be = context.exchange.agree(by_tokens is not None, what)
-        if by_tokens is None or not can_be:
-            self._chosen[structure] = False
-        if structure in self._chosen or by_tokens is None:
-            return self._chosen[structure]
-        if self._link is None:
-            self._link = measured_link(context.exchange, context.schedule.components, context.device)
-        try:
-            mine = self._is_better(by_tokens, by_components, measure(), self._link)
-        except torch.OutOfMemoryError:
-            mine = False  # the others wait for what this rank says
-        self._chosen[structure] = context.exchange.agree(mine, what)
-        return self._chosen[structure]
+        if structure not in self._rivals:
+            self._rivals[structure] = find()
+        rivals, steps = self._rivals[structure], len(self._context.clock.timetable.timesteps) or _STEPS
+        key = structure, steps, goal
+        if key not in self._chosen:
+            self._chosen[key] = rivals is not None and self._is_better(rivals, steps, goal)
+        self.takes_tokens = self._chosen[key]
 
-    def _is_better(
-        self, by_tokens: Division, by_components: Callable[[], Division], load: Measured, link: Link
-    ) -> bool:
-        """Whether tokens are worth it, as far as this rank can tell."""
-        plain = load.call * self._steps
-        shares = (load.part / load.call,) * by_tokens.schedule.components
-        as_measured = replace(by_tokens, partition=replace(by_tokens.partition, shares=shares))
-        tokens = self._seconds(as_measured, load, link)
+    def gathered(self, mine: Sequence[float] | None) -> list[float] | None:
+        """The largest of all ranks' numbers, place by place; None where a rank has none."""
+        what = f"how the denoiser {self._context.name!r} is to be divided"
+        texts = self._context.gather(json.dumps(mine), what)
+        everyone = [json.loads(text) for text in texts]
+        return None if None in everyone else [max(numbers) for numbers in zip(*everyone, strict=True)]
+
+    def _is_better(self, rivals: Rivals, steps: int, goal: Goal | None) -> bool:
+        """Whether tokens are worth it."""
+        plain = rivals.call * steps
         try:
-            components = self._seconds(by_components(), load, link)
+            tokens = _seconds(rivals.by_tokens(goal), rivals, steps)
+        except SplitError:  # its steps cannot be bridged
+            return False
+        try:
+            components = _seconds(rivals.by_components(goal), rivals, steps)
         except SplitError:
             components = plain
+        count = self._context.schedule.components
         logger.info(
-            "%r: a generation takes %.3g s, with tokens=%d, fresh=True %.3g s, with components=%d %.3g s, as modelled "
-            "by what was measured here",
-            self._context.name,
-            plain,
-            len(shares),
-            tokens,
-            len(shares),
-            components,
+            "%r: %d steps take %.3g s, with tokens=%d, fresh=True %.3g s, with components=%d %.3g s, as modelled by "
+            "what was measured here",
+            *(self._context.name, steps, plain, count, tokens, count, components),
         )
         return tokens * _LEAST_SPEEDUP <= plain and tokens * _ENOUGH <= components
 
-    @property
-    def _steps(self) -> int:
-        return len(self._context.clock.timetable.timesteps) or _STEPS
 
-    def _seconds(self, division: Division, load: Measured, link: Link) -> float:
-        """A generation, as the plan models it."""
-        rounds, bridged = forecast_shares(division, load.of_a_byte)
-        asked = Load(
-            call=load.call,
-            calls=1,
-            part=1.0,
-            prediction=load.prediction,
-            groups=1,
-            rounds=tuple(load.call * share for share in rounds),
-            bridged=load.call * bridged,
-        )
-        return timeline(division, Course(division.schedule, self._steps - 1), asked, link).seconds
+def _seconds(division: Division, rivals: Rivals, steps: int) -> float:
+    """A generation, as the plan models it."""
+    rounds, bridged = forecast_shares(division, rivals.of_a_byte)
+    load = Load(
+        call=rivals.call,
+        calls=1,
+        part=1.0,
+        prediction=rivals.prediction,
+        groups=1,
+        rounds=tuple(rivals.call * share for share in rounds),
+        bridged=rivals.call * bridged,
+    )
+    return timeline(division, Course(division.schedule, steps - 1), load, rivals.link).seconds
 
 
 def measured_link(exchange: Exchange, ranks: int, device: torch.device) -> Link:

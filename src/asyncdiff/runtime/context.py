@@ -33,6 +33,7 @@ class Context:
         schedule: before the denoiser is divided.
         exchange: among the ranks of a group.
         check: compares what has to be the same on all ranks of all groups.
+        gather: a text of every rank of all groups; the second says what it is about.
         clock: where the pipeline stands.
         branch: the name of the guidance branch that is computed, where the pipeline gives it one.
         device: where this process computes.
@@ -48,6 +49,7 @@ class Context:
     schedule: Schedule
     exchange: Exchange
     check: Callable[[Statements, str], None]
+    gather: Callable[[str, str], list[str]]
     clock: Clock
     branch: Callable[[], Any]
     device: torch.device

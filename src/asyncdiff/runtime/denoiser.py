@@ -70,7 +70,7 @@ class DenoiserRuntime:
             call = call.giving(settled(call.given))
         clock = self.context.clock
         if self._generation != clock.generation:
-            self._look_again()
+            self._look_again(call)
         arguments = self._arguments(call, self.context.branch())
         clock.call(arguments.times)
         self._remark_other_form(call, arguments)
@@ -78,7 +78,7 @@ class DenoiserRuntime:
         if streams.begins_step(arguments, clock.steps):
             if streams.begins_again(arguments):
                 clock.begin_again()
-                self._look_again()
+                self._look_again(call)
             else:
                 clock.tick()
         if self.outer is not None:
@@ -194,7 +194,7 @@ class DenoiserRuntime:
         signature = (self._divisions.surroundings(), tuple(parts.times), parts.signature)
         return Arguments(signature, context, parts.tensors, parts.times)
 
-    def _look_again(self) -> None:
+    def _look_again(self, call: Call) -> None:
         """Once a generation: count anew, and see what of the denoiser has changed."""
         self._generation = self.context.clock.generation
         self._forms.clear()
@@ -206,3 +206,4 @@ class DenoiserRuntime:
         self._computing = self._lanes[0]
         self._divisions.look_again()
         self._compare(lambda: self._fingerprint.statements(self._divisions.structure))
+        self._divisions.choose_axis(call)

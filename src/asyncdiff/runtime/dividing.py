@@ -14,15 +14,16 @@ from asyncdiff.denoiser.graph import build_graph, operations
 from asyncdiff.denoiser.look import Look
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
-from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, surroundings_of
+from asyncdiff.denoiser.structure import Structure, check_callable_in_parts, convolves, is_watched, surroundings_of
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import AsyncDiffError, OtherUnitsError, SplitError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
+from asyncdiff.plan.link import Link
 from asyncdiff.plan.ownership import Ownership, ownership_of
 from asyncdiff.plan.token_counting import may_have_tokens
 from asyncdiff.plan.tokens import TokenDivision, TokenParts, bases_of, divide_tokens
-from asyncdiff.runtime.axis import Axis, Measured, seconds_of
+from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
@@ -52,7 +53,7 @@ class Divisions:
         self._modules: list[dict[str, Any]] = []  # their attributes
         self._ownership: Ownership | None = None
         self._axis = Axis(context)
-        self._known: Recent[tuple[Structure, Signature, Goal | None], dict[tuple[int, int], Division]] = Recent()
+        self._known: Recent[tuple[Structure, Signature, Goal | None, bool], dict[tuple[int, int], Division]] = Recent()
 
     def look_again(self) -> None:
         """Once a generation: adapters and fusions change the module tree, and with it what the units are.
@@ -115,10 +116,9 @@ class Divisions:
         else:
             result, trace = record(context.denoiser, call.with_own_containers(), batch)
         if context.schedule.by_tokens:
-            division: Division = self._divide_tokens(context.settings, trace, call, goal)[0]
+            division: Division = self._divide_tokens(context.settings, trace, call, goal)
         else:
-            by_tokens = self._by_tokens_if_better(trace, call, goal)
-            division = self._divide_layers(trace, goal) if by_tokens is None else by_tokens
+            division = self._divide_open(trace, call, goal)
         stream.division = division
         self._made_for(stream)[lane, stream.place] = division
         if goal is not None:
@@ -139,57 +139,102 @@ class Divisions:
         rates, method = rates_of(context.device), settings.chosen_method
         return divide_denoiser(trace, context.schedule, settings.split, rates, method, goal, self._ownership)
 
-    def _divide_tokens(
-        self, settings: Settings, trace: Trace, call: Call, goal: Goal | None
-    ) -> tuple[TokenDivision, FoundTokens]:
-        """Find where the call can be divided by tokens, and give each rank of the group a part of them."""
-        context, rates, schedule = self._context, rates_of(self._context.device), settings.schedule()
-        graph = build_graph(trace, rates)
+    def _find_tokens(self, settings: Settings, trace: Trace, call: Call, goal: Goal | None) -> FoundTokens:
+        """Find where the call can be divided by tokens."""
+        context, schedule = self._context, settings.schedule()
+        graph = build_graph(trace, rates_of(context.device))
         context.units.add(graph)
         is_bridged = goal is not None or schedule.bridge > 1
         finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged)
-        found = finder.find(call, schedule.components)
+        return finder.find(call, schedule.components)
+
+    def _divide_tokens(self, settings: Settings, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
+        """Give each rank of the group a part of the call's tokens."""
+        found, rates = self._find_tokens(settings, trace, call, goal), rates_of(self._context.device)
         share = operations(found.divided, rates) / operations(trace, rates)
         method = settings.chosen_method
         bases = bases_of(trace, found.layout) if method.residual else {}
-        return divide_tokens(found.layout, schedule, rates, method, share, bases, goal), found
+        return divide_tokens(found.layout, settings.schedule(), rates, method, share, bases, goal)
 
-    def _by_tokens_if_better(self, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision | None:
-        """The call divided by tokens, where the user leaves that open, and it is worth it.
+    def choose_axis(self, call: Call) -> None:
+        """At the beginning of a generation: whether it is by tokens that calls are divided, where that is left open."""
+        if self._axis.is_open:
+            with keeping_random_state(self._context.device):
+                self._axis.choose(self.structure, self._goal(), functools.partial(self._find_rivals, call))
 
-        Not where the call itself has changed what the denoiser is made of, as attention processors do that count: to
-        find its tokens it has to be called a few times more.
-        """
-        context, axis = self._context, self._axis
-        if not axis.is_open or axis.is_refused(self.structure) or not may_have_tokens(trace):
+    def _find_rivals(self, call: Call) -> Rivals | None:
+        """Divide a call by tokens and by components, and time it; all ranks take part."""
+        context, axis, rates = self._context, self._axis, rates_of(self._context.device)
+        found = self._found_unasked(call)
+        if axis.gathered(None if found is None else ()) is None or found is None:
             return None
-        division: TokenDivision | None = None
-        with keeping_random_state(context.device):
-            try:
-                if self.look.structure() == self.structure:
-                    division, found = self._divide_tokens(axis.by_tokens, trace, call, goal)
-            except (SplitError, TraceError) as error:
-                logger.info("%s", error)
-            except AsyncDiffError:
-                raise
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                # Nobody has asked for tokens: whatever the denoiser stumbles over that is called with what is no
-                # picture, or has no memory for, is a reason to leave them whole.
-                logger.info("tokens of the denoiser %r were not found: %s", context.name, error)
+        trace, tokens = found
+        ranks = context.schedule.components
+        link = measured_link(context.exchange, ranks, context.device)
+        parts = TokenParts(tokens.layout.tokens, ranks)
+        part = tokens.trial.divided(tokens.layout, parts, ranks - 1, [])
+        try:
+            times = [
+                seconds_of(made, context.device) for made in (lambda: call.with_own_containers()(), lambda: part())
+            ]
+        except torch.OutOfMemoryError:
+            times = None
+        measured = axis.gathered(None if times is None else (*times, 1 / link.bandwidth, link.latency))
+        if measured is None:
+            return None
+        whole, divided, of_a_byte, latency = measured
+        settings, layout = axis.by_tokens, tokens.layout
 
-            def measure() -> Measured:
-                parts = TokenParts(found.layout.tokens, context.schedule.components)
-                part = found.trial.divided(found.layout, parts, parts.count - 1, [])
-                rates, device = rates_of(context.device), context.device
-                return Measured(
-                    call=seconds_of(lambda: call.with_own_containers()(), device),
-                    part=seconds_of(lambda: part(), device),
-                    of_a_byte=rates.per_byte / operations(trace, rates),
-                    prediction=sum(leaf.bytes for leaf in trace.calls[0].outputs),
-                )
+        def by_tokens(goal: Goal | None) -> Division:
+            share, method = divided / whole, settings.chosen_method
+            return divide_tokens(layout, settings.schedule(), rates, method, share, {}, goal)
 
-            layers = functools.partial(self._divide_layers, trace, goal)
-            return division if axis.settle(self.structure, division, layers, measure) else None
+        return Rivals(
+            by_tokens=by_tokens,
+            by_components=functools.partial(self._divide_layers, trace),
+            call=whole,
+            link=Link("measured", 1 / of_a_byte, latency),
+            of_a_byte=rates.per_byte / operations(trace, rates),
+            prediction=sum(leaf.bytes for leaf in trace.calls[0].outputs),
+        )
+
+    def _found_unasked(self, call: Call) -> tuple[Trace, FoundTokens] | None:
+        """Where the tokens of a call are, if they can be divided.
+
+        Not where others would see the call: it is made a few times more, once with a picture that is none. Users may
+        have hooks, and there are attention processors that count their calls.
+        """
+        context, denoiser = self._context, self._context.denoiser
+        if is_watched(denoiser) or convolves(denoiser):
+            return None
+        try:
+            trace = record(denoiser, call.with_own_containers(), context.form.batch(call))[1]
+            if self.look.structure() != self.structure or not may_have_tokens(trace):
+                return None
+            return trace, self._find_tokens(self._axis.by_tokens, trace, call, self._goal())
+        except (SplitError, TraceError) as error:
+            logger.info("%s", error)
+        except AsyncDiffError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            # Nobody has asked for tokens: whatever the denoiser stumbles over that is called with what is no picture,
+            # or has no memory for, is a reason to leave them whole.
+            logger.info("tokens of the denoiser %r were not found: %s", context.name, error)
+        return None
+
+    def _divide_open(self, trace: Trace, call: Call, goal: Goal | None) -> Division:
+        """By tokens, where that was chosen and can be done with such a call; else by components."""
+        division: Division | None = None
+        if self._axis.takes_tokens:
+            with keeping_random_state(self._context.device):
+                try:
+                    division = self._divide_tokens(self._axis.by_tokens, trace, call, goal)
+                except SplitError as error:
+                    logger.info("%s", error)
+            what = f"how the denoiser {self._context.name!r} is divided"
+            if not self._context.exchange.agree(division is not None, what):
+                division = None
+        return self._divide_layers(trace, goal) if division is None else division
 
     def forget(self, stream: Stream) -> None:
         """Calls like a stream's are not like the recorded one, which may have been the odd one: record anew."""
@@ -211,7 +256,7 @@ class Divisions:
 
     def _made_for(self, stream: Stream) -> dict[tuple[int, int], Division]:
         """Those made for calls like a stream's, by lane and place."""
-        key = (self.structure, stream.arguments.signature, self._goal())
+        key = (self.structure, stream.arguments.signature, self._goal(), self._axis.takes_tokens)
         return self._known.of(key, dict)
 
     def _goal(self) -> Goal | None:
