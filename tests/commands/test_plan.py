@@ -150,6 +150,8 @@ def test_from_python() -> None:
 @pytest.mark.parametrize(
     ("told", "sentence"),
     [
+        ({"inputs": [1]}, "inputs are what the pipeline's call takes"),
+        ({"inputs": {"batch": 2}}, "how many prompts there are, batch says"),
         ({"devices": 0}, "devices must be a whole number of at least 1, not 0"),
         ({"devices": True}, "devices must be a whole number of at least 1, not True"),
         ({"devices": 65}, "devices must be a whole number of at most 64, not 65"),

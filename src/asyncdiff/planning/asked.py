@@ -113,5 +113,10 @@ def plan(
     """
     from asyncdiff.planning.planner import plan_for
 
+    if not isinstance(inputs or {}, Mapping) or "batch" in (inputs or {}):
+        raise ConfigurationError(
+            "inputs are what the pipeline's call takes, by name, such as {'height': 512}; how many prompts there are, batch "
+            f"says; not {shown(inputs)}"
+        )
     request = Request(model, devices, memory, link, steps, warmup, batch, device, tflops, dtype, measure, allow_pickle)
     return plan_for(request, inputs or {})

@@ -4,10 +4,12 @@ What is exact comes first: with `fresh` tokens every step is the ordinary one. C
 models them, with the times of calls, and of what travels between the ranks, as they are measured here.
 """
 
+import contextlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from asyncdiff.denoiser.find import finish
 from asyncdiff.denoiser.structure import Structure
 from asyncdiff.errors import SplitError
-from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.exchange.protocol import Exchange, Traffic
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, Goal
 from asyncdiff.plan.link import Link
@@ -33,6 +35,8 @@ _ENOUGH = 2 / 3
 _LEAST_SPEEDUP = 1.1
 _STEPS = 50  # where the pipeline has not told how many there are
 _SMALL, _LARGE = 2**10, 2**24  # bytes that are sent to see how fast they travel
+# What a call with a part of the tokens takes was timed with its exchanges.
+_WITHIN = Link("within", math.inf, 0.0)
 _REPEATS = 2  # of everything that is timed; the least counts
 
 
@@ -42,7 +46,8 @@ class Rivals:
 
     Attributes:
         by_tokens, by_components: divide the call so that a loop of so many steps comes to the speed-up that is wanted,
-            if one is. The latter raises SplitError where there are too few units.
+            if one is; the former with what its exchanges take as a part of every share. The latter raises SplitError where
+            there are too few units.
         call: seconds of an undivided call.
         link: between the ranks of a group.
         of_a_byte: what going through a byte takes, as a part of a call.
@@ -106,11 +111,11 @@ class Axis:
         """Whether tokens are worth it."""
         plain = rivals.call * steps
         try:
-            tokens = _seconds(rivals.by_tokens(goal), rivals, steps)
+            tokens = _seconds(rivals.by_tokens(goal), rivals, steps, _WITHIN)
         except SplitError:  # its steps cannot be bridged
             return False
         try:
-            components = _seconds(rivals.by_components(goal), rivals, steps)
+            components = _seconds(rivals.by_components(goal), rivals, steps, rivals.link)
         except SplitError:
             components = plain
         count = self._context.schedule.components
@@ -122,7 +127,7 @@ class Axis:
         return tokens * _LEAST_SPEEDUP <= plain and tokens * _ENOUGH <= components
 
 
-def _seconds(division: Division, rivals: Rivals, steps: int) -> float:
+def _seconds(division: Division, rivals: Rivals, steps: int, link: Link) -> float:
     """A generation, as the plan models it."""
     rounds, bridged = forecast_shares(division, rivals.of_a_byte)
     load = Load(
@@ -134,23 +139,29 @@ def _seconds(division: Division, rivals: Rivals, steps: int) -> float:
         rounds=tuple(rivals.call * share for share in rounds),
         bridged=rivals.call * bridged,
     )
-    return timeline(division, Course(division.schedule, steps - 1), load, rivals.link).seconds
+    return timeline(division, Course(division.schedule, steps - 1), load, link).seconds
 
 
 def measured_link(exchange: Exchange, ranks: int, device: torch.device) -> Link:
     """How fast bytes travel when every rank sends to every other, as keys and values do."""
     everyone = Moment(results=tuple((rank, rank) for rank in range(ranks)))
-    traffic = replace(exchange.traffic)
 
     def send(size: int) -> float:
         given = {rank: [torch.zeros(size, dtype=torch.uint8, device=device)] for rank in range(ranks)}
         return seconds_of(lambda: exchange.share(given, everyone, "the link, measured with part").finish(), device)
 
-    least, most = send(_SMALL), send(_LARGE)
-    # It is no part of what the generation sends.
-    exchange.traffic.bytes_sent, exchange.traffic.seconds_waited = traffic.bytes_sent, traffic.seconds_waited
+    with uncounted(exchange.traffic):
+        least, most = send(_SMALL), send(_LARGE)
     # Where a small message took as long as a large one, it had to wait for something else.
     return Link("measured", (ranks - 1) * _LARGE / max(most - least, most / 2), least)
+
+
+@contextlib.contextmanager
+def uncounted(traffic: Traffic) -> Iterator[None]:
+    """What is sent within is no part of what the generation sends."""
+    before = replace(traffic)
+    yield
+    traffic.bytes_sent, traffic.seconds_waited = before.bytes_sent, before.seconds_waited
 
 
 def seconds_of(call: Callable[[], Any], device: torch.device) -> float:

@@ -23,8 +23,9 @@ from asyncdiff.plan.link import Link
 from asyncdiff.plan.ownership import Ownership, ownership_of
 from asyncdiff.plan.token_counting import may_have_tokens
 from asyncdiff.plan.tokens import TokenDivision, TokenParts, bases_of, divide_tokens
-from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of
+from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of, uncounted
 from asyncdiff.runtime.context import Context
+from asyncdiff.runtime.fresh_keys import exchanged_keys
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_finding import FoundTokens, TokenFinder
@@ -169,17 +170,14 @@ class Divisions:
         if axis.gathered(None if found is None else ()) is None or found is None:
             return None
         trace, tokens = found
-        ranks = context.schedule.components
-        link = measured_link(context.exchange, ranks, context.device)
-        parts = TokenParts(tokens.layout.tokens, ranks)
-        part = tokens.trial.divided(tokens.layout, parts, ranks - 1, [])
-        try:
-            times = [
-                seconds_of(made, context.device) for made in (lambda: call.with_own_containers()(), lambda: part())
-            ]
-        except torch.OutOfMemoryError:
-            times = None
-        measured = axis.gathered(None if times is None else (*times, 1 / link.bandwidth, link.latency))
+        parts = TokenParts(tokens.layout.tokens, context.schedule.components)
+        link = measured_link(context.exchange, parts.count, context.device)
+        others = functools.partial(exchanged_keys, context.exchange, parts, context.name)
+        part = tokens.trial.divided(tokens.layout, parts, context.exchange.ranks[0], [], others)
+        with uncounted(context.exchange.traffic):
+            divided = seconds_of(lambda: part(), context.device)
+        whole = seconds_of(lambda: call.with_own_containers()(), context.device)
+        measured = axis.gathered((whole, divided, 1 / link.bandwidth, link.latency))
         if measured is None:
             return None
         whole, divided, of_a_byte, latency = measured

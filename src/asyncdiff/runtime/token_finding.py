@@ -6,7 +6,7 @@ become what they are in the ordinary call.
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -301,14 +301,23 @@ class Trial:
 
         self._result = tree_leaves(walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look))
 
-    def divided(self, layout: TokenLayout, parts: TokenParts, rank: int, made: list[Any]) -> Call:
-        """The call with a rank's tokens alone, and the others' keys of the ordinary call.
+    def divided(
+        self,
+        layout: TokenLayout,
+        parts: TokenParts,
+        rank: int,
+        made: list[Any],
+        others: Callable[[int, Pair], list[Pair]] | None = None,
+    ) -> Call:
+        """The call with a rank's tokens alone.
 
         Args:
             made: gets the leaves of the last unit's output.
+            others: gives all ranks' keys at an attention, of which it is told its number and the rank's own. By default
+                those of the ordinary call.
         """
 
-        def keys(number: int, mine: Pair) -> list[Pair]:
+        def ordinary(number: int, mine: Pair) -> list[Pair]:
             extent = layout.sites[number].extent
             key, value = self._keys[number]
             pairs = [(parts.of(key, extent, other), parts.of(value, extent, other)) for other in range(parts.count)]
@@ -321,7 +330,7 @@ class Trial:
 
         def walk(*args: Any, **kwargs: Any) -> Any:
             inner = self._call.giving((args, kwargs))
-            return walk_divided(self._units, layout, parts, rank, inner, keys, join, Counts())
+            return walk_divided(self._units, layout, parts, rank, inner, others or ordinary, join, Counts())
 
         return Call(walk, *self._call.given)
 

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
@@ -19,6 +18,7 @@ from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
+from asyncdiff.runtime.fresh_keys import exchanged_keys, with_size
 from asyncdiff.runtime.rules import Received, Work, substitute
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
@@ -86,10 +86,7 @@ class TokenStepRunner:
         everyone = tuple((source, source) for source in range(division.parts.count))
 
         def keys(number: int, mine: Pair) -> list[Pair]:
-            pairs = {source: _like(division, mine, source) for source, _ in everyone} | {rank: mine}
-            what = f"the keys of attention {number} of the denoiser {self._context.name!r}, part"
-            shared = exchange.share(pairs, Moment(results=everyone), what).finish()
-            found = [(shared[source][0], shared[source][1]) for source, _ in everyone]
+            found = exchanged_keys(exchange, division.parts, self._context.name, number, mine)
             for source, pair in enumerate(found):
                 _keep(division, channel, number, source, pair)
             return found
@@ -281,19 +278,8 @@ def _keep(division: TokenDivision, channel: Channel | None, number: int, source:
                 channel.keep(rank, edge, tensor)
 
 
-def _like(division: TokenDivision, pair: Pair, source: int) -> Pair:
-    """Tensors for another rank's keys and values."""
-    key, value = (_with_size(tensor, tensor.ndim - 2, division.parts.size(source)) for tensor in pair)
-    return key, value
-
-
 def _sized(division: TokenDivision, leaf: Tensor, place: int, source: int) -> Tensor:
     """A tensor for another rank's tokens of the last unit's output."""
     if place not in division.layout.outputs:
         return leaf
-    return _with_size(leaf, division.layout.outputs[place].dim, division.parts.size(source))
-
-
-def _with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
-    shape: Sequence[int] = [size if axis == dim % tensor.ndim else held for axis, held in enumerate(tensor.shape)]
-    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    return with_size(leaf, division.layout.outputs[place].dim, division.parts.size(source))
