@@ -115,8 +115,8 @@ def plan(
 
     if not isinstance(inputs or {}, Mapping) or "batch" in (inputs or {}):
         raise ConfigurationError(
-            "inputs are what the pipeline's call takes, by name, such as {'height': 512}; how many prompts there are, batch "
-            f"says; not {shown(inputs)}"
+            "inputs are what the pipeline's call takes, by name, such as {'height': 512}; how many prompts there are, "
+            f"batch says; not {shown(inputs)}"
         )
     request = Request(model, devices, memory, link, steps, warmup, batch, device, tflops, dtype, measure, allow_pickle)
     return plan_for(request, inputs or {})

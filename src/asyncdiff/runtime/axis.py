@@ -46,8 +46,8 @@ class Rivals:
 
     Attributes:
         by_tokens, by_components: divide the call so that a loop of so many steps comes to the speed-up that is wanted,
-            if one is; the former with what its exchanges take as a part of every share. The latter raises SplitError where
-            there are too few units.
+            if one is; the former with what its exchanges take as a part of every share. The latter raises SplitError
+            where there are too few units.
         call: seconds of an undivided call.
         link: between the ranks of a group.
         of_a_byte: what going through a byte takes, as a part of a call.
