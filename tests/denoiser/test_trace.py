@@ -162,3 +162,31 @@ def test_calls_inside_of_units_are_not_counted() -> None:
     graph = build_graph(recorded(Sharing(), torch.randn(2, 4), torch.tensor(0.5)), CPU)
     expected = [[(f"blocks.{number}", 0), ("shared", number)] for number in range(4)]
     assert units(graph) == [unit for pair in expected for unit in pair]
+
+
+class Mixed(nn.Module):
+    """What inference mode hands on whole: a projection, a convolution, attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.mix = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = self.mix(self.project(states).mT).mT.unsqueeze(1)
+        return nn.functional.scaled_dot_product_attention(states, states, states)
+
+
+def test_inference_mode_is_recorded_alike() -> None:
+    module, states = Mixed(), torch.randn(2, 5, 8)
+    usual = recorded(module, states)
+    with torch.inference_mode():
+        plain = module(states)
+        result, trace = record(module, Call(module.forward, (states,), {}))
+    assert torch.equal(result, plain)
+
+    def told(trace: Trace) -> list[Any]:
+        operators = (operator for operator in trace.operators if operator.flops or operator.attention)
+        return [(each.flops, each.exponentials, each.attention, each.mixes_neighbours) for each in operators]
+
+    assert told(trace) == told(usual)
+    assert any(each.attention for each in usual.operators)

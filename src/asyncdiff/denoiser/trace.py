@@ -236,7 +236,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         kind = _kind_of(func)
-        if kind.is_composite:  # in inference mode they come here before they are taken apart
+        # In inference mode they come here before they are taken apart, elsewhere afterwards.
+        if kind.is_composite and torch.is_inference_mode_enabled():
             with self:
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
