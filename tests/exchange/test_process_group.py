@@ -64,7 +64,11 @@ def _in_pairs(rank: int, by: str, number: int) -> tuple[int, list[Tensor]]:
 # What a pair draws does not depend on how it was named.
 @pytest.mark.parametrize(
     ("by", "number"),
-    [("mesh", 1), ("strided", 3), *(pytest.param(by, 3, marks=pytest.mark.whole) for by in ("mesh", "groups"))],
+    [
+        ("strided", 3),
+        pytest.param("mesh", 1, marks=pytest.mark.whole),
+        *(pytest.param(by, 3, marks=pytest.mark.whole) for by in ("mesh", "groups")),
+    ],
 )
 def test_pairs_with_a_prompt_each(by: str, number: int) -> None:
     ranks = run_ranks(4, _in_pairs, by, number)
