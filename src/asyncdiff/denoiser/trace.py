@@ -35,7 +35,7 @@ _FUSED_ATTENTION = (
     torch.ops.aten._scaled_dot_product_efficient_attention,
     torch.ops.aten._scaled_dot_product_cudnn_attention,
 )
-# Composed of others that tell nothing of a tensor's numbers.
+# Not to be taken apart, though torch could: it asks where a tensor is.
 _WHOLE = (torch.ops.prim.device,)
 _SOFTMAX = (torch.ops.aten._softmax, torch.ops.aten._safe_softmax)
 _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten._convolution)

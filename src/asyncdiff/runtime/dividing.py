@@ -160,11 +160,14 @@ class Divisions:
     def choose_axis(self, call: Call) -> None:
         """At the beginning of a generation: whether it is by tokens that calls are divided, where that is left open."""
         if self._axis.is_open:
-            with keeping_random_state(self._context.device):
-                self._axis.choose(self.structure, self._goal(), functools.partial(self._find_rivals, call))
+            self._axis.choose(self.structure, self._goal(), functools.partial(self._find_rivals, call))
 
     def _find_rivals(self, call: Call) -> Rivals | None:
         """Divide a call by tokens and by components, and time it; all ranks take part."""
+        with keeping_random_state(self._context.device):
+            return self._timed_rivals(call)
+
+    def _timed_rivals(self, call: Call) -> Rivals | None:
         context, axis, rates = self._context, self._axis, rates_of(self._context.device)
         found = self._found_unasked(call)
         if axis.gathered(None if found is None else ()) is None or found is None:

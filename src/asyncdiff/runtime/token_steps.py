@@ -44,9 +44,8 @@ class TokenStepRunner:
                 result = self._round(stream, course, call, counts)
             elif step.kind is StepKind.BRIDGED:
                 result = self._bridged(stream, course, call, counts)
-            else:
-                if result is None or step.keeps:
-                    result = self._in_full(stream, step.keeps, step.index, call)
+            elif result is None or step.keeps:
+                result = self._in_full(stream, step.keeps, step.index, call)
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
 
