@@ -349,6 +349,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert modes["full"]["counts"] == {SAME: 1}
     assert modes["rounds"]["counts"] == {ROUNDS: 1}
 
+    (folder / "test_ddim.py").write_text("raise RuntimeError", encoding="utf-8")
+    subprocess.run([*command, "--resume"], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    assert json.loads(output.read_text(encoding="utf-8"))["modes"] == modes  # nothing was run again
+
 
 def test_without_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing, and how to get it."""
