@@ -125,6 +125,8 @@ def _check(layouts: list[Layout], of_ranks: list[list[Log]]) -> None:
             assert len(of_devices) == expected, f"{layout}: one communicator, and not {of_devices}"
             first = next(event.kind for event in log if event.operations and not event.group.talk)
             assert first == "collective", "made by an operation in which all ranks take part"
+            talk = {event.kind for event in log if event.operations and event.group.talk}
+            assert talk == {"single"}, "threads of gloo's, which do collectives, may hang when the group ends"
 
 
 @pytest.mark.parametrize("world_size", QUICK)

@@ -79,6 +79,8 @@ class Line:
         self._started: weakref.WeakSet[Pending] = weakref.WeakSet()
         self._counts: Counter[tuple[bool, int]] = Counter()
         limit = timeout if self.holds_host else timeout + SECONDS_BEHIND
+        # Kept for longer than the group: see `talk` for what may hang where a thread of gloo's is the last to hold it.
+        self._everyone = torch.ones(1, device="cpu" if self._is_staged else device)
         self._group: dist.ProcessGroup | None = groups.make([groups.members], backend, limit)
         self._watcher = None if self.holds_host else Watcher(self.rank, timeout, fault.sentence, self._abort)
         try:
@@ -175,9 +177,8 @@ class Line:
 
     def _introduce(self) -> None:
         """Make the communicator and the connections of every pair, while nothing depends on them."""
-        everyone = torch.ones(1, device="cpu" if self._is_staged else self.device)
         traffic = Traffic()
-        work = dist.all_reduce(everyone, group=self._group, async_op=True)
+        work = dist.all_reduce(self._everyone, group=self._group, async_op=True)
         if work is not None:
             self.finish(work, ("getting ready with all ranks",), traffic)
         others = [rank for rank in self._groups.members if rank != self.rank]

@@ -1,9 +1,13 @@
-"""Small talk among ranks, on the host: what is compared, agreed upon and taken over."""
+"""Small talk among ranks, on the host: what is compared, agreed upon and taken over.
+
+It goes from rank to rank, not by operations of the whole group: those are done by threads of gloo's. When one of them is
+the last to hold a tensor that Python knew it needs the interpreter, which up to torch 2.7 is held by who ends the group
+and waits for that thread, for ever (pytorch/pytorch#154976).
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +22,10 @@ from asyncdiff.happening import Kind
 
 # By this name a record of what was started can tell this group from the one that moves the devices' tensors.
 TALK = "asyncdiff talk"
+
+Messages = Sequence[tuple[int, Tensor]]  # with the other rank, as the world counts
+
+_LEAST_SECONDS = 0.001  # what has arrived may still be taken when the time is over
 
 
 class Talk:
@@ -56,8 +64,10 @@ class Talk:
 
     def gather(self, mine: Tensor, what: str) -> list[Tensor]:
         """Every member's tensor, all of one shape; `what` is told in the error if one does not answer."""
-        everyone = [torch.empty_like(mine) for _ in self.members]
-        self._run(f"comparing {what} with the other ranks", dist.all_gather, everyone, mine)
+        everyone = [mine if rank == self._rank else torch.empty_like(mine) for rank in self.members]
+        others = [(rank, theirs) for rank, theirs in zip(self.members, everyone, strict=True) if rank != self._rank]
+        to_all = [(rank, mine) for rank, _ in others]
+        self._pass(f"comparing {what} with the other ranks", to_all, others)
         return everyone
 
     def gather_texts(self, mine: str, what: str) -> list[str]:
@@ -81,7 +91,8 @@ class Talk:
             states.append(torch.cuda.get_rng_state(device))
         shared = [state.clone() for state in states]
         for state in shared:
-            self._run(f"the random state from rank {source}", dist.broadcast, state, source)
+            to_all = [(rank, state) for rank in self.members[1:]] if self._rank == source else []
+            self._pass(f"the random state from rank {source}", to_all, [] if self._rank == source else [(source, state)])
         if all(torch.equal(mine, given) for mine, given in zip(states, shared, strict=True)):
             return False
         torch.set_rng_state(shared[0])
@@ -95,14 +106,18 @@ class Talk:
         if group is not None:
             self._groups.end(group)
 
-    def _run(self, what: str, operation: Callable[..., Any], *arguments: object) -> None:
-        """Start an operation and wait for it, at most for the time limit; `what` names it in the error."""
+    def _pass(self, what: str, sent: Messages, received: Messages) -> None:
+        """Send and receive, and wait until all is done, at most for the time limit; `what` names it in the error."""
         begin, mark = time.perf_counter(), self._events.mark()
         if self._group is None:
             raise ExchangeError(f"rank {self._rank}: {what} cannot be had any more: the ranks have been left")
+        works: list[dist.Work | None] = []
         try:
-            work = operation(*arguments, group=self._group, async_op=True)
-            work.wait(timedelta(seconds=self._timeout))
+            works += [dist.isend(tensor, rank, group=self._group) for rank, tensor in sent]
+            works += [dist.irecv(tensor, rank, group=self._group) for rank, tensor in received]
+            for work in filter(None, works):
+                left = self._timeout - (time.perf_counter() - begin)
+                work.wait(timedelta(seconds=max(left, _LEAST_SECONDS)))
         except (RuntimeError, ValueError) as error:  # the latter where the group was destroyed
             seconds = time.perf_counter() - begin
             self._fault.raise_if_told()
@@ -111,5 +126,7 @@ class Talk:
                 f"rank {self._rank}: {what} failed after {seconds:.1f} s (limit {self._timeout:g} s); {who} may have "
                 f"died or be doing other work{self._fault.remarks()}: {error}"
             ) from error
+        finally:
+            works.clear()  # who keeps the error would keep gloo's connections open
         self._traffic.seconds_waited += time.perf_counter() - begin
         self._events.note(Kind.WAIT, what, mark)
