@@ -246,7 +246,7 @@ class AsyncDiff:
             executor="local" if world.rank is None else "distributed",
             ranks=tuple(range(mesh.world_size)) if world.rank is None else (world.rank,),
             world_size=mesh.world_size,
-            components=1 if tokens > 1 else mesh.component - settings.stride + 1,
+            components=1 if tokens > mesh.tokens else mesh.component - settings.stride + 1,
             tokens=max(tokens, 1),
             stride=settings.stride,
             warmup=settings.warmup,
@@ -464,7 +464,7 @@ class AsyncDiff:
             self._world.share_random_state()
             mesh = self._layout.told or self._choose(name, call)
             if self._attachment is None or self._attachment.mesh != mesh:
-                logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.component)
+                logger.info("guidance=%d, %d devices in each group", mesh.guidance, mesh.in_group)
                 self._attach(mesh)
             self._present().begin_generation()
         return self._present()

@@ -91,14 +91,14 @@ class Settings:
     tokens: int | None = _setting(
         None,
         "P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others' keys and "
-        "values; steps in full are divided too. G · P devices, in place of components.",
+        "values; steps in full are divided too. With components, rounds run one on each part: G · P · N devices.",
         least=1,
         most=_MOST_DEVICES,
     )
     fresh: bool = _setting(
         False,
-        "With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for links "
-        "that carry it; bridge still forecasts steps.",
+        "With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact, for "
+        "links that carry it; bridge still forecasts steps.",
     )
     time_shift: bool = _setting(
         False, "After the warm-up give every component the timestep before, to match its inputs' age."
@@ -208,8 +208,12 @@ class Settings:
             raise SplitError(f"the split has {len(self.split)} lists of module names, but components={self.components}")
 
     def _check_tokens(self) -> None:
+        if self.fresh and self.components not in (None, 1):
+            raise ConfigurationError(
+                f"fresh=True makes every step that is computed one in full, in which components={self.components} have "
+                "nothing to divide; leave out one of them"
+            )
         others = {
-            "components": self.components not in (None, 1),
             "split": self.split is not None,
             "stride": self.stride > 1,
             "shard": self.shard,
@@ -223,9 +227,9 @@ class Settings:
 
     @property
     def told_components(self) -> int | None:
-        """N, where it is said in so many words or by the split; 1 where tokens are divided instead."""
+        """N, where it is said in so many words or by the split; 1 where only tokens are divided."""
         if self.tokens is not None:
-            return 1
+            return self.components or 1
         return self.components if self.split is None else len(self.split)
 
     @property
@@ -238,7 +242,7 @@ class Settings:
     def schedule(self, components: int | None = None) -> Schedule:
         """The schedule of so many components; by default of those that are told, or of one."""
         return Schedule(
-            self.tokens or components or self.told_components or 1,
+            (self.tokens or 1) * (components or self.told_components or 1),
             self.stride,
             self.warmup,
             self.time_shift,
@@ -253,10 +257,15 @@ class Settings:
 
     def mesh(self, components: int) -> Mesh:
         """The ranks that so many components, and the groups that are told, take."""
-        return Mesh(self.guidance or 1, self.tokens or components + self.stride - 1)
+        return Mesh(self.guidance or 1, components + self.stride - 1, self.tokens or 1)
 
     def demand(self, mesh: Mesh) -> str:
         """What takes as many ranks as a mesh of these settings has, in words: numbers, and what they come to."""
+        if self.tokens is not None and mesh.component > 1:
+            return (
+                f"guidance={mesh.guidance}, tokens={mesh.tokens} and components={mesh.component} need "
+                f"guidance × tokens × components = {mesh.world_size}"
+            )
         if self.tokens is not None:
             return f"guidance={mesh.guidance} and tokens={self.tokens} need guidance × tokens = {mesh.world_size}"
         components = mesh.component - self.stride + 1

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncdiff.plan.tokens import Extent, TokenParts
+from asyncdiff.plan.token_layout import Extent, TokenParts
 
 SIZES = st.integers(1, 9)
 

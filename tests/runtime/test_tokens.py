@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_structure, tree_unflatten
 from asyncdiff import AsyncDiff, ConfigurationError, Method, SplitError, load_demo
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 from asyncdiff.errors import OtherUnitsError
-from asyncdiff.plan.tokens import TokenDivision, TokenLayout
+from asyncdiff.plan.token_layout import TokenLayout
+from asyncdiff.plan.tokens import TokenDivision
 from tests.processes import run_ranks
 from tests.tiny import PIPELINES, every, run
 from tests.tiny.base import PIXELS
@@ -310,7 +311,7 @@ def test_attention_that_is_not_seen_any_more_is_an_error() -> None:
         run(pipe, tiny)
 
 
-@pytest.mark.parametrize("other", [{"components": 2}, {"stride": 2}, {"shard": True}, {"split": [["a"], ["b"]]}])
+@pytest.mark.parametrize("other", [{"stride": 2}, {"shard": True}, {"split": [["a"], ["b"]]}])
 def test_settings_that_do_not_go_together(other: dict[str, Any]) -> None:
     pipe = PIPELINES["flux"].build()
     with pytest.raises(ConfigurationError, match=f"tokens=2 .* {next(iter(other))}"):

@@ -33,13 +33,14 @@ class DistributedExchange:
         self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = "the noise prediction of step"
     ) -> "_Sharing":
         team, shared, batch = self._team, dict[int, list[Tensor]](), list[Transfer]()
+        readers = range(len(team.members)) if moment.readers is None else moment.readers
         for key, source in moment.results:
             name = f"{what} {key} from rank {team.members[source]}"
             shared[key] = []
             for tensor in results[key]:
                 if source == team.rank:
                     held = tensor.contiguous()
-                    peers = [member for member in team.members if member != team.members[source]]
+                    peers = [team.members[reader] for reader in readers if reader != source]
                     batch += [Transfer(True, peer, held, name) for peer in peers]
                 else:
                     held = torch.empty_like(tensor, memory_format=torch.contiguous_format)

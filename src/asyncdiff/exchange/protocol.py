@@ -95,7 +95,7 @@ class Exchange(Protocol):
     def share(
         self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = "the noise prediction of step"
     ) -> Sharing:
-        """Begin to give every rank the results of a moment.
+        """Begin to give the results of a moment to the ranks that get them, of which this process has one.
 
         `results` holds, for each of them, tensors of the right shape; those that a rank of this process has made are
         the results. In an error one is named by `what` and its number.

@@ -77,6 +77,15 @@ class Division:
         """Live edges that every rank makes for itself, and holds."""
         return frozenset()
 
+    @property
+    def divided_share(self) -> float:
+        """A rank's part of a step in full, where that is divided by tokens."""
+        return 1.0
+
+    def exchanged_within(self) -> tuple[tuple[int, int, frozenset[Edge]], ...]:
+        """What is exchanged while a step in full is computed, where that is divided: source, reader and edges."""
+        return ()
+
     @functools.cached_property
     def replicated(self) -> frozenset[int]:
         """The units that every device runs."""
@@ -158,11 +167,11 @@ class Division:
 
     def modelled_speedup(self, steps: int) -> float:
         """The modelled speed-up of a denoising loop of so many steps, without communication."""
-        return speedup(self.schedule, steps, max(self.partition.shares), self.partition.end.share)
+        return speedup(self.schedule, steps, max(self.partition.shares), self.partition.end.share, self.divided_share)
 
     def cost(self, step: Step) -> float:
         """The modelled time of a step, in denoiser calls, without communication."""
-        return cost(step, max(self.partition.shares), self.partition.end.share)
+        return cost(step, max(self.partition.shares), self.partition.end.share, self.divided_share)
 
 
 def divide_denoiser(

@@ -24,11 +24,14 @@ class Moment:
     Attributes:
         messages: live edges, each from one rank to another; it begins when the last of them is made. In a chained
             step they travel as they were made, in the steps after it as residuals, where that is how they travel.
-        results: noise predictions, as (step that it is for, rank that has made it); every rank gets them.
+        results: noise predictions, as (step that it is for, rank that has made it), or what of a prediction each rank
+            makes, where tokens are divided, as (part of the tokens, rank).
+        readers: the ranks that get the results; None for all.
     """
 
     messages: tuple[Message, ...] = ()
     results: tuple[tuple[int, int], ...] = ()
+    readers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Order:
         """What is exchanged in a step of a course."""
         step = course.step(index)
         results = self.division.results(step)
+        if step.kind is StepKind.DIVIDED:
+            return StepOrder((Moment(results=results),))
         if step.kind.is_full:
             chained = step.kind is StepKind.CHAINED
             links = [Moment(link.messages) for link in self.links(step.keeps) if link.messages] if chained else []

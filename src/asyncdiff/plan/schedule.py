@@ -83,7 +83,7 @@ class Schedule:
     """The schedule of N components with stride S after w warm-up steps.
 
     Attributes:
-        components: N, how many parts the denoiser has.
+        components: N, how many parts the denoiser has; where tokens are divided P · N, one for each rank.
         stride: S, how many predictions a round yields.
         warmup: w, how many steps the ordinary denoiser computes at first.
         time_shift: after the warm-up, give every task the label of the step before.
@@ -95,7 +95,7 @@ class Schedule:
         guarded: whether it is judged how far the newest version is from what the older ones let expect.
         fresh_sum: whether the denoiser's last layers read what several components have made in this round.
         predictor: the component that yields the prediction.
-        by_tokens: whether a component is not a part of the denoiser, but all of it on a part of the tokens.
+        by_tokens: whether a component is not a part of the denoiser, but all of it, or a part, on a part of the tokens.
         fresh: whether what a step needs of other ranks is exchanged within it, so that a round is a step in full.
         chained: whether a rank has the weights of its own component alone, so that steps in full are chained.
     """

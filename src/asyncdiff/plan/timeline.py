@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from asyncdiff.denoiser.graph import Edge
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.link import Link
@@ -153,23 +152,15 @@ class _Group:
 
     def _divided(self, step: Step) -> None:
         """Keys and values are waited for at every attention: in all, as long as their bytes and their messages take."""
-        partition, graph = self._division.partition, self._division.graph
+        division, exchanged = self._division, self._division.exchanged_within()
         for rank in self._ranks:
-            self._compute(rank, partition.shares[rank], step)
-        made = [
-            [Edge(unit, leaf) for unit in units for leaf in range(len(graph.units[unit].outputs))]
-            for units in partition.components
-        ]
-        sizes = [
-            (source, reader, self._load.part * graph.bytes(made[source]))
-            for source in self._ranks
-            for reader in self._ranks
-            if reader != source
-        ]
-        self._transfer(sizes, self.clocks, step, moments=len(partition.components[0]))
+            self._compute(rank, division.divided_share, step)
+        sizes = [(source, reader, self._load.part * division.graph.bytes(edges)) for source, reader, edges in exchanged]
+        sites = max((len({edge.unit for edge in edges}) for _, _, edges in exchanged), default=0)
+        self._transfer(sizes, self.clocks, step, moments=sites)
         for rank in self._ranks:
             self._wait(rank, self._arrivals[rank], step)
-        self._share(Moment(results=tuple((rank, rank) for rank in self._ranks)), step)
+        self._share(self._moments(step)[-1], step)
 
     def _chained(self, step: Step) -> None:
         graph = self._division.graph

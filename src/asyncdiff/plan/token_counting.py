@@ -15,7 +15,7 @@ from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.trace import Attention, Form, Leaf, Operator, Trace
 from asyncdiff.errors import SplitError
 from asyncdiff.plan.storage import contiguous_stride
-from asyncdiff.plan.tokens import Site, TokenLayout
+from asyncdiff.plan.token_layout import Site, TokenLayout
 
 _LEAST_SHARE = 0.5  # of a call, as in `runtime.token_finding`
 _OTHERS = "it runs other operators for pictures of other sizes"
@@ -165,10 +165,10 @@ def _layout(graph: Graph, trace: Trace, attentions: Sequence[_Attention]) -> Tok
         last=max(site.unit for site in sites.values()),
         arguments={},
         inputs={},
-        outputs={},
+        made={},
         sites=sites,
         queries={},
-        attentions=len(attentions),
+        attentions=tuple(site.unit for site in sites.values()),
     )
 
 

@@ -1,9 +1,12 @@
-"""A denoiser's tokens divided over ranks: where they lie, who has which, and whose keys each reads. Pure.
+"""A denoiser divided by tokens, and by components on each part of them: whose keys each rank reads. Pure.
 
-Every rank runs all units on its own tokens of the picture; at every attention it needs the keys and values of the
-others' tokens: they are the live edges of this division (DistriFusion, arXiv 2402.19481, section 4.1). In steps in full
-they are those of this very step, in rounds what the steps before let expect; fresh ones throughout make every step that
-is computed one in full.
+Every rank has its own tokens of the picture; at every attention it needs the keys and values of the others' tokens:
+they are the live edges of this division (DistriFusion, arXiv 2402.19481, section 4.1). In steps in full they are those
+of this very step, in rounds what the steps before let expect; fresh ones throughout make every step that is computed
+one in full.
+
+With P parts and N components the rank n · P + p has the tokens p, and runs component n of them in rounds. It reads the
+keys of the others that have component n, and of the ranks that have its own tokens what the other components make.
 """
 
 import functools
@@ -12,158 +15,59 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
 from torch.utils._pytree import tree_structure
 
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
 from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.residual import find_bases
 from asyncdiff.denoiser.trace import Leaf, Trace
-from asyncdiff.errors import SplitError
 from asyncdiff.plan.cost import fast_enough
 from asyncdiff.plan.division import Division, Goal
+from asyncdiff.plan.layers import check_exit, undivided_layers
 from asyncdiff.plan.method import Method
+from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.partition import End, Partition
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule, Step, StepKind
-from asyncdiff.plan.storage import contiguous_stride
+from asyncdiff.plan.token_layout import Site, TokenLayout, TokenParts, with_tokens
 
 
-class Extent(NamedTuple):
-    """Where in a tensor the tokens of the picture lie; others, those of the text for instance, may lie around them.
-
-    Attributes:
-        dim: along which dimension.
-        start: the place of the first.
-    """
-
-    dim: int
-    start: int
-
-
-@dataclass(frozen=True)
-class Site:
-    """A call of attention in which keys are tokens of the picture.
+class Piece(NamedTuple):
+    """What the ranks with one part of the tokens make at a unit, as a unit of the division.
 
     Attributes:
-        unit: the unit call in which it is made.
-        keys: where they begin among all keys.
-        queries: where they begin among all queries; None where the queries are none of them.
-        total: how many keys there are in the undivided call.
-        forms: of the undivided call's keys and values, shape (batch, heads, keys, channels).
+        unit: the unit call.
+        site: the number of the attention of which these are the keys and values; None for the unit's own output.
+        part: of the tokens.
     """
 
     unit: int
-    keys: int
-    queries: int | None
-    total: int
-    forms: tuple[Leaf, Leaf]
-
-    @property
-    def extent(self) -> Extent:
-        """Where the tokens lie in keys and values."""
-        return Extent(len(self.forms[0].shape) - 2, self.keys)
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """Where a denoiser's call can be divided by tokens.
-
-    Attributes:
-        graph: the units of the call.
-        tokens: how many tokens the picture has.
-        first, last: the unit calls between which, both included, every rank has its own tokens only.
-        arguments: where they lie in tensors that the denoiser is given for these units, by their places.
-        inputs: for each of these units, where tokens lie in its input tensors, by their places among them.
-        outputs: where they lie in the output of the last one, by leaf.
-        sites: by their numbers among all calls of attention in those units.
-        queries: of the other calls of attention there, by number, where tokens begin among the queries.
-        attentions: how many calls of attention there are.
-    """
-
-    graph: Graph
-    tokens: int
-    first: int
-    last: int
-    arguments: Mapping[int, Extent]
-    inputs: Mapping[int, Mapping[int, Extent]]
-    outputs: Mapping[int, Extent]
-    sites: Mapping[int, Site]
-    queries: Mapping[int, int]
-    attentions: int
-
-    @property
-    def last_site(self) -> int:
-        """The last unit call with a site."""
-        return max(site.unit for site in self.sites.values())
-
-
-@dataclass(frozen=True)
-class TokenParts:
-    """Tokens dealt out to ranks in order, as evenly as can be.
-
-    Attributes:
-        tokens: how many there are.
-        count: how many ranks.
-    """
-
-    tokens: int
-    count: int
-
-    @functools.cached_property
-    def bounds(self) -> tuple[int, ...]:
-        """Where each rank's tokens begin, and where the last one's end."""
-        return tuple(rank * self.tokens // self.count for rank in range(self.count + 1))
-
-    def size(self, rank: int) -> int:
-        """How many tokens a rank has."""
-        return self.bounds[rank + 1] - self.bounds[rank]
-
-    def cut(self, tensor: Tensor, extent: Extent, rank: int) -> Tensor:
-        """What a rank has of a tensor of all tokens: its own, and what lies around all of them."""
-        before = tensor.narrow(extent.dim, 0, extent.start)
-        end = extent.start + self.tokens
-        after = tensor.narrow(extent.dim, end, tensor.shape[extent.dim] - end)
-        own = self.of(tensor, extent, rank)
-        around = [part for part in (before, after) if part.shape[extent.dim]]
-        return torch.cat((before, own, after), extent.dim) if around else own
-
-    def of(self, tensor: Tensor, extent: Extent, rank: int) -> Tensor:
-        """A rank's tokens, of a tensor of all tokens."""
-        return tensor.narrow(extent.dim, extent.start + self.bounds[rank], self.size(rank))
-
-    def own(self, tensor: Tensor, extent: Extent, rank: int) -> Tensor:
-        """A rank's tokens, of a tensor of its own alone and of what lies around them."""
-        return tensor.narrow(extent.dim, extent.start, self.size(rank))
-
-    def join(self, mine: Tensor, extent: Extent, rank: int, parts: Sequence[Tensor]) -> Tensor:
-        """All tokens, given each rank's, with what lies around them in a tensor of one rank's tokens."""
-        end = extent.start + self.size(rank)
-        before = mine.narrow(extent.dim, 0, extent.start)
-        after = mine.narrow(extent.dim, end, mine.shape[extent.dim] - end)
-        return torch.cat((before, *parts, after), extent.dim)
+    site: int | None
+    part: int
 
 
 @dataclass(frozen=True)
 class TokenDivision(Division):
-    """A denoiser divided by tokens: the keys and values of a rank's tokens, at each site, are a unit's output.
+    """A denoiser divided by tokens: what is a unit here, and a component, is explained above.
 
     Attributes:
         layout: where its call is divided.
         parts: who has which tokens.
         bases: of a leaf of the last unit's output that is made by adding to what the first unit is given: the place of
             that among the first unit's tensors.
+        layers: the layout's own units, given to components.
+        share: what a call with the last part's tokens takes, relative to an undivided one.
     """
 
     layout: TokenLayout
     parts: TokenParts
     bases: Mapping[int, int]
+    layers: Partition
+    share: float
 
     @functools.cached_property
-    def _places(self) -> Mapping[int, int]:
-        """How many sites come before each, by its number."""
-        return {number: place for place, number in enumerate(self.layout.sites)}
+    def _units(self) -> Mapping[Piece, int]:
+        return {piece: unit for unit, piece in enumerate(_pieces(self.layout, self.layers, self.parts.count))}
 
     @property
     def walked(self) -> Graph:
@@ -173,17 +77,46 @@ class TokenDivision(Division):
     def bounds(self) -> tuple[int, ...]:
         return self.parts.bounds
 
+    @property
+    def divided_share(self) -> float:
+        return self.share
+
     def described(self) -> str:
         layout = self.layout
-        return str((self.bounds, layout.first, layout.last, layout.inputs, layout.outputs, list(layout.sites)))
+        owners = [self.layers.owner(unit) for unit in layout.inside]
+        return str((self.bounds, layout.first, layout.last, layout.inputs, layout.made, list(layout.sites), owners))
+
+    def place(self, rank: int) -> tuple[int, int]:
+        """A rank's component, and its part of the tokens."""
+        return divmod(rank, self.parts.count)
+
+    def keys_of_step(self, rank: int) -> Moment:
+        """What a rank exchanges at every attention of a step in full: each part's keys, with those that have its
+        component."""
+        component, _ = self.place(rank)
+        results = tuple((part, component * self.parts.count + part) for part in range(self.parts.count))
+        return Moment(results=results, readers=tuple(source for _, source in results))
 
     def results(self, step: Step) -> tuple[tuple[int, int], ...]:
+        """The last unit's output, as (part of the tokens, the rank that makes it)."""
         if step.kind is StepKind.BRIDGED:
             return ()  # every rank makes the prediction for itself
-        return tuple((rank, rank) for rank in range(self.parts.count))
+        return tuple((part, self.layers.predictor * self.parts.count + part) for part in range(self.parts.count))
 
     def result_bytes(self, prediction: float, part: float) -> float:
         return part * self.graph.bytes(self.partition.end.reads) / self.parts.count
+
+    def exchanged_within(self) -> tuple[tuple[int, int, frozenset[Edge]], ...]:
+        made = [
+            frozenset(edge for number in self.layout.sites for edge in self.edges(number, part))
+            for part in range(self.parts.count)
+        ]
+        return tuple(
+            (source, reader, made[part])
+            for reader in range(self.schedule.world_size)
+            for part, source in self.keys_of_step(reader).results
+            if source != reader
+        )
 
     @property
     def bytes_per_round(self) -> int:
@@ -203,10 +136,24 @@ class TokenDivision(Division):
         """The live edge that is a leaf of the last unit's output, of all tokens."""
         return Edge(len(self.graph.units) - 1, leaf)
 
-    def edges(self, number: int, rank: int) -> tuple[Edge, Edge]:
-        """The live edges that are a rank's keys and values at a site."""
-        unit = self._places[number] * self.parts.count + rank
+    def edges(self, number: int, part: int) -> tuple[Edge, Edge]:
+        """The live edges that are a part's keys and values at a site."""
+        unit = self._units[Piece(self.layout.sites[number].unit, number, part)]
         return Edge(unit, 0), Edge(unit, 1)
+
+    @functools.cached_property
+    def between_layers(self) -> frozenset[Edge]:
+        """The outputs of the layout's own units that other components read."""
+        return frozenset[Edge]().union(*self.layers.reads)
+
+    def runs(self, component: int) -> frozenset[int]:
+        """The layout's own units that the ranks with a component run in a round: all but the other components'."""
+        others = (units for number, units in enumerate(self.layers.components) if number != component)
+        return frozenset(range(len(self.layout.graph.units))).difference(*others)
+
+    def of_part(self, edge: Edge, part: int) -> Edge:
+        """The live edge that is a part of one of them: its tokens, or a copy where it has none."""
+        return Edge(self._units[Piece(edge.unit, None, part)], edge.leaf)
 
 
 def divide_tokens(
@@ -217,58 +164,73 @@ def divide_tokens(
     share: float,
     bases: Mapping[int, int],
     goal: Goal | None = None,
+    layers: Partition | None = None,
 ) -> TokenDivision:
-    """Give each of the schedule's components a part of the tokens.
+    """Give each of the schedule's components a part of the tokens, and of the units.
 
     Args:
-        share: what a call with the tokens of the last of them takes, relative to an undivided one.
+        share: what a call with the tokens of the last part takes, relative to an undivided one.
         bases: of the leaves of the last unit's output (`bases_of`).
         goal: with it as many steps are bridged as it takes.
+        layers: the units given to components (`divide_layers`); by default each rank runs all of them.
 
     Raises:
         SplitError: steps are to be bridged, and what comes after the tokens reads more than the last unit's output.
     """
-    parts = TokenParts(layout.tokens, schedule.components)
+    layers = layers or undivided_layers(layout)
+    parts = TokenParts(layout.tokens, schedule.components // len(layers.components))
     in_unit = Counter(site.unit for site in layout.sites.values())
-    inside = [layout.graph.units[unit] for unit in range(layout.first, layout.last + 1)]
+    inside = [layout.graph.units[unit] for unit in layout.inside]
     cost, time = (sum(getattr(unit, name) for unit in inside) for name in ("cost", "time"))
-    keys = tuple(
-        _virtual_unit(layout, site, number, parts, rank, in_unit[site.unit])
-        for number, site in layout.sites.items()
-        for rank in range(parts.count)
+    pieces = _pieces(layout, layers, parts.count)
+    made = tuple(
+        _output(layout, piece, parts)
+        if piece.site is None
+        else _keys(layout, layout.sites[piece.site], piece, parts, in_unit[piece.unit])
+        for piece in pieces
     )
     # The last of all is the last unit's output, which every rank gets whole.
     last = layout.graph.units[layout.last]
     graph = Graph(
-        (*keys, replace(last, cost=0.0, time=0.0, flops=0, reads=frozenset(), replicated=True)),
+        (*made, replace(last, cost=0.0, time=0.0, flops=0, reads=frozenset(), replicated=True)),
         frozenset(),
         layout.graph.cost - cost,
         layout.graph.time - time,
     )
-    components = tuple(
-        frozenset(unit for unit in range(len(keys)) if unit % parts.count == rank) for rank in range(parts.count)
-    )
-    every = frozenset(Edge(unit, leaf) for unit in range(len(keys)) for leaf in (0, 1))
     exits = frozenset(
-        Edge(len(keys), place)
+        Edge(len(made), place)
         for place, leaf in enumerate(last.outputs)
         if leaf.value is not None and last.origins[place] == place
     )
+    outside = 1 - time / layout.graph.time
+    ranks = [(component, part) for component in range(len(layers.components)) for part in range(parts.count)]
     partition = Partition(
-        components=components,
-        reads=tuple(frozenset(edge for edge in every if edge.unit not in own) for own in components),
+        components=tuple(
+            frozenset(
+                unit
+                for unit, piece in enumerate(pieces)
+                if piece.part == part and layers.owner(piece.unit) == component
+            )
+            for component, part in ranks
+        ),
+        reads=tuple(_reads(pieces, layers, component, part) for component, part in ranks),
         predictor=0,
-        shares=(share,) * parts.count,
-        end=End(frozenset(), exits, 1 - time / layout.graph.time),
+        shares=tuple(share - max(0.0, share - outside) * (1 - layers.shares[component]) for component, _ in ranks),
+        end=End(frozenset(), exits, outside),
     )
     schedule = replace(schedule, predictor=0, versions=method.versions, fresh_sum=False)
     if goal is not None:
-        schedule = fast_enough(schedule, goal.steps, goal.speedup, share, partition.end.share)
+        largest = max(partition.shares)
+        schedule = fast_enough(schedule, goal.steps, goal.speedup, largest, partition.end.share, share)
     if schedule.bridge > 1:
-        _check_exit(layout)
+        check_exit(
+            layout,
+            "steps cannot be bridged where tokens are divided so",
+            "leave bridge and target_speedup out",
+        )
     sent = () if schedule.fresh else messages(schedule, partition)
     part_of = parts_of_round(graph, partition, sent, rates)
-    return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts, bases)
+    return TokenDivision(graph, partition, schedule, sent, part_of, method, layout, parts, bases, layers, share)
 
 
 def bases_of(trace: Trace, layout: TokenLayout) -> dict[int, int]:
@@ -276,8 +238,7 @@ def bases_of(trace: Trace, layout: TokenLayout) -> dict[int, int]:
 
     What is forecast then is what was added, and the newest tensor is added to that.
     """
-    inside = range(layout.first, layout.last + 1)
-    owners = [0 if unit in inside else None for unit in range(len(layout.graph.units))]
+    owners = [0 if unit in layout.inside else None for unit in range(len(layout.graph.units))]
     found = {}
     for edge, base in find_bases(trace, layout.graph, owners).items():
         is_of_picture = edge.leaf in layout.outputs
@@ -287,27 +248,40 @@ def bases_of(trace: Trace, layout: TokenLayout) -> dict[int, int]:
     return found
 
 
-def _check_exit(layout: TokenLayout) -> None:
-    """Whether all that is read after the tokens is what the last unit gives."""
-    units = layout.graph.units
-    later = [(unit.name, unit.reads) for unit in units[layout.last + 1 :]]
-    for name, reads in (*later, ("the prediction", layout.graph.output_reads)):
-        for edge in reads:
-            if layout.first <= edge.unit < layout.last:
-                raise SplitError(
-                    f"steps cannot be bridged where tokens are divided so: {name!r} reads what "
-                    f"{units[edge.unit].name!r} makes, in the middle of it; leave bridge and target_speedup out"
-                )
+def _pieces(layout: TokenLayout, layers: Partition, parts: int) -> tuple[Piece, ...]:
+    """The units of the division, in the order in which they are made."""
+    read = {edge.unit for reads in layers.reads for edge in reads}
+    sites: dict[int, list[int]] = {}
+    for number, site in layout.sites.items():
+        sites.setdefault(site.unit, []).append(number)
+    return tuple(
+        Piece(unit, number, part)
+        for unit in sorted(read | sites.keys())
+        for number in (*sites.get(unit, ()), *([None] if unit in read else ()))
+        for part in range(parts)
+    )
 
 
-def _virtual_unit(layout: TokenLayout, site: Site, number: int, parts: TokenParts, rank: int, sites: int) -> UnitCall:
+def _reads(pieces: Sequence[Piece], layers: Partition, component: int, part: int) -> frozenset[Edge]:
+    """What a rank reads: the others' keys in its component, and of its own tokens what other components make."""
+    found = set[Edge]()
+    for unit, piece in enumerate(pieces):
+        if piece.site is not None and piece.part != part and layers.owner(piece.unit) == component:
+            found |= {Edge(unit, 0), Edge(unit, 1)}
+        elif piece.site is None and piece.part == part:
+            found |= {Edge(unit, edge.leaf) for edge in layers.reads[component] if edge.unit == piece.unit}
+    return frozenset(found)
+
+
+def _keys(layout: TokenLayout, site: Site, piece: Piece, parts: TokenParts, sites: int) -> UnitCall:
+    """A part's keys and values at a site, one of so many in its unit."""
     real = layout.graph.units[site.unit]
-    share = parts.size(rank) / parts.tokens / sites
-    outputs = tuple(_part(form, parts.size(rank)) for form in site.forms)
+    share = parts.size(piece.part) / parts.tokens / sites
+    outputs = tuple(_own(form, parts.size(piece.part)) for form in site.forms)
     return UnitCall(
         call=real.call,
         name=real.name,
-        ordinal=number * parts.count + rank,
+        ordinal=(piece.site or 0) * parts.count + piece.part,
         cost=real.cost * share,
         time=real.time * share,
         flops=int(real.flops * share),
@@ -320,8 +294,21 @@ def _virtual_unit(layout: TokenLayout, site: Site, number: int, parts: TokenPart
     )
 
 
-def _part(form: Leaf, tokens: int) -> Leaf:
+def _output(layout: TokenLayout, piece: Piece, parts: TokenParts) -> UnitCall:
+    """A unit's output of a part of the tokens; what it costs is told where its keys are."""
+    cut = layout.cut(parts.size(piece.part)).units[piece.unit]
+    return replace(
+        cut,
+        ordinal=(len(layout.attentions) + piece.unit) * parts.count + piece.part,
+        cost=0.0,
+        time=0.0,
+        flops=0,
+        reads=frozenset(),
+        overwritten=frozenset(),
+        replicated=False,
+    )
+
+
+def _own(form: Leaf, tokens: int) -> Leaf:
     """The form of some tokens' keys or values, packed."""
-    *others, _, channels = form.shape
-    shape = (*others, tokens, channels)
-    return replace(form, shape=shape, stride=contiguous_stride(shape))
+    return with_tokens(form, len(form.shape) - 2, tokens)

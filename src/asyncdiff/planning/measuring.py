@@ -29,7 +29,7 @@ from asyncdiff.launch import call_pipeline
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.parts import Parts
 from asyncdiff.plan.schedule import StepKind
-from asyncdiff.plan.tokens import TokenParts
+from asyncdiff.plan.token_layout import TokenParts
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds

@@ -19,10 +19,13 @@ from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import AsyncDiffError, OtherUnitsError, SplitError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
+from asyncdiff.plan.layers import check_cut, divide_layers
 from asyncdiff.plan.link import Link
+from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership, ownership_of
 from asyncdiff.plan.token_counting import may_have_tokens
-from asyncdiff.plan.tokens import TokenDivision, TokenParts, bases_of, divide_tokens
+from asyncdiff.plan.token_layout import TokenParts
+from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
 from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of, uncounted
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.fresh_keys import exchanged_keys
@@ -147,15 +150,19 @@ class Divisions:
         context.units.add(graph)
         is_bridged = goal is not None or schedule.bridge > 1
         finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged)
-        return finder.find(call, schedule.components)
+        return finder.find(call, settings.tokens or 1)
 
     def _divide_tokens(self, settings: Settings, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
-        """Give each rank of the group a part of the call's tokens."""
+        """Give each rank of the group a part of the call's tokens, and of its units."""
         found, rates = self._find_tokens(settings, trace, call, goal), rates_of(self._context.device)
+        layout, components = found.layout, settings.told_components or 1
         share = operations(found.divided, rates) / operations(trace, rates)
         method = settings.chosen_method
-        bases = bases_of(trace, found.layout) if method.residual else {}
-        return divide_tokens(found.layout, settings.schedule(), rates, method, share, bases, goal)
+        bases = bases_of(trace, layout) if method.residual else {}
+        layers = divide_layers(layout, trace, components, method.residual)
+        if components > 1:
+            check_cut(layout, TokenParts(layout.tokens, settings.tokens or 1), found.divided)
+        return divide_tokens(layout, settings.schedule(), rates, method, share, bases, goal, layers)
 
     def choose_axis(self, call: Call) -> None:
         """At the beginning of a generation: whether it is by tokens that calls are divided, where that is left open."""
@@ -175,7 +182,8 @@ class Divisions:
         trace, tokens = found
         parts = TokenParts(tokens.layout.tokens, context.schedule.components)
         link = measured_link(context.exchange, parts.count, context.device)
-        others = functools.partial(exchanged_keys, context.exchange, parts, context.name)
+        everyone = Moment(results=tuple((part, part) for part in range(parts.count)))
+        others = functools.partial(exchanged_keys, context.exchange, parts, everyone, context.name)
         part = tokens.trial.divided(tokens.layout, parts, context.exchange.ranks[0], [], others)
         with uncounted(context.exchange.traffic):
             divided = seconds_of(lambda: part(), context.device)

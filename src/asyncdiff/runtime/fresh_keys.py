@@ -7,25 +7,30 @@ from torch import Tensor
 
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.moments import Moment
-from asyncdiff.plan.tokens import TokenParts
+from asyncdiff.plan.token_layout import TokenParts
 from asyncdiff.runtime.token_walk import Pair
 
 
-def exchanged_keys(exchange: Exchange, parts: TokenParts, name: str, number: int, mine: Pair) -> list[Pair]:
-    """Every rank's keys and values, given those of this rank's tokens; waits for the others'.
+def exchanged_keys(
+    exchange: Exchange, parts: TokenParts, moment: Moment, name: str, number: int, mine: Pair
+) -> list[Pair]:
+    """Every part's keys and values, given those of this rank's tokens; waits for the others'.
 
     Args:
         exchange: of a process that computes for one rank.
         parts: who has which tokens.
+        moment: which rank makes which part's.
         name: of the denoiser, for errors.
         number: of the attention.
     """
     (rank,) = exchange.ranks
-    everyone = tuple((source, source) for source in range(parts.count))
-    pairs = {source: tuple(_like(tensor, parts.size(source)) for tensor in mine) for source, _ in everyone}
+    pairs = {
+        part: mine if source == rank else tuple(_like(tensor, parts.size(part)) for tensor in mine)
+        for part, source in moment.results
+    }
     what = f"the keys of attention {number} of the denoiser {name!r}, part"
-    shared = exchange.share({**pairs, rank: mine}, Moment(results=everyone), what).finish()
-    return [(shared[source][0], shared[source][1]) for source, _ in everyone]
+    shared = exchange.share(pairs, moment, what).finish()
+    return [(shared[part][0], shared[part][1]) for part, _ in moment.results]
 
 
 def with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
@@ -35,5 +40,5 @@ def with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _like(tensor: Tensor, tokens: int) -> Tensor:
-    """Room for another rank's keys or values."""
+    """Room for another part's keys or values."""
     return with_size(tensor, tensor.ndim - 2, tokens)

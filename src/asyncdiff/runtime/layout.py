@@ -69,15 +69,17 @@ class Layout:
 def _check_world_size(mesh: Mesh, settings: Settings, world: World) -> None:
     """Whether there are as many ranks as the mesh has places."""
     stride, guidance = settings.stride, mesh.guidance
-    needed, in_group = mesh.world_size, mesh.component
+    needed, in_group = mesh.world_size, mesh.in_group
     if world.size == needed:
         return
     ways = [f"start {needed} process{'es' * (needed != 1)}"]
     if world.size > needed:
         ways.append(f"name {needed} of them with process_group=")
     if settings.tokens is not None:
-        if world.size % guidance == 0:
-            ways.append(f"use tokens={world.size // guidance}")
+        if world.size % (guidance * mesh.component) == 0:
+            ways.append(f"use tokens={world.size // (guidance * mesh.component)}")
+        if mesh.component > 1 and world.size % (guidance * mesh.tokens) == 0:
+            ways.append(f"use components={world.size // (guidance * mesh.tokens)}")
     elif guidance == 1:
         ways.append(f"use components={max(world.size - stride + 1, 1)}")
     else:

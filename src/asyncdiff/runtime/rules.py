@@ -1,5 +1,6 @@
 """What is done at the units of a denoiser in a step of each kind: run, keep, pass on, substitute."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,35 +75,69 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
 
     `kept` are the live edges that will be read.
     """
-    division, partition, counts = work.division, work.division.partition, work.counts
+    division, partition = work.division, work.division.partition
     own = frozenset[int]() if task.component is None else partition.components[task.component]
-    replicated = division.replicated
     again = work.everywhere.setdefault(task.rank, {}) if task.completes else None
-    passed_on = kept if task.feeds else kept & division.own_reads_of(task.rank)
-    makers = {edge.unit for edge in passed_on}
     residuals = Residuals(partition)
     reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
     received = Received(work, task.rank, task.reads, task.label, reads)
+    component = run_component(
+        graph=division.graph,
+        run=own | division.replicated,
+        passed_on=kept if task.feeds else kept & division.own_reads_of(task.rank),
+        made=functools.partial(work.channel.made, task.rank),
+        known=received.of(residuals),
+        residuals=residuals,
+        fillers=work.fillers,
+        counts=work.counts,
+    )
 
     def rule(unit: int, call: Call) -> Any:
-        residuals.note(unit, call)
-        if unit not in own and unit not in replicated:
-            counts.units_skipped += 1
-            return substitute(work.division.graph, work.fillers, unit, call, received.of(residuals))
-        counts.units_run += 1
-        result = call()
-        if unit in makers:
-            known = division.graph.units[unit]
-            for number, leaf in enumerate(tree_leaves(result)):
-                edge = Edge(unit, number)
-                if edge in passed_on:
-                    check_shape(known, number, leaf)
-                    work.channel.made(task.rank, edge, residuals.of(edge, unshared(known, edge, leaf)))
-        elif again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
+        result = component(unit, call)
+        if again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
             again[unit] = result
         return result
 
-    return UnitRule(rule, counts, _answers(work, own | replicated, received, residuals))
+    return UnitRule(rule, work.counts, _answers(work, own | division.replicated, received, residuals))
+
+
+def run_component(
+    graph: Graph,
+    run: frozenset[int],
+    passed_on: frozenset[Edge],
+    made: Callable[[Edge, Tensor], None],
+    known: Callable[[Edge], Tensor | None],
+    residuals: "Residuals",
+    fillers: Fillers,
+    counts: Counts,
+) -> Callable[[int, Call], Any]:
+    """What gives the output of each unit where some are run, given its number and its call.
+
+    Args:
+        run: the units that are.
+        passed_on: the live edges that others read.
+        made: is given them, in the form in which they travel.
+        known: gives a live edge of a unit that is not run; None where it is not read.
+    """
+    makers = {edge.unit for edge in passed_on}
+
+    def output(unit: int, call: Call) -> Any:
+        residuals.note(unit, call)
+        if unit not in run:
+            counts.units_skipped += 1
+            return substitute(graph, fillers, unit, call, known)
+        counts.units_run += 1
+        result = call()
+        if unit in makers:
+            maker = graph.units[unit]
+            for number, leaf in enumerate(tree_leaves(result)):
+                edge = Edge(unit, number)
+                if edge in passed_on:
+                    check_shape(maker, number, leaf)
+                    made(edge, residuals.of(edge, unshared(maker, edge, leaf)))
+        return result
+
+    return output
 
 
 def complete_task(work: Work, task: Task) -> UnitRule:

@@ -11,6 +11,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from asyncdiff.call import Call, is_equal
 from asyncdiff.denoiser.form import CallForm, Signature
+from asyncdiff.denoiser.graph import Graph
 from asyncdiff.exchange.protocol import Channel, Exchange
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
@@ -90,7 +91,7 @@ class Stream:
     judged: int = -1
     _is_nan_before: Tensor | None = None
     _order: Order | None = None
-    _fillers: Fillers | None = None
+    _fillers: dict[int, Fillers] = field(default_factory=dict)
 
     @staticmethod
     def apart(arguments: Arguments) -> "Stream":
@@ -147,12 +148,13 @@ class Stream:
             self._order = Order(division)
         return self._order
 
-    def fillers(self) -> Fillers:
-        """What stands for outputs that nothing reads."""
-        division = self.divided()
-        if self._fillers is None or self._fillers.graph is not division.walked:
-            self._fillers = Fillers(division.walked)
-        return self._fillers
+    def fillers(self, graph: Graph | None = None) -> Fillers:
+        """What stands for outputs that nothing reads, of a graph; by default of the one that is walked through."""
+        graph = self.divided().walked if graph is None else graph
+        known = self._fillers.get(id(graph))
+        if known is None or known.graph is not graph:
+            known = self._fillers[id(graph)] = Fillers(graph)
+        return known
 
     def follow(self, schedule: Schedule) -> Course:
         """What a schedule makes of its generation, as far as that is known by now."""

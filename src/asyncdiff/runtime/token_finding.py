@@ -1,6 +1,6 @@
 """Where a denoiser's call can be divided by tokens: found by marking the picture in it, and tried.
 
-What the marks let expect is tried: one rank's tokens, with the keys that the ordinary call makes of the others, must
+What the marks let expect is tried: one part's tokens, with the keys that the ordinary call makes of the others, must
 become what they are in the ordinary call.
 """
 
@@ -19,7 +19,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import SplitError
-from asyncdiff.plan.tokens import Site, TokenLayout, TokenParts
+from asyncdiff.plan.token_layout import Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
 from asyncdiff.runtime.token_marks import Block, Marked, Marks, mark
 from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
@@ -81,7 +81,7 @@ class FoundTokens(NamedTuple):
 
     Attributes:
         layout: the places.
-        divided: a record of the call with one rank's tokens.
+        divided: a record of the call with one part's tokens.
         trial: by which that was made.
     """
 
@@ -123,8 +123,8 @@ class TokenFinder:
         """The layout for a call like the recorded one.
 
         Args:
-            count: how many ranks share the tokens out.
-            tried: the ranks whose part is tried; by default the last one's, which is no smaller than the others'.
+            count: in how many parts the tokens are divided.
+            tried: the parts that are tried; by default the last one, which is no smaller than the others.
 
         Raises:
             SplitError: it cannot be divided so; says why.
@@ -147,7 +147,7 @@ class TokenFinder:
         reasons = []
         for layout in layouts:
             try:
-                divided = [trial.run(layout, TokenParts(layout.tokens, count), rank) for rank in tried]
+                divided = [trial.run(layout, TokenParts(layout.tokens, count), part) for part in tried]
                 return FoundTokens(layout, divided[-1], trial)
             except SplitError as error:
                 reasons.append(error)
@@ -242,16 +242,20 @@ class TokenFinder:
             if choice.cuts_arguments and len(given.shape) > 2
             if (extent := given.unmarked_extent({found.tokens: 0})) is not None
         }
-        outputs = {
-            leaf: extent
-            for leaf, made in enumerate(marks.outputs[choice.last])
-            if (extent := made.extent(found.tokens)) is not None
+        made = {
+            unit: {
+                leaf: extent
+                for leaf, output in enumerate(marks.outputs[unit])
+                if (extent := output.extent(found.tokens)) is not None
+            }
+            for unit in range(found.first, choice.last + 1)
         }
-        sites, queries, count = {}, {}, itertools.count()
+        sites, queries, attentions = {}, {}, list[int]()
         for marked, site in enumerate(marks.sites):
             if site.unit is None or not found.first <= site.unit <= choice.last:
                 continue
-            number, asked = next(count), site.queries
+            number, asked = len(attentions), site.queries
+            attentions.append(site.unit)
             start = asked.start if isinstance(asked, Block) and asked.length == found.tokens else None
             if marked in found.sites and isinstance(site.keys, Block):
                 sites[number] = Site(site.unit, site.keys.start, start, site.total, site.forms)
@@ -264,10 +268,10 @@ class TokenFinder:
             choice.last,
             arguments,
             inputs,
-            outputs,
+            made,
             sites,
             queries,
-            next(count),
+            tuple(attentions),
         )
 
     def _check_worth(self, layout: TokenLayout) -> None:
@@ -294,26 +298,28 @@ class Trial:
         self._keys: dict[int, Pair] = {}
         self._outputs: dict[int, list[Any]] = {}
 
-        def look(unit: int, result: Any) -> None:
+        def run(unit: int, inner: Call) -> Any:
+            result = inner()
             if unit >= layout.last_site:
                 leaves = tree_leaves(result)
                 self._outputs[unit] = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            return result
 
-        self._result = tree_leaves(walk_whole(units, layout, call, self._keys.__setitem__, Counts(), look))
+        self._result = tree_leaves(walk_whole(units, layout, call, self._keys.__setitem__, run))
 
     def divided(
         self,
         layout: TokenLayout,
         parts: TokenParts,
-        rank: int,
+        part: int,
         made: list[Any],
         others: Callable[[int, Pair], list[Pair]] | None = None,
     ) -> Call:
-        """The call with a rank's tokens alone.
+        """The call with a part's tokens alone.
 
         Args:
             made: gets the leaves of the last unit's output.
-            others: gives all ranks' keys at an attention, of which it is told its number and the rank's own. By default
+            others: gives all parts' keys at an attention, of which it is told its number and the part's own. By default
                 those of the ordinary call.
         """
 
@@ -321,7 +327,7 @@ class Trial:
             extent = layout.sites[number].extent
             key, value = self._keys[number]
             pairs = [(parts.of(key, extent, other), parts.of(value, extent, other)) for other in range(parts.count)]
-            pairs[rank] = mine
+            pairs[part] = mine
             return pairs
 
         def join(leaves: list[Any]) -> list[Any]:
@@ -330,24 +336,24 @@ class Trial:
 
         def walk(*args: Any, **kwargs: Any) -> Any:
             inner = self._call.giving((args, kwargs))
-            return walk_divided(self._units, layout, parts, rank, inner, others or ordinary, join, Counts())
+            return walk_divided(self._units, layout, parts, part, inner, others or ordinary, join, Counts())
 
         return Call(walk, *self._call.given)
 
-    def run(self, layout: TokenLayout, parts: TokenParts, rank: int) -> Trace:
-        """Whether a rank's tokens become what they are in the ordinary call; records how.
+    def run(self, layout: TokenLayout, parts: TokenParts, part: int) -> Trace:
+        """Whether a part's tokens become what they are in the ordinary call; records how.
 
         Raises:
             SplitError: they do not.
         """
         made: list[Any] = []
         try:
-            result, trace = record(self._denoiser, self.divided(layout, parts, rank, made))
+            result, trace = record(self._denoiser, self.divided(layout, parts, part, made))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not fit
             raise SplitError(f"with some of its tokens alone it fails ({str(error).splitlines()[0]})") from error
         self._check_result(layout, tree_leaves(result))
         for leaf, extent in layout.outputs.items():
-            ordinary = parts.cut(self._outputs[layout.last][leaf], extent, rank)
+            ordinary = parts.cut(self._outputs[layout.last][leaf], extent, part)
             if made[leaf].shape != ordinary.shape:
                 name = layout.graph.units[layout.last].name
                 raise SplitError(f"{name!r} gives {tuple(made[leaf].shape)}, not {tuple(ordinary.shape)}")

@@ -17,7 +17,7 @@ from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import Leaf
-from asyncdiff.plan.tokens import Extent
+from asyncdiff.plan.token_layout import Extent
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
 

@@ -1,26 +1,27 @@
-"""Steps of a denoiser whose tokens are divided: every rank runs all of it on its own tokens."""
+"""Steps of a denoiser whose tokens are divided: every rank runs all of it, or its component, on its own tokens."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from asyncdiff.call import Call
-from asyncdiff.denoiser.graph import Edge
+from asyncdiff.denoiser.graph import Edge, Graph
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
-from asyncdiff.plan.moments import Moment
+from asyncdiff.plan.moments import StepOrder
 from asyncdiff.plan.schedule import StepKind, Task
 from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
-from asyncdiff.runtime.fresh_keys import exchanged_keys, with_size
-from asyncdiff.runtime.rules import Received, Work, substitute
+from asyncdiff.runtime.fresh_keys import exchanged_keys
+from asyncdiff.runtime.rules import Received, Residuals, Work, run_component, substitute, unshared
 from asyncdiff.runtime.stream import Stream
+from asyncdiff.runtime.token_exit import Exit, joined
 from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
 from asyncdiff.runtime.units import UnitRule
 
@@ -45,81 +46,114 @@ class TokenStepRunner:
             elif step.kind is StepKind.BRIDGED:
                 result = self._bridged(stream, course, call, counts)
             elif result is None or step.keeps:
-                result = self._in_full(stream, step.keeps, step.index, call)
+                result = self._in_full(stream, course, call)
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
 
-    def _in_full(self, stream: Stream, keeps: bool, index: int, call: Call) -> Any:
+    def _in_full(self, stream: Stream, course: Course, call: Call) -> Any:
         """A step with the keys that all ranks make in it."""
-        division = _of_tokens(stream)
-        channel = self._channel(stream) if keeps else None
+        step = course.step(stream.index)
+        channel = self._channel(stream) if step.keeps else None
         if len(self._context.exchange.ranks) > 1:
-            result = self._in_one_process(division, channel, call)
+            result = self._in_one_process(stream, channel, call)
         else:
-            result = self._among_processes(division, channel, call)
+            result = self._among_processes(stream, channel, call, stream.order().of(course, step.index))
         if channel is not None:
-            channel.end_in_full([index])
+            channel.end_in_full([step.index])
         return result
 
-    def _in_one_process(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
+    def _in_one_process(self, stream: Stream, channel: Channel | None, call: Call) -> Any:
         """The undivided call gives what all ranks would make of it."""
+        division = _of_tokens(stream)
+        layout, parts, end = division.layout, division.parts, Exit(division)
 
         def note(number: int, pair: Pair) -> None:
-            extent = division.layout.sites[number].extent
-            for source in range(division.parts.count):
-                key, value = (division.parts.of(tensor, extent, source) for tensor in pair)
-                _keep(division, channel, number, source, (key, value))
+            for part in range(parts.count):
+                for edge, tensor in zip(division.edges(number, part), pair, strict=True):
+                    _keep(division, channel, edge, parts.of(tensor, layout.sites[number].extent, part))
 
-        end = _Exit(division)
+        def made(edge: Edge, tensor: Tensor) -> None:
+            extent = layout.made[edge.unit].get(edge.leaf)
+            for part in range(parts.count):
+                own = tensor if extent is None else parts.cut(tensor, extent, part)
+                _keep(division, channel, division.of_part(edge, part), own)
 
-        def look(unit: int, result: Any) -> None:
-            if unit == division.layout.last:
+        every = self._every_unit(stream, layout.graph, channel, made)
+
+        def run(unit: int, inner: Call) -> Any:
+            result = every(unit, inner)
+            if unit == layout.last:
                 end.keep(channel, tree_leaves(result))
+            return result
 
-        return walk_whole(self._context.units, division.layout, call, note, Counts(), look, end.enter)
+        return walk_whole(self._context.units, layout, call, note, run, end.enter)
 
-    def _among_processes(self, division: TokenDivision, channel: Channel | None, call: Call) -> Any:
-        """Keys and values go to all other ranks at every site, and are waited for there."""
-        exchange, end = self._context.exchange, _Exit(division)
-        (rank,) = exchange.ranks
-        everyone = tuple((source, source) for source in range(division.parts.count))
+    def _among_processes(self, stream: Stream, channel: Channel | None, call: Call, order: StepOrder) -> Any:
+        """Keys and values go to those that have the other parts at every site, and are waited for there.
+
+        Ranks that have the same tokens, and other components, do the same.
+        """
+        division, exchange = _of_tokens(stream), self._context.exchange
+        layout, parts, end = division.layout, division.parts, Exit(division)
+        (rank,), (results,) = exchange.ranks, order.moments
+        (_, part), moment = division.place(rank), division.keys_of_step(rank)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
-            found = exchanged_keys(exchange, division.parts, self._context.name, number, mine)
+            found = exchanged_keys(exchange, parts, moment, self._context.name, number, mine)
             for source, pair in enumerate(found):
-                _keep(division, channel, number, source, pair)
+                for edge, tensor in zip(division.edges(number, source), pair, strict=True):
+                    _keep(division, channel, edge, tensor)
             return found
 
+        def made(edge: Edge, tensor: Tensor) -> None:
+            _keep(division, channel, division.of_part(edge, part), tensor)
+
         def join(leaves: list[Any]) -> list[Any]:
-            whole = self._joined(division, {rank: leaves}, Moment(results=everyone))()
+            whole = joined(exchange, division, leaves, part, {rank: leaves}, results)()
             end.keep(channel, whole)
             return whole
 
-        return walk_divided(
-            self._context.units, division.layout, division.parts, rank, call, keys, join, Counts(), end.enter
+        every = self._every_unit(stream, layout.cut(parts.size(part)), channel, made)
+        return walk_divided(self._context.units, layout, parts, part, call, keys, join, Counts(), end.enter, every)
+
+    def _every_unit(
+        self, stream: Stream, graph: Graph, channel: Channel | None, made: Callable[[Edge, Tensor], None]
+    ) -> Callable[[int, Call], Any]:
+        """Runs every unit of a graph, and passes on what other components read of it in later steps."""
+        division = _of_tokens(stream)
+        return run_component(
+            graph=graph,
+            run=frozenset(range(len(graph.units))),
+            passed_on=frozenset() if channel is None else division.between_layers,
+            made=made,
+            known=lambda _: None,
+            residuals=Residuals(division.layers),
+            fillers=stream.fillers(graph),
+            counts=Counts(),
         )
 
     def _round(self, stream: Stream, course: Course, call: Call, counts: Counts) -> Any:
-        """A step with keys of the others that are forecast."""
+        """A step with keys of the others, and outputs of other components, that are forecast."""
         division, step = _of_tokens(stream), course.step(stream.index)
         channel, order = self._channel(stream), stream.order().of(course, step.index)
         work = Work(division, channel, stream.fillers(), counts, stream.moment)
         channel.start_round(order)
         tasks = [task for task in step.tasks if task.rank in self._context.exchange.ranks]
         made: dict[int, list[Any]] = {}
-        end = _Exit(division)
+        end = Exit(division)
 
         def join(leaves: list[Any]) -> list[Any]:
             task = tasks[len(made)]
             made[task.rank] = leaves
             if task is not tasks[-1]:
                 raise WalkEndedError
+            _, part = division.place(task.rank)
             finish: Callable[[], list[Any]] | None = None
             for moment in order.moments:
                 if moment.messages:
                     channel.exchange(moment)
                 else:
-                    finish = self._joined(division, made, moment)
+                    finish = joined(self._context.exchange, division, leaves, part, made, moment)
             if finish is None:
                 raise RuntimeError("a round has no results")
             whole = finish()
@@ -140,7 +174,7 @@ class TokenStepRunner:
         task = next(task for task in step.tasks if task.rank in self._context.exchange.ranks)
         received = Received(work, task.rank, task.completes, task.label, division.partition.end.reads)
         call = stream.labelled(self._context.form, call, task.label)
-        layout, end = division.layout, _Exit(division)
+        layout, end = division.layout, Exit(division)
 
         def known(edge: Edge) -> Tensor | None:
             if edge.unit != layout.last:
@@ -150,7 +184,7 @@ class TokenStepRunner:
         def rule(unit: int, inner: Call) -> Any:
             if unit == layout.first:
                 end.enter(inner)
-            if not layout.first <= unit <= layout.last:
+            if unit not in layout.inside:
                 counts.units_run += 1
                 return inner()
             counts.units_skipped += 1
@@ -163,21 +197,24 @@ class TokenStepRunner:
         stream: Stream,
         work: Work,
         task: Task,
-        kept: frozenset[Any],
+        kept: frozenset[Edge],
         call: Call,
         join: Callable[[list[Any]], list[Any]],
-        end: "_Exit",
+        end: Exit,
     ) -> Any:
         """One rank's part in a round."""
         division = _of_tokens(stream)
+        layout, layers, (component, part) = division.layout, division.layers, division.place(task.rank)
         call = stream.labelled(self._context.form, call, task.label)
-        received = Received(work, task.rank, task.reads, task.label, division.partition.reads[task.rank], once=True)
+        reads = division.partition.reads[task.rank]
+        received = Received(work, task.rank, task.reads, task.label, reads, once=True)
+        graph, residuals = layout.cut(division.parts.size(part)), Residuals(layers)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
             pairs = []
             for source in range(division.parts.count):
                 key, value = division.edges(number, source)
-                if source == task.rank:
+                if source == part:
                     for edge, tensor in ((key, mine[0]), (value, mine[1])):
                         if edge in kept:
                             work.channel.made(task.rank, edge, tensor)
@@ -186,78 +223,35 @@ class TokenStepRunner:
                     pairs.append((received.sent(key), received.sent(value)))
             return pairs
 
-        return walk_divided(
-            self._context.units, division.layout, division.parts, task.rank, call, keys, join, work.counts, end.enter
+        def made(edge: Edge, tensor: Tensor) -> None:
+            work.channel.made(task.rank, division.of_part(edge, part), tensor)
+
+        def known(edge: Edge) -> Tensor | None:
+            if edge not in layers.reads[component]:
+                return None
+            sent = received.sent(division.of_part(edge, part))
+            return unshared(graph.units[edge.unit], edge, residuals.added(edge, sent))
+
+        run = run_component(
+            graph=graph,
+            run=division.runs(component),
+            passed_on=frozenset(
+                edge
+                for edge in division.between_layers
+                if edge.unit in layers.components[component] and division.of_part(edge, part) in kept
+            ),
+            made=made,
+            known=known,
+            residuals=residuals,
+            fillers=stream.fillers(graph),
+            counts=work.counts,
         )
-
-    def _joined(self, division: TokenDivision, made: dict[int, list[Any]], moment: Moment) -> Callable[[], list[Any]]:
-        """Begin to give all ranks the last unit's output, of which those of this process have made parts."""
-        layout, parts = division.layout, division.parts
-        rank = max(made)
-        mine = made[rank]
-        tensors = [place for place, leaf in enumerate(mine) if isinstance(leaf, Tensor)]
-        # What is not of the picture every rank has; for all to go on with the same, it is rank 0's.
-        places = {source: [at for at in tensors if at in layout.outputs or source == 0] for source, _ in moment.results}
-        given = {
-            source: [
-                parts.own(leaf, layout.outputs[at], source) if at in layout.outputs else leaf
-                for at, leaf in ((at, made[source][at]) for at in found)
-            ]
-            if source in made
-            else [_sized(division, mine[at], at, source) for at in found]
-            for source, found in places.items()
-        }
-        sharing = self._context.exchange.share(given, moment, "the tokens of part")
-
-        def finish() -> list[Any]:
-            shared = {
-                source: dict(zip(places[source], received, strict=True))
-                for source, received in sharing.finish().items()
-            }
-            whole = list(mine)
-            for at in tensors:
-                if at not in layout.outputs:
-                    whole[at] = shared[0][at]
-                    continue
-                extent = layout.outputs[at]
-                whole[at] = parts.join(mine[at], extent, rank, [shared[source][at] for source in range(parts.count)])
-            return whole
-
-        return finish
+        return walk_divided(
+            self._context.units, layout, division.parts, part, call, keys, join, work.counts, end.enter, run
+        )
 
     def _channel(self, stream: Stream) -> Channel:
         return stream.opened(self._context.exchange, self._context.device)
-
-
-class _Exit:
-    """What the last of the divided units gives, of all tokens: kept where steps are bridged from it.
-
-    Where it is made by adding to what the first of them is given, it is kept, and forecast, as what is added.
-    """
-
-    def __init__(self, division: TokenDivision) -> None:
-        self._division = division
-        self._given: list[Tensor] = []
-
-    def enter(self, call: Call) -> None:
-        """The first unit's call, with all tokens."""
-        self._given = call.tensors
-
-    def keep(self, channel: Channel | None, leaves: Sequence[Any]) -> None:
-        """Leave it for the ranks of this process."""
-        bases = self._division.bases
-        if channel is None:
-            return
-        for edge in self._division.made_everywhere:
-            leaf = leaves[edge.leaf]
-            held = leaf - self._given[bases[edge.leaf]] if edge.leaf in bases else leaf
-            for rank in channel.stores:
-                channel.keep(rank, edge, held)
-
-    def added(self, leaf: int, held: Tensor) -> Tensor:
-        """The leaf, from what was kept of it."""
-        base = self._division.bases.get(leaf)
-        return held if base is None else held + self._given[base]
 
 
 def _of_tokens(stream: Stream) -> TokenDivision:
@@ -267,18 +261,10 @@ def _of_tokens(stream: Stream) -> TokenDivision:
     return division
 
 
-def _keep(division: TokenDivision, channel: Channel | None, number: int, source: int, pair: Pair) -> None:
-    """Leave a rank's keys and values at a site where ranks of this process need them later, if they do."""
+def _keep(division: TokenDivision, channel: Channel | None, edge: Edge, tensor: Tensor) -> None:
+    """Leave a live edge where ranks of this process need it later, if they do."""
     if channel is None:
         return
     for rank in channel.stores:
-        for edge, tensor in zip(division.edges(number, source), pair, strict=True):
-            if edge in division.kept_by(rank):
-                channel.keep(rank, edge, tensor)
-
-
-def _sized(division: TokenDivision, leaf: Tensor, place: int, source: int) -> Tensor:
-    """A tensor for another rank's tokens of the last unit's output."""
-    if place not in division.layout.outputs:
-        return leaf
-    return with_size(leaf, division.layout.outputs[place].dim, division.parts.size(source))
+        if edge in division.kept_by(rank):
+            channel.keep(rank, edge, tensor)

@@ -1,5 +1,6 @@
-"""A walk through a denoiser's call with one rank's tokens alone."""
+"""A walk through a denoiser's call with one part's tokens alone."""
 
+import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from asyncdiff.call import Call
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 from asyncdiff.errors import OtherUnitsError, ShapeChangedError
-from asyncdiff.plan.tokens import Extent, Site, TokenLayout, TokenParts
+from asyncdiff.plan.token_layout import Extent, Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
 from asyncdiff.runtime.units import UnitHooks, UnitRule
 
@@ -27,15 +28,14 @@ def walk_whole(
     layout: TokenLayout,
     call: Call,
     note: Callable[[int, Pair], None],
-    counts: Counts,
-    look: Callable[[int, Any], None] | None = None,
+    run: Callable[[int, Call], Any],
     enter: Callable[[Call], None] | None = None,
 ) -> Any:
     """Make a call with all tokens.
 
     Args:
         note: is told the keys and values of all tokens at every site, by its number.
-        look: is told what every unit gives.
+        run: gives the output of each unit, given its number and its call.
         enter: is told the first unit's call.
 
     Raises:
@@ -47,12 +47,7 @@ def walk_whole(
     def rule(unit: int, inner: Call) -> Any:
         if unit == layout.first and enter is not None:
             enter(inner)
-        result = numbers.inside(unit, inner)
-        if unit == layout.last:
-            numbers.check()
-        if look is not None:
-            look(unit, result)
-        return result
+        return run(unit, numbers.counted(unit, inner))
 
     def answer(attention: AttentionCall) -> Tensor:
         number = numbers.next()
@@ -63,26 +58,30 @@ def walk_whole(
         return attention()
 
     with AttentionCalls(answer):
-        return units.walk(layout.graph, UnitRule(rule, counts), call)
+        return units.walk(layout.graph, UnitRule(rule, Counts()), call)
 
 
 def walk_divided(
     units: UnitHooks,
     layout: TokenLayout,
     parts: TokenParts,
-    rank: int,
+    part: int,
     call: Call,
     keys: Callable[[int, Pair], Sequence[Pair]],
     join: Callable[[list[Any]], list[Any]],
     counts: Counts,
     enter: Callable[[Call], None] | None = None,
+    run: Callable[[int, Call], Any] | None = None,
 ) -> Any:
-    """Make a call with one rank's tokens between the layout's first and last unit.
+    """Make a call with one part's tokens between the layout's first and last unit.
 
     Args:
-        keys: given the number of a site, and the keys and values of the rank's own tokens there, gives every rank's.
+        keys: given the number of a site, and the keys and values of the part's own tokens there, gives every part's.
         join: given the leaves of the last unit's output, gives those of all tokens; or raises WalkEndedError.
+        counts: of the units outside, and without `run` of all.
         enter: is told the first unit's call, before tokens are cut out.
+        run: gives the output of each unit between them, given its number and its call, with the part's own tokens. By
+            default it is what the call gives.
 
     Raises:
         OtherUnitsError: attention is not called as often as it was when the call was recorded.
@@ -91,15 +90,17 @@ def walk_divided(
     numbers = _Numbers(layout)
 
     def rule(unit: int, inner: Call) -> Any:
-        counts.units_run += 1
-        if not layout.first <= unit <= layout.last:
+        if unit not in layout.inside:
+            counts.units_run += 1
             return inner()
         if unit == layout.first and enter is not None:
             enter(inner)
-        result = numbers.inside(unit, _own_tensors(inner, layout.inputs[unit], parts, rank))
+        own = numbers.counted(unit, _own_tensors(inner, layout.inputs[unit], parts, part))
+        if run is None:
+            counts.units_run += 1
+        result = own() if run is None else run(unit, own)
         if unit < layout.last:
             return result
-        numbers.check()
         leaves, structure = tree_flatten(result)
         return tree_unflatten(join(leaves), structure)
 
@@ -107,46 +108,52 @@ def walk_divided(
         number = numbers.next()
         site = layout.sites.get(number)
         if site is not None:
-            _check_keys(attention, site.total - parts.tokens + parts.size(rank))
-            mine = tuple(parts.own(tensor, site.extent, rank) for tensor in (attention.key, attention.value))
-            attention = _with_all_keys(attention, site, parts, rank, keys(number, (mine[0], mine[1])))
+            _check_keys(attention, site.total - parts.tokens + parts.size(part))
+            mine = tuple(parts.own(tensor, site.extent, part) for tensor in (attention.key, attention.value))
+            attention = _with_all_keys(attention, site, parts, part, keys(number, (mine[0], mine[1])))
         start = layout.queries.get(number) if site is None else site.queries
-        return _with_own_rows(attention, start, parts, rank)()
+        return _with_own_rows(attention, start, parts, part)()
 
     with AttentionCalls(answer):
-        own = _own_tensors(call, layout.arguments, parts, rank)
+        own = _own_tensors(call, layout.arguments, parts, part)
         return units.walk(layout.graph, UnitRule(rule, counts), own)
 
 
 class _Numbers:
-    """Counts the calls of attention in the units of a layout."""
+    """Counts the calls of attention in the units of a layout, also where some of the units are not run."""
 
     def __init__(self, layout: TokenLayout) -> None:
         self._layout = layout
-        self._count = itertools.count()
-        self._is_inside = False
+        self._next: int | None = None
 
-    def inside(self, unit: int, call: Call) -> Any:
-        """Make a unit's call."""
-        self._is_inside = self._layout.first <= unit <= self._layout.last
-        try:
-            return call()
-        finally:
-            self._is_inside = False
+    def counted(self, unit: int, call: Call) -> Call:
+        """A unit's call in which they are counted."""
+        if unit not in self._layout.inside:
+            return call
+        return call._replace(forward=functools.partial(self._inside, unit, call.forward))
 
     def next(self) -> int:
         """The number of a call of attention; -1 outside of these units."""
-        return next(self._count) if self._is_inside else -1
+        if self._next is None:
+            return -1
+        self._next += 1
+        return self._next - 1
 
-    def check(self) -> None:
-        """Whether all calls of attention in these units were seen."""
-        seen = next(self._count)
-        if seen != self._layout.attentions:
+    def _inside(self, unit: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        expected = self._layout.attentions_of(unit)
+        self._next = expected.start
+        try:
+            result = forward(*args, **kwargs)
+            seen = self._next - expected.start
+        finally:
+            self._next = None
+        if seen != len(expected):
             raise OtherUnitsError(
-                f"attention was called {seen} times, and {self._layout.attentions} times when the denoiser was "
-                "recorded; with another attention backend, or other processors, its tokens cannot be divided: choose "
-                "them before AsyncDiff is attached"
+                f"attention was called {seen} times in {self._layout.graph.units[unit].name!r}, and {len(expected)} "
+                "times when the denoiser was recorded; with another attention backend, or other processors, its tokens "
+                "cannot be divided: choose them before AsyncDiff is attached"
             )
+        return result
 
 
 def _check_keys(attention: AttentionCall, expected: int) -> None:
@@ -158,8 +165,8 @@ def _check_keys(attention: AttentionCall, expected: int) -> None:
         )
 
 
-def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, rank: int) -> Call:
-    """A call with the rank's own tokens of what it is given whole."""
+def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, part: int) -> Call:
+    """A call with the part's own tokens of what it is given whole."""
     places = itertools.count()
 
     def own(leaf: Any) -> Any:
@@ -168,13 +175,13 @@ def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, r
         extent = extents.get(next(places))
         if extent is None or leaf.shape[extent.dim] < extent.start + parts.tokens:
             return leaf
-        return parts.cut(leaf, extent, rank)
+        return parts.cut(leaf, extent, part)
 
     return call.giving(tree_map(own, call.given))
 
 
 def _with_all_keys(
-    attention: AttentionCall, site: Site, parts: TokenParts, rank: int, pairs: Sequence[Pair]
+    attention: AttentionCall, site: Site, parts: TokenParts, part: int, pairs: Sequence[Pair]
 ) -> AttentionCall:
     """The call with the keys and values of all tokens, and a mask that has a column for each.
 
@@ -185,20 +192,20 @@ def _with_all_keys(
         raise ValueError("attention is causal")
     extent, mask = site.extent, attention.mask
     if mask is not None and mask.shape[-1] == attention.key.shape[-2] != site.total:
-        # A mask for the rank's own keys: what it says of the picture's tokens, it says of all of them.
+        # A mask for the part's own keys: what it says of the picture's tokens, it says of all of them.
         column = Extent(mask.ndim - 1, site.keys)
-        own = parts.own(mask, column, rank)
-        mask = parts.join(mask, column, rank, [own[..., :1].expand(*own.shape[:-1], parts.tokens)])
+        own = parts.own(mask, column, part)
+        mask = parts.join(mask, column, part, [own[..., :1].expand(*own.shape[:-1], parts.tokens)])
     return attention._replace(
-        key=parts.join(attention.key, extent, rank, [key for key, _ in pairs]),
-        value=parts.join(attention.value, extent, rank, [value for _, value in pairs]),
+        key=parts.join(attention.key, extent, part, [key for key, _ in pairs]),
+        value=parts.join(attention.value, extent, part, [value for _, value in pairs]),
         mask=mask,
     )
 
 
-def _with_own_rows(attention: AttentionCall, start: int | None, parts: TokenParts, rank: int) -> AttentionCall:
+def _with_own_rows(attention: AttentionCall, start: int | None, parts: TokenParts, part: int) -> AttentionCall:
     """The call with the rows of its mask that belong to its queries."""
     mask = attention.mask
     if mask is None or start is None or mask.ndim < 2 or mask.shape[-2] in (1, attention.query.shape[-2]):
         return attention
-    return attention._replace(mask=parts.cut(mask, Extent(mask.ndim - 2, start), rank))
+    return attention._replace(mask=parts.cut(mask, Extent(mask.ndim - 2, start), part))
