@@ -235,7 +235,9 @@ class Report:
     @property
     def parts(self) -> str:
         """What a group of devices shares out, and how."""
-        return f"P={self.tokens}" if self.tokens > 1 else f"N={self.components} S={self.stride}"
+        if self.tokens == 1:
+            return f"N={self.components} S={self.stride}"
+        return f"P={self.tokens}" + (f" N={self.components}" if self.components > 1 else "")
 
     @property
     def accelerated(self) -> bool:

@@ -69,6 +69,7 @@ QUICK: dict[int, list[Layout]] = {
     ],
     4: [
         ("wan22", {"tokens": 2, "guidance": 2}, "once"),
+        ("sd3", {"tokens": 2, "components": 2, "max_error": 0.1}, "interrupted"),
         ("sd3", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
         ("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"),
     ],
@@ -96,6 +97,13 @@ def _all_layouts() -> dict[int, list[Layout]]:
             if name != "wan22":
                 settings = {"components": components, "stride": stride, "guidance": guidance}
                 found[world_size].append((name, settings, use))
+    for knobs in more[:-1]:
+        for name, tokens, components in (("sd3", 2, 2), ("wan22", 2, 2), ("sd3", 3, 2), ("sd3", 2, 3)):
+            settings = {"tokens": tokens, "components": components, **knobs}
+            found.setdefault(tokens * components, []).append(
+                (name, settings, "in two sizes" * (name == "sd3") or "once")
+            )
+    found[8] = [("sd3", {"tokens": 2, "components": 2, "guidance": 2, "bridge": 2}, "once")]
     found[2].append(("sd15", {"components": 2, "shard": True}, "in two sizes"))
     found[4].append(("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"))
     return found
