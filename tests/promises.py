@@ -25,6 +25,7 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "Divided tokens: steps in full are the plain pipeline's, rounds use the keys of the steps before": (
         "tests/runtime/test_tokens.py",
         "tests/runtime/test_fresh_tokens.py",
+        "tests/runtime/test_tokens_and_components.py",
         "tests/plan/test_tokens.py",
         "tests/denoiser/test_attention.py",
     ),

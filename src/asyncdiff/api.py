@@ -70,9 +70,10 @@ class AsyncDiff:
         guidance: G, groups of devices that share out every step: parts of the batch, or a guidance branch each.
             Exact. G · (N + S − 1) devices. By default 1 where components are given, else as many as can share out.
         tokens: P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others'
-            keys and values; steps in full are divided too. G · P devices, in place of components.
-        fresh: With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for
-            links that carry it; bridge still forecasts steps.
+            keys and values; steps in full are divided too. With components, rounds run one on each part: G · P · N
+            devices.
+        fresh: With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact,
+            for links that carry it; bridge still forecasts steps.
         time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
         split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
             device. By default found by counting costs.

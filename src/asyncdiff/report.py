@@ -118,7 +118,8 @@ class DenoiserReport:
 
     Attributes:
         name: the pipeline's name for it.
-        components: the module names of each component's units.
+        components: the module names of each component's units; where tokens are divided, those of each rank at which
+            others read something.
         shares: each component's part of the cost of one ordinary call.
         live_edges: for each component, the tensors that it reads from others ("unit → leaf").
         bytes_per_round: what all ranks together send in one round, predictions left out.
@@ -143,6 +144,12 @@ class DenoiserReport:
     bounds: tuple[int, ...] = ()
 
     @property
+    def parts(self) -> tuple[int, int]:
+        """How many components there are, and how many parts of the tokens."""
+        tokens = max(len(self.bounds) - 1, 1)
+        return len(self.components) // tokens, tokens
+
+    @property
     def accelerated(self) -> bool:
         """Whether any step took less than an ordinary one; a round of one component does not."""
         counts = self.counts
@@ -160,10 +167,10 @@ class DenoiserReport:
             "from stored predictions": counts.stored,
         }
         steps = ", ".join(f"{count} {what}" for what, count in done.items() if count)
-        tokens = len(self.bounds) - 1
-        parts, what = (tokens, "parts of the tokens") if self.bounds else (len(self.components), "components")
+        components, tokens = self.parts
         ways = [f"{self.guidance.groups} groups of devices"] if self.guidance.is_shared else []
-        ways += [f"{parts} {what}"] if parts > 1 else []
+        ways += [f"{tokens} parts of the tokens"] if tokens > 1 else []
+        ways += [f"{components} components"] if components > 1 else []
         way = " with ".join(ways) or "one device"
         return f"{self.name} on {way}: {steps}; {self.modelled_speedup:.2f}x without communication (modelled)"
 
@@ -182,11 +189,7 @@ class DenoiserReport:
             lines.append(f"  forecasts were off by at most {counts.largest_error:.3g}{_inserted(counts)}")
         if self.guidance.groups > 1:
             lines.append(str(self.guidance))
-        for number, (begin, end) in enumerate(itertools.pairwise(self.bounds)):
-            lines.append(
-                f"  part {number}: tokens {begin} … {end - 1}, {self.shares[number]:.1%} of a call, reads "
-                f"{len(self.live_edges[number])} tensors of keys and values"
-            )
+        lines += self._parts_of_tokens()
         for number, units in enumerate(() if self.bounds else self.components):
             first, last = (units[0], units[-1]) if units else ("–", "–")
             lines.append(
@@ -200,6 +203,18 @@ class DenoiserReport:
             f"modelled speed-up of this loop without communication {self.modelled_speedup:.2f}x"
         )
         return "\n".join(lines)
+
+    def _parts_of_tokens(self) -> list[str]:
+        """What each rank has, where tokens are divided."""
+        components, _ = self.parts
+        ranks = itertools.product(range(components), enumerate(itertools.pairwise(self.bounds)))
+        alone = components == 1
+        what = "keys and values" if alone else "keys, values and what other components make"
+        return [
+            f"  {'' if alone else f'component {component}, '}part {part}: tokens {begin} … {end - 1}, "
+            f"{self.shares[rank]:.1%} of a call, reads {len(self.live_edges[rank])} tensors of {what}"
+            for rank, (component, (part, (begin, end))) in enumerate(ranks)
+        ]
 
 
 def _inserted(counts: Counts) -> str:

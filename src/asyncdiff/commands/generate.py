@@ -205,7 +205,8 @@ def _fit(devices: int | None, settings: Settings) -> int:
         return devices
     needed = settings.mesh(components).world_size
     if settings.tokens is not None and devices not in (None, needed):
-        each = f" for each of {groups} --guidance-devices" if groups > 1 else ""
+        each = f" and --components {components}" if components > 1 else ""
+        each += f" for each of {groups} --guidance-devices" if groups > 1 else ""
         refuse(f"--devices {devices} does not fit --tokens {settings.tokens}{each}: use --devices {needed}.")
     if devices is not None and devices != needed:
         ways = [f"--devices {needed}"]

@@ -117,11 +117,7 @@ def describe(setting: Settings) -> str:
     components, devices, groups = setting.told_components or 1, devices_of(setting), setting.guidance or 1
     words = [
         f"method {setting.method}",
-        *(
-            [f"{components} component{'s' * (components > 1)}", f"stride {setting.stride}"]
-            if setting.tokens is None
-            else [f"{setting.tokens} parts of the tokens{' with fresh keys' if setting.fresh else ''}"]
-        ),
+        *_divided(setting, components),
         f"{setting.warmup} warm-up step{'s' * (setting.warmup > 1)}",
     ]
     if setting.bridge is not None and setting.bridge > 1:
@@ -139,6 +135,15 @@ def describe(setting: Settings) -> str:
     if setting.time_shift:
         words.append("timesteps shifted")
     return ", ".join(words) + f"; {devices} device{'s' * (devices > 1)}"
+
+
+def _divided(setting: Settings, components: int) -> list[str]:
+    """What a step is divided into, in words."""
+    of_layers = [f"{components} component{'s' * (components > 1)}"]
+    if setting.tokens is None:
+        return [*of_layers, f"stride {setting.stride}"]
+    of_tokens = f"{setting.tokens} parts of the tokens{' with fresh keys' if setting.fresh else ''}"
+    return [of_tokens, *(of_layers if components > 1 else [])]
 
 
 def summary(evaluation: Evaluation) -> list[Row]:

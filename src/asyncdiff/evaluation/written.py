@@ -34,7 +34,9 @@ def devices_of(settings: Settings) -> int:
 def title_of(settings: Settings) -> str:
     """What tells settings from others, in a few letters."""
     method = settings.method if isinstance(settings.method, str) else settings.method.forecast
-    divided = f"N={settings.told_components} S={settings.stride}" if settings.tokens is None else f"P={settings.tokens}"
+    divided = f"N={settings.told_components} S={settings.stride}"
+    if settings.tokens is not None:
+        divided = f"P={settings.tokens}" + f" N={settings.components}" * ((settings.components or 1) > 1)
     parts = [method, f"{divided} w={settings.warmup}"]
     if settings.bridge is not None and settings.bridge > 1:
         parts.append(f"bridge {settings.bridge}")
