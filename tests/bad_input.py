@@ -471,6 +471,8 @@ COMMANDS: list[Typed] = [
             ("--components 3", "= 3 devices, not devices=2; use devices=3"),
             ("--devices 3 --guidance-devices 2", "devices=3 cannot be shared out among"),
             ("--tokens 2 --stride 2", "does not go together with --stride"),
+            ("--tokens 2 --components 3", "= 6 devices, not devices=2; use devices=6"),
+            ("--tokens 2 --components 2 --fresh", "--fresh=True makes every step that is computed one in full"),
             ("--backend magic", "--backend='magic': torch.distributed knows no 'magic' here"),
         )
     ),

@@ -3,17 +3,21 @@
 import functools
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncdiff.denoiser.trace import Trace
 from asyncdiff.plan.course import Course
+from asyncdiff.plan.layers import divide_layers
 from asyncdiff.plan.link import Link
 from asyncdiff.plan.method import PAPER
 from asyncdiff.plan.schedule import Schedule, StepKind
 from asyncdiff.plan.timeline import Activity, Load, Span, Timeline, timeline
 from asyncdiff.plan.token_counting import CountedTokens, count_tokens
+from asyncdiff.plan.token_layout import Extent
 from asyncdiff.plan.tokens import TokenDivision, divide_tokens
 from asyncdiff.planning.candidates import Conditions, Planner, Way
 from tests.plan.joint import OPERATIONS_ALONE, TEXT, TOKENS, WIDTH, Joint, traces
@@ -69,17 +73,25 @@ def test_groups_by_hand() -> None:
 
 
 @functools.cache
+def recorded() -> list[Trace]:
+    return traces(Joint(), TOKENS, 2 * TOKENS, 3 * TOKENS)
+
+
+@functools.cache
 def counted_tokens() -> CountedTokens:
-    return count_tokens(traces(Joint(), TOKENS, 2 * TOKENS, 3 * TOKENS), OPERATIONS_ALONE)
+    return count_tokens(recorded(), OPERATIONS_ALONE)
 
 
-def divided_by_tokens(schedule: Schedule) -> TokenDivision:
-    counted = counted_tokens()
-    return divide_tokens(counted.layout, schedule, OPERATIONS_ALONE, PAPER, counted.share(schedule.components), {})
+def divided_by_tokens(schedule: Schedule, components: int = 1) -> TokenDivision:
+    counted, states = counted_tokens(), {unit: {0: Extent(1, TEXT)} for unit in (0, 1)}
+    layout = replace(counted.layout, inputs=states, made=states)
+    share = counted.share(schedule.components // components)
+    layers = divide_layers(layout, recorded()[0], components, residual=False)
+    return divide_tokens(layout, schedule, OPERATIONS_ALONE, PAPER, share, {}, layers=layers)
 
 
-def of_tokens(schedule: Schedule, steps: int, link: Link = LINK) -> Timeline:
-    division = divided_by_tokens(schedule)
+def of_tokens(schedule: Schedule, steps: int, link: Link = LINK, components: int = 1) -> Timeline:
+    division = divided_by_tokens(schedule, components)
     load = Load(CALL, 1, 1.0, TENSOR, 1, (0.0,) * division.schedule.world_size, 0.0)
     return timeline(division, Course(division.schedule, steps - 1), load, link)
 
@@ -103,14 +115,48 @@ def test_divided_tokens_by_hand() -> None:
     assert fresh.seconds == pytest.approx(3 * full.seconds)
 
 
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2), st.integers(1, 12), st.booleans())
+def test_tokens_and_components_by_hand() -> None:
+    """A block for each of two components, half of the tokens on each of its ranks.
+
+    In full the ranks of a component exchange keys at both attentions; in a round at their own, and a rank of the first
+    gives the one with the same tokens what it makes of them, and of the text. The second gives all others its result.
+    """
+    schedule = Schedule(4, 1, 1, by_tokens=True)
+    division, number = divided_by_tokens(schedule, components=2), 4  # bytes
+    keys = 2 * TOKENS // 2 * WIDTH * number  # of one attention
+    states, result = (TEXT + TOKENS // 2) * WIDTH * number, (TEXT + TOKENS) * WIDTH * number / 2
+    full = of_tokens(Schedule(4, 1, 5, by_tokens=True), 1, components=2)
+    assert full.seconds == pytest.approx(division.share * CALL + 2 * keys / 1000 + 2 + 3 * result / 1000 + 1)
+    assert full.sent == 4 * 2 * keys + 2 * 3 * result
+    three = of_tokens(schedule, 3, components=2)
+    assert three.sent == pytest.approx(full.sent + 4 * keys + 2 * states + 2 * 2 * 3 * result)
+    assert division.partition.shares == pytest.approx([division.share / 2] * 4)
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(0, 2),
+    st.integers(1, 12),
+    st.booleans(),
+)
 def test_so_it_is_with_divided_tokens(
-    parts: int, bridge: int, warmup: int, cooldown: int, steps: int, fresh: bool
+    parts: int, components: int, bridge: int, warmup: int, cooldown: int, steps: int, fresh: bool
 ) -> None:
     """Without communication, the model that reports go by."""
-    schedule = Schedule(parts, 1, warmup, bridge=bridge, cooldown=cooldown, by_tokens=True, fresh=fresh)
-    expected = steps * CALL / divided_by_tokens(schedule).modelled_speedup(steps)
-    assert of_tokens(schedule, steps, INSTANT).seconds == pytest.approx(expected)
+    schedule = Schedule(
+        parts * components,
+        1,
+        warmup,
+        bridge=bridge,
+        cooldown=cooldown,
+        by_tokens=True,
+        fresh=fresh and components == 1,
+    )
+    expected = steps * CALL / divided_by_tokens(schedule, components).modelled_speedup(steps)
+    assert of_tokens(schedule, steps, INSTANT, components).seconds == pytest.approx(expected)
 
 
 def test_several_calls_of_a_step_come_one_after_the_other() -> None:

@@ -180,6 +180,7 @@ def _entering(unit: int, enter: Any) -> Any:
         pytest.param("flux", 2, 3, "paper", 4, marks=pytest.mark.whole),
         pytest.param("flux", 2, 2, "paper", 5, marks=pytest.mark.whole),
         pytest.param("sd3_controlnet", 2, 2, REUSE, 1, marks=pytest.mark.whole),
+        pytest.param("hunyuan_dit", 3, 2, "paper", 1, marks=pytest.mark.whole),
     ],
 )
 def test_rounds_use_the_step_before(name: str, parts: int, components: int, method: Any, bridge: int) -> None:
@@ -209,6 +210,7 @@ LAYOUTS: list[tuple[int, str, dict[str, Any]]] = [
     (4, "flux", {"tokens": 2, "components": 2, "bridge": 4, "max_error": 0.5}),
     (4, "wan22", {"tokens": 2, "components": 2, "max_error": 0.05}),
     (4, "qwen_image", {"tokens": 2, "components": 2, "method": Method(bits=8), "resync_every": 2}),
+    (4, "hunyuan_dit", {"tokens": 2, "components": 2, "bridge": 2}),  # one component has both ends
     (6, "sd3_controlnet", {"tokens": 3, "components": 2, "time_shift": True}),
     (6, "flux", {"tokens": 2, "components": 3, "method": "paper"}),
     (8, "sd3", {"tokens": 2, "components": 2, "guidance": 2}),
