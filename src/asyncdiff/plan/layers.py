@@ -78,9 +78,9 @@ def check_cut(layout: TokenLayout, parts: TokenParts, divided: Trace) -> None:
     part = parts.count - 1
     for unit in layout.inside:
         known = layout.graph.units[unit]
-        call = divided.calls[known.call]
-        found = [leaf.shape for leaf in call.outputs] if call.name == known.name else []
-        if found != [leaf.shape for leaf in layout.cut(parts.size(part)).units[unit].outputs]:
+        expected = [leaf.shape for leaf in layout.cut(parts.size(part)).units[unit].outputs]
+        calls = divided.calls[known.call : known.call + 1]
+        if not any(call.name == known.name and [leaf.shape for leaf in call.outputs] == expected for call in calls):
             raise SplitError(
                 f"with some of its tokens alone {known.name!r} gives tensors of other shapes than was expected, so "
                 "that no component can begin after it; leave components out"
@@ -88,8 +88,8 @@ def check_cut(layout: TokenLayout, parts: TokenParts, divided: Trace) -> None:
 
 
 def _region(layout: TokenLayout) -> Graph:
-    """The units as far as the last of them; what is before the first every rank runs, and attention among tokens none
-    does."""
+    """The units as far as the last of them. What is before the first every rank runs; attention among tokens does no
+    other than a component's."""
     graph, with_sites = layout.graph, {site.unit for site in layout.sites.values()}
     units = tuple(
         replace(known, replicated=unit not in layout.inside or (known.replicated and unit not in with_sites))
