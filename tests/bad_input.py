@@ -534,6 +534,10 @@ COMMANDS: list[Typed] = [
             ("weights.safetensors", "is a file, but a model is a folder with a model_index.json"),
         )
     ),
+    Typed(
+        "generate rocket --tokens 2 --components 2 --devices 3",
+        "--devices 3 does not fit --tokens 2 and --components 2: use --devices 4",
+    ),
     Typed("generate rocket --seed first", "Invalid value for '--seed'", by_typer=True),
     Typed(f"generate rocket --seed {2**64}", f"--seed {2**64}: a seed is from"),
     Typed("generate rocket --out picture.nonsense", ".nonsense is no format to write; use .png"),

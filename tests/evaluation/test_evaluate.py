@@ -24,7 +24,7 @@ from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.evaluation.compare import likeness, pixels, psnr, ssim
 from asyncdiff.evaluation.metrics import ClipFeatures, Metric, mean_and_half_interval
-from asyncdiff.evaluation.page import difference, render, summary
+from asyncdiff.evaluation.page import describe, difference, render, summary
 from asyncdiff.evaluation.study import (
     Account,
     Evaluation,
@@ -35,7 +35,7 @@ from asyncdiff.evaluation.study import (
     draw_setting_on_processes,
     judge,
 )
-from asyncdiff.evaluation.written import compared, devices_of, parse_settings
+from asyncdiff.evaluation.written import compared, devices_of, parse_settings, title_of
 from asyncdiff.loading import load_pipeline
 from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
@@ -112,6 +112,13 @@ def test_arguments_are_those_of_asyncdiff() -> None:
     assert asked.keys() == taken.keys() - {"pipe"}
     assert asked["bridge"] == 2 and asked["guidance"] == 2 and asked["method"] == "forecast"
     assert devices_of(Settings(components=3, stride=2, guidance=2)) == 8
+
+
+def test_tokens_and_components_are_both_told() -> None:
+    both, alone = Settings(tokens=2, components=3, guidance=2), Settings(tokens=2)
+    assert (devices_of(both), devices_of(alone)) == (12, 2)
+    assert "P=2 N=3 w=3" in title_of(both) and "P=2 w=3" in title_of(alone)
+    assert "2 parts of the tokens, 3 components, 3 warm-up" in describe(both) and "component" not in describe(alone)
 
 
 def test_the_interval_is_students() -> None:
