@@ -66,6 +66,11 @@ def ways(devices: Sequence[int]) -> dict[str, dict[str, Any]]:
         **{f"tokens={count}, bridge=2": {"tokens": count, "bridge": 2} for count in devices},
         **{f"tokens={count}, fresh, bridge=2": {"tokens": count, "fresh": True, "bridge": 2} for count in devices},
         **{f"components={count}": {"components": count} for count in devices},
+        **{
+            f"tokens={count // 2}, components=2": {"tokens": count // 2, "components": 2}
+            for count in devices
+            if count > 2 and count % 2 == 0
+        },
         **{f"one device, bridge={bridge}": {"components": 1, "bridge": bridge} for bridge in (2, 4)},
     }
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.plan.mesh import Mesh
-from asyncdiff.plan.method import FORECAST_OF_KEYS, Method, method_of
+from asyncdiff.plan.method import FORECAST_OF_BOTH, FORECAST_OF_KEYS, Method, method_of
 from asyncdiff.plan.numbers import check_number, check_whole_number, shown
 from asyncdiff.plan.places import Places, check_places
 from asyncdiff.plan.schedule import Schedule
@@ -237,7 +237,9 @@ class Settings:
         """The method itself, where its name is given: what forecasts keys is not what forecasts live edges."""
         found = method_of(self.method)
         forecasts_keys = (self.tokens or 1) > 1 and not self.fresh and self.method == "forecast"
-        return FORECAST_OF_KEYS if forecasts_keys else found
+        if not forecasts_keys:
+            return found
+        return FORECAST_OF_KEYS if self.told_components == 1 else FORECAST_OF_BOTH
 
     def schedule(self, components: int | None = None) -> Schedule:
         """The schedule of so many components; by default of those that are told, or of one."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff, ConfigurationError, Method
 from asyncdiff.exchange.versions import PackedVersions
-from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS, PAPER
+from asyncdiff.plan.method import FORECAST, FORECAST_OF_BOTH, FORECAST_OF_KEYS, PAPER
 from asyncdiff.plan.packing import packing_for
 from asyncdiff.settings import Settings
 from tests.processes import run_ranks
@@ -82,6 +82,8 @@ def test_what_is_said_of_nothing_is_chosen_by_what_moves() -> None:
     """Keys and values in few bits; live edges of components, and what is bridged beside fresh keys, as they are."""
     chosen = [Settings(**given).chosen_method for given in ({"tokens": 4}, {"tokens": 4, "fresh": True}, {})]
     assert chosen == [FORECAST_OF_KEYS, FORECAST, FORECAST]
+    assert Settings(tokens=4, components=2).chosen_method == FORECAST_OF_BOTH
+    assert Settings(tokens=1, components=2).chosen_method == FORECAST
     assert Settings(tokens=4, method=Method()).chosen_method == FORECAST
     assert Settings(tokens=4, method="paper").chosen_method == PAPER
 

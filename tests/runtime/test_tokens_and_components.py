@@ -209,7 +209,7 @@ LAYOUTS: list[tuple[int, str, dict[str, Any]]] = [
     (4, "sd3", {"tokens": 2, "components": 2}),
     (4, "flux", {"tokens": 2, "components": 2, "bridge": 4, "max_error": 0.5}),
     (4, "wan22", {"tokens": 2, "components": 2, "max_error": 0.05}),
-    (4, "qwen_image", {"tokens": 2, "components": 2, "method": Method(bits=8), "resync_every": 2}),
+    (4, "qwen_image", {"tokens": 2, "components": 2, "method": Method(bits=4), "resync_every": 2}),
     (4, "hunyuan_dit", {"tokens": 2, "components": 2, "bridge": 2}),  # one component has both ends
     (6, "sd3_controlnet", {"tokens": 3, "components": 2, "time_shift": True}),
     (6, "flux", {"tokens": 2, "components": 3, "method": "paper"}),
