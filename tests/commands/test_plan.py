@@ -139,8 +139,8 @@ def test_tokens_of_a_transformer(dit: str) -> None:
     assert any((way["guidance"], way["tokens"], way["bridge"]) == (2, 2, 2) for way in ways)
 
 
-def test_from_python() -> None:
-    found = asyncdiff.plan("demo-dit", 2, memory=10**10, dtype="bfloat16", inputs={"height": 32, "width": 32})
+def test_from_python(dit: str) -> None:
+    found = asyncdiff.plan(dit, 2, memory=10**10, dtype="bfloat16", inputs={"height": 32, "width": 32})
     assert found.chosen is not None and found.denoiser == "CogView4Transformer2DModel"
     leaf_bytes = 2 * 12 * 4 * 4 * torch.bfloat16.itemsize
     halves = next(one for one in found.candidates if str(one.way) == "guidance=2, components=1")

@@ -22,7 +22,6 @@ SPECIMENS = {specimen.name: specimen for specimen in specimens()}
 QUICK = (
     "UNet2DConditionModel",
     "FluxTransformer2DModel",
-    "HunyuanVideo15Transformer3DModel",
     "CosmosTransformer3DModel",
 )
 

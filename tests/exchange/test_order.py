@@ -61,7 +61,7 @@ QUICK: dict[int, list[Layout]] = {
     2: [
         ("sd15", {"components": 2}, "interrupted"),
         ("sd3", {"components": 2, "bridge": 2, "max_error": 0.1}, "in two sizes"),
-        ("sd3", {"components": 2, "shard": True}, "in two sizes"),
+        ("sd3", {"components": 2, "shard": True}, "once"),
         ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),
         ("sd3", {"tokens": 2}, "interrupted"),
         ("sd3", {"tokens": 2, "fresh": True, "bridge": 2}, "once"),
