@@ -23,7 +23,7 @@ class Joint(nn.Module):
         states = torch.cat((text, sample), 1)
         for block in self.blocks:
             states = block(states)
-        return states[:, TEXT:]
+        return states[:, text.shape[1] :]
 
 
 class Block(nn.Module):
@@ -39,10 +39,10 @@ class Block(nn.Module):
         return nn.functional.scaled_dot_product_attention(heads, heads, heads).squeeze(1)
 
 
-def traces(denoiser: nn.Module, *sizes: int) -> list[Trace]:
-    """The calls for pictures of so many tokens."""
+def traces(denoiser: nn.Module, *sizes: int, text: int = 1) -> list[Trace]:
+    """The calls for pictures of so many tokens, and a text so many times as long."""
     found = []
     for tokens in sizes:
-        given = torch.zeros(1, tokens, WIDTH), torch.tensor(1.0), torch.zeros(1, TEXT, WIDTH)
+        given = torch.zeros(1, tokens, WIDTH), torch.tensor(1.0), torch.zeros(1, text * TEXT, WIDTH)
         found.append(rehearse(denoiser, Call(denoiser._call_impl, given, {}), 1))
     return found

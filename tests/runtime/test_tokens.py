@@ -116,7 +116,7 @@ class Emulated:
     def _joined(self, leaf: int, of_ranks: list[Tensor]) -> Tensor:
         """A leaf of the last unit's output, with every rank's own tokens of the picture; the rest is rank 0's."""
         whole, extent = of_ranks[0].clone(), self._layout.outputs.get(leaf)
-        if extent is not None:
+        if extent is not None and extent.start is not None:
             for rank, own in enumerate(of_ranks):
                 size = self._bounds[rank + 1] - self._bounds[rank]
                 place = extent.dim, extent.start + self._bounds[rank], size
@@ -124,7 +124,7 @@ class Emulated:
         return whole
 
     def _tokens(self, tensor: Tensor, site: int, rank: int) -> Tensor:
-        start = self._layout.sites[site].keys
+        start = self._layout.sites[site].keys.start
         return tensor[..., start + self._bounds[rank] : start + self._bounds[rank + 1], :]
 
     def _with_keys(self, rank: int | None, args: Any, kwargs: Any) -> tuple[Any, dict[int, tuple[Tensor, Tensor]]]:
@@ -135,15 +135,15 @@ class Emulated:
             site = self._layout.sites[number]
             pair = [call.key, call.value]
             if rank is None:
-                end = site.keys + self._layout.tokens
-                made[number] = tuple(tensor[..., site.keys : end, :] for tensor in pair)
+                end = site.keys.start + self._layout.tokens
+                made[number] = tuple(tensor[..., site.keys.start : end, :] for tensor in pair)
                 return call()
             made[number] = tuple(pair)
             mixed = []
             for tensor, old in zip(pair, self._made[number], strict=True):
                 new = tensor.clone()
-                new[..., site.keys : site.keys + self._layout.tokens, :] = old
-                own = slice(site.keys + self._bounds[rank], site.keys + self._bounds[rank + 1])
+                new[..., site.keys.start : site.keys.start + self._layout.tokens, :] = old
+                own = slice(site.keys.start + self._bounds[rank], site.keys.start + self._bounds[rank + 1])
                 new[..., own, :] = tensor[..., own, :]
                 mixed.append(new)
             return call._replace(key=mixed[0], value=mixed[1])()

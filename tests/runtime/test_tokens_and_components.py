@@ -130,7 +130,7 @@ class Emulated:
             for which, tensor in enumerate((call.key, call.value)):
                 new = tensor.clone()
                 for other, old in enumerate(self._made):
-                    place = slice(site.keys + self._bounds[other], site.keys + self._bounds[other + 1])
+                    place = slice(site.keys.start + self._bounds[other], site.keys.start + self._bounds[other + 1])
                     if other != part:
                         new[..., place, :] = old.keys[number][which][..., place, :]
                 mixed.append(new)

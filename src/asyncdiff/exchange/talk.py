@@ -1,8 +1,8 @@
 """Small talk among ranks, on the host: what is compared, agreed upon and taken over.
 
-It goes from rank to rank, not by operations of the whole group: those are done by threads of gloo's. When one of them is
-the last to hold a tensor that Python knew it needs the interpreter, which up to torch 2.7 is held by who ends the group
-and waits for that thread, for ever (pytorch/pytorch#154976).
+It goes from rank to rank, not by operations of the whole group: those are done by threads of gloo's. When one of them
+is the last to hold a tensor that Python knew it needs the interpreter, which up to torch 2.7 is held by who ends the
+group and waits for that thread, for ever (pytorch/pytorch#154976).
 """
 
 import time
@@ -92,7 +92,9 @@ class Talk:
         shared = [state.clone() for state in states]
         for state in shared:
             to_all = [(rank, state) for rank in self.members[1:]] if self._rank == source else []
-            self._pass(f"the random state from rank {source}", to_all, [] if self._rank == source else [(source, state)])
+            self._pass(
+                f"the random state from rank {source}", to_all, [] if self._rank == source else [(source, state)]
+            )
         if all(torch.equal(mine, given) for mine, given in zip(states, shared, strict=True)):
             return False
         torch.set_rng_state(shared[0])

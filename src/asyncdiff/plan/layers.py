@@ -78,7 +78,7 @@ def check_cut(layout: TokenLayout, parts: TokenParts, divided: Trace) -> None:
     part = parts.count - 1
     for unit in layout.inside:
         known = layout.graph.units[unit]
-        expected = [leaf.shape for leaf in layout.cut(parts.size(part)).units[unit].outputs]
+        expected = [leaf.shape for leaf in layout.cut(parts, part).units[unit].outputs]
         calls = divided.calls[known.call : known.call + 1]
         if not any(call.name == known.name and [leaf.shape for leaf in call.outputs] == expected for call in calls):
             raise SplitError(

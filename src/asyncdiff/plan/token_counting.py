@@ -1,38 +1,69 @@
 """What dividing a picture's tokens comes to, counted from a call that was recorded at three sizes of the picture. Pure.
 
 No weight is read. What an operator costs is a + b·x + g·x² of a picture x times as large: a is not the picture's, b is
-done for each of its tokens, and g is attention among them. Tokens may still depend on each other in ways that cannot be
-seen so; that is tried once the model is there (`runtime.token_finding`).
+done for each of its tokens, and g is attention among them. A text beside the picture is divided as well: what is done
+for each of its tokens shows in the same call with a text twice as long. Tokens may still depend on each other in ways
+that cannot be seen so; that is tried once the model is there (`runtime.token_finding`).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from asyncdiff.denoiser.graph import Graph, build_graph, cost_of, is_work
 from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.trace import Attention, Form, Leaf, Operator, Trace
-from asyncdiff.errors import SplitError
+from asyncdiff.errors import AsyncDiffError, SplitError
 from asyncdiff.plan.storage import contiguous_stride
-from asyncdiff.plan.token_layout import Site, TokenLayout
+from asyncdiff.plan.token_layout import Extent, Site, TokenLayout
 
 _LEAST_SHARE = 0.5  # of a call, as in `runtime.token_finding`
 _OTHERS = "it runs other operators for pictures of other sizes"
 
 
 class _Growth(NamedTuple):
-    """A quantity of a picture x times as large: a + b·x + g·x²."""
+    """A quantity of a picture x times as large: a + b·x + g·x².
+
+    Attributes:
+        undivided: what of it every part has to do where a text is divided as well; None where it is not.
+    """
 
     a: float
     b: float
     g: float
+    undivided: float | None = None
+
+    @property
+    def whole(self) -> float:
+        """That of the picture itself."""
+        return self.a + self.b + self.g
+
+    @property
+    def is_among_tokens(self) -> bool:
+        """Whether it is attention of all tokens to all."""
+        return self.g > 1e-6 * abs(self.b)
 
     def of_part(self, count: int) -> float:
-        """What it is for one of so many parts of the tokens, with the text's: own queries, and all keys."""
-        among_each_other = self.g > 1e-6 * abs(self.b)
-        linear = self.b * (1 + 1 / count) / 2 if among_each_other else self.b / count
+        """What it is for one of so many parts of the tokens: own queries, and all keys."""
+        if self.undivided is not None:
+            return self.undivided + (self.whole - self.undivided) / count
+        linear = self.b * (1 + 1 / count) / 2 if self.is_among_tokens else self.b / count
         return self.a + linear + self.g / count
+
+    def with_text(self, ratio: float, longer: float) -> "_Growth":
+        """The same where a text is divided as well.
+
+        Args:
+            ratio: how many tokens the text has for each of the picture's.
+            longer: what it is with a text twice as long.
+        """
+        if self.is_among_tokens:
+            # g is what all tokens have to do with each other; what grows as they do are queries, keys, values and
+            # results, half of which every part reads.
+            in_proportion = (self.a - self.g * ratio**2) + (self.b - 2 * self.g * ratio)
+            return self._replace(undivided=max(in_proportion, 0.0) / 2)
+        return self._replace(undivided=self.a - min(max(longer - self.whole, 0.0), max(self.a, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -44,25 +75,34 @@ class CountedTokens:
         growths: of the cost of each operator between the first of these attentions and the last.
         elsewhere: what all other operators cost.
         on_host: what it costs the host to start all of them.
+        joining: what it costs to put the keys and values of all parts together.
+        with_text: the same where a text is divided as well; None where there is none beside the picture in attention.
     """
 
     layout: TokenLayout
     growths: tuple[_Growth, ...]
     elsewhere: float
     on_host: float
+    joining: float
+    with_text: "CountedTokens | None" = None
 
     def share(self, count: int) -> float:
         """What a call with one of so many parts of the tokens takes, relative to an undivided one."""
         own = self.elsewhere + sum(growth.of_part(count) for growth in self.growths)
-        whole = self.elsewhere + sum(sum(growth) for growth in self.growths)
+        own += self.joining if count > 1 else 0.0
+        whole = self.elsewhere + sum(growth.whole for growth in self.growths)
         return max(own, self.on_host) / max(whole, self.on_host)
 
 
-def count_tokens(traces: Sequence[Trace], rates: DeviceRates) -> CountedTokens:
+def count_tokens(
+    traces: Sequence[Trace], rates: DeviceRates, longer: Callable[[int], Trace] | None = None
+) -> CountedTokens:
     """Find the attentions among a picture's tokens, and what of a call is done for each token.
 
     Args:
         traces: the same call for pictures of three sizes; that of the first is meant.
+        longer: given how many tokens a text has, the first call with a text twice as long; raises AsyncDiffError where
+            there is no such text.
 
     Raises:
         SplitError: the call cannot be divided by tokens; says why.
@@ -78,11 +118,14 @@ def count_tokens(traces: Sequence[Trace], rates: DeviceRates) -> CountedTokens:
         raise SplitError(_OTHERS)
     costs = ([cost_of(operator, rates.per_byte) for operator in operators] for operators in between)
     growths = tuple(_growth(sizes, of_one) for of_one in zip(*costs, strict=True))
-    inside = sum(sum(growth) for growth in growths)
+    inside = sum(growth.whole for growth in growths)
     elsewhere = sum(cost_of(operator, rates.per_byte) for operator in first.operators) - inside
     if inside < _LEAST_SHARE * (inside + elsewhere):
         raise SplitError(f"{inside / (inside + elsewhere):.0%} of a call is spent between its attentions")
-    return CountedTokens(layout, growths, elsewhere, rates.per_operator * sum(map(is_work, first.operators)))
+    on_host = rates.per_operator * sum(map(is_work, first.operators))
+    keys = sum(form.bytes for site in layout.sites.values() for form in site.forms)
+    counted = CountedTokens(layout, growths, elsewhere, on_host, rates.per_byte * 2 * keys)  # read, and written
+    return counted if longer is None else replace(counted, with_text=_with_text(counted, longer, rates))
 
 
 def may_have_tokens(trace: Trace) -> bool:
@@ -106,6 +149,30 @@ def _growth(sizes: Sequence[float], costs: Sequence[float]) -> _Growth:
     g = ((at_y - at_one) / (y - 1) - slope) / (y - x)
     b = slope - g * (x + 1)
     return _Growth(at_one - b - g, b, g)
+
+
+def _with_text(counted: CountedTokens, longer: Callable[[int], Trace], rates: DeviceRates) -> CountedTokens | None:
+    """The same with a text divided as well, if one lies beside the picture in attention."""
+    layout, growths = counted.layout, counted.growths
+    sizes = Counter(site.total - layout.tokens for site in layout.sites.values() if site.total > layout.tokens)
+    size = sizes.most_common(1)[0][0] if sizes else 0
+    if size in (0, layout.tokens):
+        return None
+    try:
+        operators = _between(longer(size), layout.graph, layout)
+    except AsyncDiffError:
+        return None
+    if len(operators) != len(growths):
+        return None
+    found = tuple(
+        growth.with_text(size / layout.tokens, cost_of(operator, rates.per_byte))
+        for growth, operator in zip(growths, operators, strict=True)
+    )
+    sites = {
+        number: replace(site, keys=site.keys._replace(text=layout.tokens)) if site.total > layout.tokens else site
+        for number, site in layout.sites.items()
+    }
+    return replace(counted, layout=replace(layout, sites=sites, text=size), growths=found)
 
 
 class _Attention(NamedTuple):
@@ -194,7 +261,8 @@ def _site(attention: _Attention, unit: int) -> Site:
     if attention.seen.forms is None:
         raise SplitError("its attention is made of several operators, so that its keys are not to be seen")
     key, value = map(_leaf, attention.seen.forms)
-    return Site(unit, keys=0, queries=0, total=attention.seen.keys, forms=(key, value))
+    places = Extent(len(key.shape) - 2, 0)
+    return Site(unit, places, places, attention.seen.keys, (key, value))
 
 
 def _leaf(form: Form) -> Leaf:

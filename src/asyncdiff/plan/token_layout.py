@@ -15,15 +15,17 @@ from asyncdiff.plan.storage import contiguous_stride
 
 
 class Extent(NamedTuple):
-    """Where in a tensor the tokens of the picture lie; others, those of the text for instance, may lie around them.
+    """Where in a tensor tokens lie that are divided; others may lie around them.
 
     Attributes:
         dim: along which dimension.
-        start: the place of the first.
+        start: the place of the picture's first; None where it has none of them.
+        text: the same of the text's, where it is divided as well.
     """
 
     dim: int
-    start: int
+    start: int | None
+    text: int | None = None
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,17 @@ class Site:
 
     Attributes:
         unit: the unit call in which it is made.
-        keys: where they begin among all keys.
-        queries: where they begin among all queries; None where the queries are none of them.
+        keys: where they lie in keys and values.
+        queries: where they lie along the rows of a mask; None where the queries are no tokens that are divided.
         total: how many keys there are in the undivided call.
         forms: of the undivided call's keys and values, shape (batch, heads, keys, channels).
     """
 
     unit: int
-    keys: int
-    queries: int | None
+    keys: Extent
+    queries: Extent | None
     total: int
     forms: tuple[Leaf, Leaf]
-
-    @property
-    def extent(self) -> Extent:
-        """Where the tokens lie in keys and values."""
-        return Extent(len(self.forms[0].shape) - 2, self.keys)
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,10 @@ class TokenLayout:
         inputs: for each of these units, where tokens lie in its input tensors, by their places among them.
         made: for each of these units, where they lie in its output, by leaf.
         sites: by their numbers among all calls of attention in those units.
-        queries: of the other calls of attention there, by number, where tokens begin among the queries.
+        queries: of the other calls of attention there, by number, where tokens lie along the rows of a mask.
         attentions: of all calls of attention in those units, in order, the unit call in which each is made.
+        text: how many tokens of a text are divided as well, in attention beside the picture's; 0 where every rank has
+            all of them.
     """
 
     graph: Graph
@@ -74,8 +73,9 @@ class TokenLayout:
     inputs: Mapping[int, Mapping[int, Extent]]
     made: Mapping[int, Mapping[int, Extent]]
     sites: Mapping[int, Site]
-    queries: Mapping[int, int]
+    queries: Mapping[int, Extent]
     attentions: tuple[int, ...]
+    text: int = 0
 
     @property
     def inside(self) -> range:
@@ -96,30 +96,51 @@ class TokenLayout:
         """The numbers of the calls of attention in a unit."""
         return range(bisect.bisect_left(self.attentions, unit), bisect.bisect_right(self.attentions, unit))
 
-    def cut(self, size: int) -> Graph:
-        """The graph of a call with so many of the tokens between the first unit and the last."""
-        if size not in self._cut:
-            self._cut[size] = replace(
+    def parts(self, count: int) -> "TokenParts":
+        """Its tokens in so many parts."""
+        return TokenParts(self.tokens, count, self.text)
+
+    def cut(self, parts: "TokenParts", part: int) -> Graph:
+        """The graph of a call with one of the parts between the first unit and the last."""
+        sizes = parts.sizes(part)
+        if sizes not in self._cut:
+            self._cut[sizes] = replace(
                 self.graph,
                 units=tuple(
-                    replace(known, outputs=self._own_outputs(unit, known, size)) if unit in self.inside else known
+                    replace(known, outputs=self._own_outputs(unit, known, parts, part))
+                    if unit in self.inside
+                    else known
                     for unit, known in enumerate(self.graph.units)
                 ),
             )
-        return self._cut[size]
+        return self._cut[sizes]
 
     @functools.cached_property
-    def _cut(self) -> dict[int, Graph]:
+    def _cut(self) -> dict[tuple[int, int], Graph]:
         return {}
 
-    def _own_outputs(self, unit: int, known: UnitCall, size: int) -> tuple[Leaf, ...]:
-        places = self.made[unit]
-        return tuple(
-            with_tokens(leaf, places[number].dim, leaf.shape[places[number].dim] - self.tokens + size)
-            if number in places
-            else leaf
-            for number, leaf in enumerate(known.outputs)
-        )
+    def _own_outputs(self, unit: int, known: UnitCall, parts: "TokenParts", part: int) -> tuple[Leaf, ...]:
+        def own(leaf: Leaf, extent: Extent | None) -> Leaf:
+            if extent is None:
+                return leaf
+            size = leaf.shape[extent.dim] - parts.total(extent) + parts.length(extent, part)
+            return with_tokens(leaf, extent.dim, size)
+
+        return tuple(own(leaf, self.made[unit].get(number)) for number, leaf in enumerate(known.outputs))
+
+
+class _Run(NamedTuple):
+    """Tokens of one kind in a tensor: the place of the first, and where among them each part begins."""
+
+    start: int
+    bounds: tuple[int, ...]
+
+    @property
+    def end(self) -> int:
+        return self.start + self.bounds[-1]
+
+    def size(self, part: int) -> int:
+        return self.bounds[part + 1] - self.bounds[part]
 
 
 @dataclass(frozen=True)
@@ -127,45 +148,98 @@ class TokenParts:
     """Tokens dealt out in order, as evenly as can be.
 
     Attributes:
-        tokens: how many there are.
+        tokens: how many the picture has.
         count: how many parts.
+        text: how many of a text are dealt out as well.
     """
 
     tokens: int
     count: int
+    text: int = 0
 
     @functools.cached_property
     def bounds(self) -> tuple[int, ...]:
-        """Where each part begins, and where the last one ends."""
-        return tuple(part * self.tokens // self.count for part in range(self.count + 1))
+        """Where each part begins among the picture's, and where the last one ends."""
+        return self._bounds_of(self.tokens)
 
     def size(self, part: int) -> int:
-        """How many tokens a part has."""
+        """How many tokens of the picture a part has."""
         return self.bounds[part + 1] - self.bounds[part]
+
+    def sizes(self, part: int) -> tuple[int, int]:
+        """How many tokens of the picture a part has, and how many of the text."""
+        begin, end = self._bounds_of(self.text)[part : part + 2]
+        return self.size(part), end - begin
+
+    def length(self, extent: Extent, part: int) -> int:
+        """How many of the tokens in a tensor a part has."""
+        return sum(run.size(part) for run in self._runs(extent))
+
+    def total(self, extent: Extent) -> int:
+        """How many tokens in a tensor are dealt out."""
+        return sum(run.bounds[-1] for run in self._runs(extent))
+
+    def end(self, extent: Extent) -> int:
+        """How long a tensor of all tokens must be at least."""
+        return self._runs(extent)[-1].end
 
     def cut(self, tensor: Tensor, extent: Extent, part: int) -> Tensor:
         """What goes with a part of a tensor of all tokens: its own, and what lies around all of them."""
-        before = tensor.narrow(extent.dim, 0, extent.start)
-        end = extent.start + self.tokens
-        after = tensor.narrow(extent.dim, end, tensor.shape[extent.dim] - end)
-        own = self.of(tensor, extent, part)
-        around = [other for other in (before, after) if other.shape[extent.dim]]
-        return torch.cat((before, own, after), extent.dim) if around else own
+        pieces, place = [], 0
+        for run in self._runs(extent):
+            pieces += [(place, run.start - place), (run.start + run.bounds[part], run.size(part))]
+            place = run.end
+        return _taken(tensor, extent.dim, [*pieces, (place, tensor.shape[extent.dim] - place)])
 
     def of(self, tensor: Tensor, extent: Extent, part: int) -> Tensor:
         """A part's tokens, of a tensor of all tokens."""
-        return tensor.narrow(extent.dim, extent.start + self.bounds[part], self.size(part))
+        runs = self._runs(extent)
+        return _taken(tensor, extent.dim, [(run.start + run.bounds[part], run.size(part)) for run in runs])
 
     def own(self, tensor: Tensor, extent: Extent, part: int) -> Tensor:
         """A part's tokens, of a tensor of its own alone and of what lies around them."""
-        return tensor.narrow(extent.dim, extent.start, self.size(part))
+        return _taken(tensor, extent.dim, self._own_places(extent, part))
 
     def join(self, mine: Tensor, extent: Extent, part: int, parts: Sequence[Tensor]) -> Tensor:
         """All tokens, given each part's, with what lies around them in a tensor of one part's tokens."""
-        end = extent.start + self.size(part)
-        before = mine.narrow(extent.dim, 0, extent.start)
-        after = mine.narrow(extent.dim, end, mine.shape[extent.dim] - end)
-        return torch.cat((before, *parts, after), extent.dim)
+        dim, pieces, place, taken = extent.dim, list[Tensor](), 0, [0] * self.count
+        for run, (begin, size) in zip(self._runs(extent), self._own_places(extent, part), strict=True):
+            pieces.append(mine.narrow(dim, place, begin - place))
+            for source, theirs in enumerate(parts):
+                pieces.append(theirs.narrow(dim, taken[source], run.size(source)))
+                taken[source] += run.size(source)
+            place = begin + size
+        return torch.cat((*pieces, mine.narrow(dim, place, mine.shape[dim] - place)), dim)
+
+    def _own_places(self, extent: Extent, part: int) -> list[tuple[int, int]]:
+        """Where a part's tokens of each kind begin in a tensor of its own alone, and how many there are."""
+        places, missing = [], 0
+        for run in self._runs(extent):
+            places.append((run.start - missing, run.size(part)))
+            missing += run.bounds[-1] - run.size(part)
+        return places
+
+    def _runs(self, extent: Extent) -> list[_Run]:
+        """The kinds of tokens in a tensor, in their order."""
+        found = [] if extent.start is None else [_Run(extent.start, self.bounds)]
+        if extent.text is not None:
+            found.append(_Run(extent.text, self._bounds_of(self.text)))
+        return sorted(found)
+
+    def _bounds_of(self, tokens: int) -> tuple[int, ...]:
+        return tuple(part * tokens // self.count for part in range(self.count + 1))
+
+
+def _taken(tensor: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> Tensor:
+    """Some parts of a tensor, each from where and how long; no copy where they lie side by side."""
+    merged: list[tuple[int, int]] = []
+    for start, size in places:
+        if merged and sum(merged[-1]) == start:
+            merged[-1] = merged[-1][0], merged[-1][1] + size
+        elif size:
+            merged.append((start, size))
+    parts = [tensor.narrow(dim, start, size) for start, size in merged or [(0, 0)]]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def with_tokens(form: Leaf, dim: int, size: int) -> Leaf:

@@ -178,7 +178,7 @@ def divide_tokens(
         SplitError: steps are to be bridged, and what comes after the tokens reads more than the last unit's output.
     """
     layers = layers or undivided_layers(layout)
-    parts = TokenParts(layout.tokens, schedule.components // len(layers.components))
+    parts = layout.parts(schedule.components // len(layers.components))
     in_unit = Counter(site.unit for site in layout.sites.values())
     inside = [layout.graph.units[unit] for unit in layout.inside]
     cost, time = (sum(getattr(unit, name) for unit in inside) for name in ("cost", "time"))
@@ -241,9 +241,9 @@ def bases_of(trace: Trace, layout: TokenLayout) -> dict[int, int]:
     owners = [0 if unit in layout.inside else None for unit in range(len(layout.graph.units))]
     found = {}
     for edge, base in find_bases(trace, layout.graph, owners).items():
-        is_of_picture = edge.leaf in layout.outputs
+        is_divided = edge.leaf in layout.outputs
         is_cut_here = base.input in layout.inputs[layout.first]
-        if edge.unit == layout.last and base.unit == layout.first and is_of_picture == is_cut_here:
+        if edge.unit == layout.last and base.unit == layout.first and is_divided == is_cut_here:
             found[edge.leaf] = base.input
     return found
 
@@ -277,7 +277,7 @@ def _keys(layout: TokenLayout, site: Site, piece: Piece, parts: TokenParts, site
     """A part's keys and values at a site, one of so many in its unit."""
     real = layout.graph.units[site.unit]
     share = parts.size(piece.part) / parts.tokens / sites
-    outputs = tuple(_own(form, parts.size(piece.part)) for form in site.forms)
+    outputs = tuple(_own(form, parts.length(site.keys, piece.part)) for form in site.forms)
     return UnitCall(
         call=real.call,
         name=real.name,
@@ -296,7 +296,7 @@ def _keys(layout: TokenLayout, site: Site, piece: Piece, parts: TokenParts, site
 
 def _output(layout: TokenLayout, piece: Piece, parts: TokenParts) -> UnitCall:
     """A unit's output of a part of the tokens; what it costs is told where its keys are."""
-    cut = layout.cut(parts.size(piece.part)).units[piece.unit]
+    cut = layout.cut(parts, piece.part).units[piece.unit]
     return replace(
         cut,
         ordinal=(len(layout.attentions) + piece.unit) * parts.count + piece.part,

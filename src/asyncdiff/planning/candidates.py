@@ -144,7 +144,7 @@ class Conditions:
     outside: float = 0.0
     alone: Mapping[int, AloneTimes] = field(default_factory=dict)
     units: Seconds = field(default_factory=dict)
-    by_tokens: Mapping[int, float] = field(default_factory=dict)
+    by_tokens: Mapping[tuple[int, bool], float] = field(default_factory=dict)
 
 
 class Planner:
@@ -254,8 +254,10 @@ class Planner:
         key, counted, given = replace(way, guidance=1), self._subject.tokens, self._given
         if counted is None or counted.layout.tokens < way.tokens:
             return None
+        if way.fresh and counted.with_text is not None:
+            counted = counted.with_text
         if key not in self._by_tokens:
-            share = given.by_tokens.get(way.tokens, counted.share(way.tokens))
+            share = given.by_tokens.get((way.tokens, way.fresh), counted.share(way.tokens))
             method = FORECAST if way.fresh else FORECAST_OF_KEYS
             schedule = Schedule(
                 way.tokens,

@@ -2,16 +2,16 @@
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map, tree_unflatten
 
-from asyncdiff.call import Call
+from asyncdiff.call import Call, tensors_of
 from asyncdiff.denoiser.find import find_denoisers
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.rehearsal import rehearse, result_form
@@ -32,11 +32,14 @@ class FirstStep:
         denoiser: the pipeline's name for it.
         trace: the first call.
         calls: how often it is called; more than once where every branch of the guidance is a call of its own.
+        longer: given how many tokens its text has, the first call with a text twice as long; raises TraceError where
+            there is no such text.
     """
 
     denoiser: str
     trace: Trace
     calls: int
+    longer: Callable[[int], Trace]
 
 
 class _OverError(BaseException):
@@ -79,8 +82,8 @@ def first_step(pipe: Any, inputs: Mapping[str, Any]) -> FirstStep:
         ) from error
     if watched.first is None:
         raise ConfigurationError(f"{type(pipe).__name__} called no denoiser in its first step")
-    name, trace = watched.first
-    return FirstStep(name, trace, watched.calls)
+    name, trace, call = watched.first
+    return FirstStep(name, trace, watched.calls, functools.partial(_with_longer_text, denoisers[name], call))
 
 
 def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +117,30 @@ def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
+def _with_longer_text(denoiser: nn.Module, call: Call, tokens: int) -> Trace:
+    """A call with a text twice as long: all that has as many tokens, beside what is denoised.
+
+    Raises:
+        TraceError: there is no such text, or it cannot be longer.
+    """
+    form = CallForm(denoiser)
+    picture = {id(tensor) for tensor in tensors_of(form.main(call))}
+    is_there = False
+
+    def doubled(leaf: Any) -> Any:
+        nonlocal is_there
+        if not isinstance(leaf, Tensor) or id(leaf) in picture or leaf.ndim < 2:
+            return leaf
+        dim = next((dim for dim in (1, 0) if leaf.shape[dim] == tokens), None)
+        is_there = is_there or (leaf.ndim == 3 and dim == 1 and leaf.is_floating_point())
+        return leaf if dim is None else torch.cat((leaf, leaf), dim)
+
+    longer = call.giving(tree_map(doubled, call.given))
+    if not is_there:
+        raise TraceError(f"the call has no text of {tokens} tokens")
+    return rehearse(denoiser, longer, form.batch(call))
+
+
 def _end(*args: Any, **kwargs: Any) -> None:
     raise _OverError
 
@@ -122,12 +149,12 @@ class _Watched:
     """Answers in the place of all modules.
 
     Attributes:
-        first: the denoiser that is called first, and its call.
+        first: the denoiser that is called first, its recorded call, and the call itself.
         calls: how often it was called.
     """
 
     def __init__(self) -> None:
-        self.first: tuple[str, Trace] | None = None
+        self.first: tuple[str, Trace, Call] | None = None
         self.calls = 0
         self._is_inside = False
         self._known: dict[Any, Trace] = {}
@@ -140,7 +167,7 @@ class _Watched:
             self._known[key] = rehearse(denoiser, call, form.batch(call))
         trace = self._known[key]
         if self.first is None:
-            self.first = name, trace
+            self.first = name, trace, call
         self.calls += self.first[0] == name
         return _zeros(trace.calls[0])
 

@@ -29,7 +29,6 @@ from asyncdiff.launch import call_pipeline
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.parts import Parts
 from asyncdiff.plan.schedule import StepKind
-from asyncdiff.plan.token_layout import TokenParts
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
@@ -154,8 +153,10 @@ def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Ti
 
 def time_tokens(
     pipe: Any, name: str, inputs: Mapping[str, Any], counts: Collection[int], times: Times
-) -> Mapping[int, float]:
+) -> Mapping[tuple[int, bool], float]:
     """What a call with one of so many parts of a picture's tokens takes, relative to an undivided one.
+
+    By how many parts, and whether keys are fresh: then a text is divided as well, where it can be.
 
     Empty where the denoiser cannot be divided by tokens.
 
@@ -169,17 +170,18 @@ def time_tokens(
     denoiser = find_denoisers(pipe)[name]
     form, device = CallForm(denoiser), device_of(pipe, denoiser)
     units = UnitHooks(denoiser, Events(device))
-    found: dict[int, float] = {}
+    found: dict[tuple[int, bool], float] = {}
 
     def look(call: Call) -> Any:
         _, trace = record(denoiser, call.with_own_containers(), form.batch(call))
         graph = build_graph(trace, rates_of(device))
         units.add(graph)
-        finder = TokenFinder(denoiser, units, form, trace, graph, is_bridged=True)
-        for count in counts:
-            tokens = finder.find(call, count)
-            part = tokens.trial.divided(tokens.layout, TokenParts(tokens.layout.tokens, count), count - 1, [])
-            found[count] = _seconds(part, device) / times.calls[1.0]
+        for fresh in (True, False):
+            finder = TokenFinder(denoiser, units, form, trace, graph, is_bridged=True, divides_text=fresh)
+            for count in counts:
+                tokens = finder.find(call, count)
+                part = tokens.trial.divided(tokens.layout, tokens.layout.parts(count), count - 1, [])
+                found[count, fresh] = _seconds(part, device) / times.calls[1.0]
         raise _CaughtError
 
     undo = intercept_call(denoiser, look)

@@ -124,7 +124,7 @@ def _tokens(request: Request, device: Device, given: Mapping[str, Any], step: Fi
         return first_step(pipe, {**given, "height": height, "width": width}).trace
 
     try:
-        return count_tokens([step.trace, *other_sizes(step.trace, at)], device.rates)
+        return count_tokens([step.trace, *other_sizes(step.trace, at)], device.rates, step.longer)
     except AsyncDiffError as error:
         logger.info("tokens are not looked at: %s", error)
         return None
@@ -144,12 +144,12 @@ class _Found:
     Attributes:
         times: of calls and units.
         alone: of rounds that one device computes, by the number of components.
-        by_tokens: of calls with one of so many parts of the tokens, relative to undivided ones.
+        by_tokens: of calls with one of so many parts of the tokens, relative to undivided ones; with fresh keys or not.
     """
 
     times: Times
     alone: Mapping[int, AloneTimes] = field(default_factory=dict)
-    by_tokens: Mapping[int, float] = field(default_factory=dict)
+    by_tokens: Mapping[tuple[int, bool], float] = field(default_factory=dict)
 
 
 def _measured(

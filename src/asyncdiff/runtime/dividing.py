@@ -24,7 +24,6 @@ from asyncdiff.plan.link import Link
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership, ownership_of
 from asyncdiff.plan.token_counting import may_have_tokens
-from asyncdiff.plan.token_layout import TokenParts
 from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
 from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of, uncounted
 from asyncdiff.runtime.context import Context
@@ -149,7 +148,7 @@ class Divisions:
         graph = build_graph(trace, rates_of(context.device))
         context.units.add(graph)
         is_bridged = goal is not None or schedule.bridge > 1
-        finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged)
+        finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged, schedule.fresh)
         return finder.find(call, settings.tokens or 1)
 
     def _divide_tokens(self, settings: Settings, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
@@ -161,7 +160,7 @@ class Divisions:
         bases = bases_of(trace, layout) if method.residual else {}
         layers = divide_layers(layout, trace, components, method.residual)
         if components > 1:
-            check_cut(layout, TokenParts(layout.tokens, settings.tokens or 1), found.divided)
+            check_cut(layout, layout.parts(settings.tokens or 1), found.divided)
         return divide_tokens(layout, settings.schedule(), rates, method, share, bases, goal, layers)
 
     def choose_axis(self, call: Call) -> None:
@@ -180,11 +179,12 @@ class Divisions:
         if axis.gathered(None if found is None else ()) is None or found is None:
             return None
         trace, tokens = found
-        parts = TokenParts(tokens.layout.tokens, context.schedule.components)
+        layout = tokens.layout
+        parts = layout.parts(context.schedule.components)
         link = measured_link(context.exchange, parts.count, context.device)
         everyone = Moment(results=tuple((part, part) for part in range(parts.count)))
-        others = functools.partial(exchanged_keys, context.exchange, parts, everyone, context.name)
-        part = tokens.trial.divided(tokens.layout, parts, context.exchange.ranks[0], [], others)
+        others = functools.partial(exchanged_keys, context.exchange, layout, parts, everyone, context.name)
+        part = tokens.trial.divided(layout, parts, context.exchange.ranks[0], [], others)
         with uncounted(context.exchange.traffic):
             divided = seconds_of(lambda: part(), context.device)
         whole = seconds_of(lambda: call.with_own_containers()(), context.device)
@@ -192,7 +192,7 @@ class Divisions:
         if measured is None:
             return None
         whole, divided, of_a_byte, latency = measured
-        settings, layout = axis.by_tokens, tokens.layout
+        settings = axis.by_tokens
 
         def by_tokens(goal: Goal | None) -> Division:
             share, method = divided / whole, settings.chosen_method

@@ -7,25 +7,25 @@ from torch import Tensor
 
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.moments import Moment
-from asyncdiff.plan.token_layout import TokenParts
+from asyncdiff.plan.token_layout import TokenLayout, TokenParts
 from asyncdiff.runtime.token_walk import Pair
 
 
 def exchanged_keys(
-    exchange: Exchange, parts: TokenParts, moment: Moment, name: str, number: int, mine: Pair
+    exchange: Exchange, layout: TokenLayout, parts: TokenParts, moment: Moment, name: str, number: int, mine: Pair
 ) -> list[Pair]:
     """Every part's keys and values, given those of this rank's tokens; waits for the others'.
 
     Args:
         exchange: of a process that computes for one rank.
-        parts: who has which tokens.
+        layout, parts: where tokens lie, and who has which.
         moment: which rank makes which part's.
         name: of the denoiser, for errors.
         number: of the attention.
     """
-    (rank,) = exchange.ranks
+    (rank,), extent = exchange.ranks, layout.sites[number].keys
     pairs = {
-        part: mine if source == rank else tuple(_like(tensor, parts.size(part)) for tensor in mine)
+        part: mine if source == rank else tuple(_like(tensor, parts.length(extent, part)) for tensor in mine)
         for part, source in moment.results
     }
     what = f"the keys of attention {number} of the denoiser {name!r}, part"

@@ -39,9 +39,9 @@ def joined(
     def room(leaf: Tensor, at: int, source: int) -> Tensor:
         if at not in outputs:
             return leaf
-        dim = outputs[at].dim
-        around = leaf.shape[dim] - parts.size(part) if source == 0 else 0
-        return with_size(leaf, dim, parts.size(source) + around)
+        extent = outputs[at]
+        around = leaf.shape[extent.dim] - parts.length(extent, part) if source == 0 else 0
+        return with_size(leaf, extent.dim, parts.length(extent, source) + around)
 
     given = {
         source: [

@@ -4,32 +4,39 @@ What the marks let expect is tried: one part's tokens, with the keys that the or
 become what they are in the ordinary call.
 """
 
+import contextlib
 import itertools
+import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from asyncdiff.call import Call
+from asyncdiff.call import Call, tensors_of
 from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import SplitError
-from asyncdiff.plan.token_layout import Site, TokenLayout, TokenParts
+from asyncdiff.plan.token_layout import Extent, Site, TokenLayout, TokenParts
 from asyncdiff.report import Counts
 from asyncdiff.runtime.token_marks import Block, Marked, Marks, mark
+from asyncdiff.runtime.token_text import TextTokens, text_of
 from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
 from asyncdiff.runtime.units import UnitHooks
+
+logger = logging.getLogger(__name__)
 
 # How far what becomes of some tokens may be off, relative to the size of all: rounding, and no more.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 _TOLERANCE_OF_HALF = 0.03
 # Of so many tensors, or streams of tensors, it is tried whether those that are as long as all tokens are none.
 _MOST_DOUBTFUL = 3
+# With the text divided as well so many layouts are tried.
+_MOST_TRIALS_OF_TEXT = 6
 # A call of which less than this share is spent on tokens of the picture is not worth dividing so.
 _LEAST_SHARE = 0.5
 
@@ -101,6 +108,8 @@ class TokenFinder:
         graph: the units of that call.
         is_bridged: whether steps are bridged from where the tokens are joined again. That is best right after the last
             attention: what comes then is computed in every step. Else it is as late as can be.
+        divides_text: whether a text beside the picture in attention is divided as well, if it can be. With keys of the
+            steps before that costs closeness; with fresh ones nothing.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class TokenFinder:
         trace: Trace,
         graph: Graph,
         is_bridged: bool = False,
+        divides_text: bool = False,
     ) -> None:
         self._denoiser = denoiser
         self._units = units
@@ -118,6 +128,7 @@ class TokenFinder:
         self._trace = trace
         self._graph = graph
         self._is_bridged = is_bridged
+        self._divides_text = divides_text
 
     def find(self, call: Call, count: int, tried: Sequence[int] = ()) -> FoundTokens:
         """The layout for a call like the recorded one.
@@ -137,21 +148,45 @@ class TokenFinder:
     def _find(self, call: Call, count: int, tried: Sequence[int]) -> FoundTokens:
         if any(made.is_compiled for made in self._trace.calls):
             raise SplitError("it is compiled, which hides its attention; use components, or do not compile it")
-        marks = mark(self._units, self._form, self._graph, call)
+        marks = mark(self._units, self._graph, call, tensors_of(self._form.main(call)))
         found = self._sites(marks)
         if found.tokens < count:
             raise SplitError(f"the picture has {found.tokens} tokens, too few for tokens={count}")
-        layouts = [self._layout(marks, found, choice) for choice in self._choices(marks, found)]
+        choices = self._choices(marks, found)
+        layouts = [self._layout(marks, found, choice) for choice in choices]
         self._check_worth(layouts[0])
         trial = Trial(self._denoiser, self._units, layouts[0], call)
         reasons = []
         for layout in layouts:
             try:
-                divided = [trial.run(layout, TokenParts(layout.tokens, count), part) for part in tried]
-                return FoundTokens(layout, divided[-1], trial)
+                divided = [trial.run(layout, layout.parts(count), part) for part in tried]
             except SplitError as error:
                 reasons.append(error)
+                continue
+            for with_text in self._with_text(call, marks, found, choices) if self._divides_text else ():
+                if with_text.text < count:
+                    break
+                try:
+                    divided = [trial.run(with_text, with_text.parts(count), part) for part in tried]
+                    return FoundTokens(with_text, divided[-1], trial)
+                except SplitError as error:
+                    logger.debug("the text is not divided: %s", error)
+            return FoundTokens(layout, divided[-1], trial)
         raise reasons[0]
+
+    def _with_text(self, call: Call, marks: Marks, found: _Found, choices: Sequence[_Choice]) -> list[TokenLayout]:
+        """Some layouts in which the text is divided as well, the likeliest first; none where its place is not clear."""
+        picture = tensors_of(self._form.main(call))
+        text = text_of(self._units, self._graph, call, picture, marks, found.sites, found.tokens)
+        layouts: list[TokenLayout] = []
+        if text is None:
+            return layouts
+        for cuts_unmarked, choice in itertools.product((True, False), choices):
+            with contextlib.suppress(SplitError):
+                layout = self._layout(marks, found, choice, replace(text, cuts_unmarked=cuts_unmarked))
+                if layout not in layouts:
+                    layouts.append(layout)
+        return layouts[:_MOST_TRIALS_OF_TEXT]
 
     def _sites(self, marks: Marks) -> _Found:
         """The attentions among all tokens of the picture."""
@@ -226,7 +261,12 @@ class TokenFinder:
         ]
         return sorted(doubts, key=lambda doubt: -doubt.readers)[:_MOST_DOUBTFUL]
 
-    def _layout(self, marks: Marks, found: _Found, choice: _Choice) -> TokenLayout:
+    def _layout(self, marks: Marks, found: _Found, choice: _Choice, text: TextTokens | None = None) -> TokenLayout:
+        """Where tokens lie by a choice: those of the picture, and those of a text that is to be divided as well.
+
+        Raises:
+            SplitError: the text cannot be divided so.
+        """
         inputs = {}
         for unit in range(found.first, choice.last + 1):
             values = self._trace.calls[self._graph.units[unit].call].inputs
@@ -250,17 +290,34 @@ class TokenFinder:
             }
             for unit in range(found.first, choice.last + 1)
         }
+        if text is not None:
+            inputs = {
+                unit: _with_text(text, extents, text.marks.inputs[unit], marks.inputs[unit])
+                for unit, extents in inputs.items()
+            }
+            made = {
+                unit: _with_text(text, extents, text.marks.outputs[unit], marks.outputs[unit])
+                for unit, extents in made.items()
+            }
         sites, queries, attentions = {}, {}, list[int]()
         for marked, site in enumerate(marks.sites):
             if site.unit is None or not found.first <= site.unit <= choice.last:
                 continue
-            number, asked = len(attentions), site.queries
+            number, keys, asked = len(attentions), _rows(site.keys, found.tokens), _rows(site.queries, found.tokens)
             attentions.append(site.unit)
-            start = asked.start if isinstance(asked, Block) and asked.length == found.tokens else None
-            if marked in found.sites and isinstance(site.keys, Block):
-                sites[number] = Site(site.unit, site.keys.start, start, site.total, site.forms)
-            elif start is not None:
-                queries[number] = start
+            if text is not None:
+                its = text.marks.sites[marked]
+                asked = text.of_rows(asked, its.queries)
+                if marked in found.sites:
+                    keys = text.of_rows(keys, its.keys)
+                elif its.keys is not False:
+                    raise SplitError("there is attention to the text alone")
+            if marked in found.sites and keys is not None:
+                sites[number] = Site(site.unit, keys, asked, site.total, site.forms)
+            elif asked is not None:
+                queries[number] = asked
+        if text is not None and not any(site.keys.text is not None for site in sites.values()):
+            raise SplitError("the text is not marked in attention")
         return TokenLayout(
             self._graph,
             found.tokens,
@@ -272,6 +329,7 @@ class TokenFinder:
             sites,
             queries,
             tuple(attentions),
+            0 if text is None else text.tokens,
         )
 
     def _check_worth(self, layout: TokenLayout) -> None:
@@ -324,7 +382,7 @@ class Trial:
         """
 
         def ordinary(number: int, mine: Pair) -> list[Pair]:
-            extent = layout.sites[number].extent
+            extent = layout.sites[number].keys
             key, value = self._keys[number]
             pairs = [(parts.of(key, extent, other), parts.of(value, extent, other)) for other in range(parts.count)]
             pairs[part] = mine
@@ -352,8 +410,11 @@ class Trial:
         except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not fit
             raise SplitError(f"with some of its tokens alone it fails ({str(error).splitlines()[0]})") from error
         self._check_result(layout, tree_leaves(result))
-        for leaf, extent in layout.outputs.items():
-            ordinary = parts.cut(self._outputs[layout.last][leaf], extent, part)
+        for leaf, whole in enumerate(self._outputs[layout.last]):
+            if not isinstance(whole, Tensor):
+                continue
+            extent = layout.outputs.get(leaf)
+            ordinary = whole if extent is None else parts.cut(whole, extent, part)
             if made[leaf].shape != ordinary.shape:
                 name = layout.graph.units[layout.last].name
                 raise SplitError(f"{name!r} gives {tuple(made[leaf].shape)}, not {tuple(ordinary.shape)}")
@@ -372,6 +433,25 @@ class Trial:
                 raise SplitError(f"after {name!r} it counts the tokens that it had before, a part of the picture's")
             if not _off(leaf, ordinary) <= _TOLERANCE.get(ordinary.dtype, _TOLERANCE_OF_HALF):
                 raise SplitError(f"what comes after {name!r} reads tokens from before it, a part of the picture's")
+
+
+def _rows(marked: Block | bool, tokens: int) -> Extent | None:
+    """Where the picture's tokens lie in keys or queries, if all of them do."""
+    return Extent(marked.dim, marked.start) if isinstance(marked, Block) and marked.length == tokens else None
+
+
+def _with_text(
+    text: TextTokens, extents: Mapping[int, Extent], marked: Sequence[Marked], of_picture: Sequence[Marked]
+) -> dict[int, Extent]:
+    """Where tokens lie in some tensors, those of the text added."""
+    found = {}
+    for place, (given, beside) in enumerate(zip(marked, of_picture, strict=True)):
+        extent = extents.get(place)
+        # What is of the picture and not cut, or not all of it, is none of the text's.
+        added = text.with_text(extent, given) if extent is not None or beside.mark is False else None
+        if added is not None:
+            found[place] = added
+    return found
 
 
 def _off(made: Tensor, ordinary: Tensor) -> float:

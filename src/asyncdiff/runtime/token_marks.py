@@ -1,10 +1,10 @@
-"""Which parts of what a denoiser's units and attentions are given are tokens of the picture: marked by NaN.
+"""Which parts of what a denoiser's units and attentions are given are tokens of the picture, or a text: marked by NaN.
 
 Nothing is known of any model: in a call in which every number of the picture is NaN, and attention gives each query
 something of its own, what is NaN comes from the picture.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from asyncdiff.call import Call, tensors_of
+from asyncdiff.call import Call
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
-from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.denoiser.trace import Leaf
 from asyncdiff.plan.token_layout import Extent
@@ -104,10 +103,9 @@ class Marks:
     sites: list[MarkedSite] = field(default_factory=list)
 
 
-def mark(units: UnitHooks, form: CallForm, graph: Graph, call: Call) -> Marks:
-    """Make a call with a picture of NaN."""
-    picture = {id(tensor) for tensor in tensors_of(form.main(call))}
-    poisoned = call.giving(tree_map(_nan_for(picture), call.given))
+def mark(units: UnitHooks, graph: Graph, call: Call, given: Sequence[Tensor]) -> Marks:
+    """Make a call in which some of the given tensors are NaN."""
+    poisoned = call.giving(tree_map(_nan_for({id(tensor) for tensor in given}), call.given))
     marks, current = Marks([_marked(tensor) for tensor in poisoned.tensors]), list[int]()
 
     def rule(unit: int, inner: Call) -> Any:
@@ -131,10 +129,10 @@ def mark(units: UnitHooks, form: CallForm, graph: Graph, call: Call) -> Marks:
     return marks
 
 
-def _nan_for(picture: set[int]) -> Callable[[Any], Any]:
+def _nan_for(chosen: set[int]) -> Callable[[Any], Any]:
     def poisoned(leaf: Any) -> Any:
-        is_picture = id(leaf) in picture and leaf.is_floating_point()
-        return torch.full_like(leaf, torch.nan) if is_picture else leaf
+        is_chosen = id(leaf) in chosen and leaf.is_floating_point()
+        return torch.full_like(leaf, torch.nan) if is_chosen else leaf
 
     return poisoned
 

@@ -70,7 +70,7 @@ class TokenStepRunner:
         def note(number: int, pair: Pair) -> None:
             for part in range(parts.count):
                 for edge, tensor in zip(division.edges(number, part), pair, strict=True):
-                    _keep(division, channel, edge, parts.of(tensor, layout.sites[number].extent, part))
+                    _keep(division, channel, edge, parts.of(tensor, layout.sites[number].keys, part))
 
         def made(edge: Edge, tensor: Tensor) -> None:
             extent = layout.made[edge.unit].get(edge.leaf)
@@ -99,7 +99,7 @@ class TokenStepRunner:
         (_, part), moment = division.place(rank), division.keys_of_step(rank)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
-            found = exchanged_keys(exchange, parts, moment, self._context.name, number, mine)
+            found = exchanged_keys(exchange, layout, parts, moment, self._context.name, number, mine)
             for source, pair in enumerate(found):
                 for edge, tensor in zip(division.edges(number, source), pair, strict=True):
                     _keep(division, channel, edge, tensor)
@@ -113,7 +113,7 @@ class TokenStepRunner:
             end.keep(channel, whole)
             return whole
 
-        every = self._every_unit(stream, layout.cut(parts.size(part)), channel, made)
+        every = self._every_unit(stream, layout.cut(parts, part), channel, made)
         return walk_divided(self._context.units, layout, parts, part, call, keys, join, Counts(), end.enter, every)
 
     def _every_unit(
@@ -208,7 +208,7 @@ class TokenStepRunner:
         call = stream.labelled(self._context.form, call, task.label)
         reads = division.partition.reads[task.rank]
         received = Received(work, task.rank, task.reads, task.label, reads, once=True)
-        graph, residuals = layout.cut(division.parts.size(part)), Residuals(layers)
+        graph, residuals = layout.cut(division.parts, part), Residuals(layers)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
             pairs = []

@@ -108,11 +108,11 @@ def walk_divided(
         number = numbers.next()
         site = layout.sites.get(number)
         if site is not None:
-            _check_keys(attention, site.total - parts.tokens + parts.size(part))
-            mine = tuple(parts.own(tensor, site.extent, part) for tensor in (attention.key, attention.value))
+            _check_keys(attention, site.total - parts.total(site.keys) + parts.length(site.keys, part))
+            mine = tuple(parts.own(tensor, site.keys, part) for tensor in (attention.key, attention.value))
             attention = _with_all_keys(attention, site, parts, part, keys(number, (mine[0], mine[1])))
-        start = layout.queries.get(number) if site is None else site.queries
-        return _with_own_rows(attention, start, parts, part)()
+        queries = layout.queries.get(number) if site is None else site.queries
+        return _with_own_rows(attention, queries, parts, part)()
 
     with AttentionCalls(answer):
         own = _own_tensors(call, layout.arguments, parts, part)
@@ -173,7 +173,7 @@ def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, p
         if not isinstance(leaf, Tensor):
             return leaf
         extent = extents.get(next(places))
-        if extent is None or leaf.shape[extent.dim] < extent.start + parts.tokens:
+        if extent is None or leaf.shape[extent.dim] < parts.end(extent):
             return leaf
         return parts.cut(leaf, extent, part)
 
@@ -186,16 +186,19 @@ def _with_all_keys(
     """The call with the keys and values of all tokens, and a mask that has a column for each.
 
     Raises:
-        ValueError: it is causal.
+        ValueError: it is causal; or its mask says of the part's own text what it does not say of the others'.
     """
     if attention.options["is_causal"]:
         raise ValueError("attention is causal")
-    extent, mask = site.extent, attention.mask
+    extent, mask = site.keys, attention.mask
     if mask is not None and mask.shape[-1] == attention.key.shape[-2] != site.total:
+        if extent.text is not None:
+            raise ValueError("the mask is for a part of the text")
         # A mask for the part's own keys: what it says of the picture's tokens, it says of all of them.
-        column = Extent(mask.ndim - 1, site.keys)
-        own = parts.own(mask, column, part)
-        mask = parts.join(mask, column, part, [own[..., :1].expand(*own.shape[:-1], parts.tokens)])
+        column = extent._replace(dim=mask.ndim - 1)
+        alike = parts.own(mask, column, part)[..., :1]
+        everyone = [alike.expand(*alike.shape[:-1], parts.size(source)) for source in range(parts.count)]
+        mask = parts.join(mask, column, part, everyone)
     return attention._replace(
         key=parts.join(attention.key, extent, part, [key for key, _ in pairs]),
         value=parts.join(attention.value, extent, part, [value for _, value in pairs]),
@@ -203,9 +206,9 @@ def _with_all_keys(
     )
 
 
-def _with_own_rows(attention: AttentionCall, start: int | None, parts: TokenParts, part: int) -> AttentionCall:
+def _with_own_rows(attention: AttentionCall, queries: Extent | None, parts: TokenParts, part: int) -> AttentionCall:
     """The call with the rows of its mask that belong to its queries."""
     mask = attention.mask
-    if mask is None or start is None or mask.ndim < 2 or mask.shape[-2] in (1, attention.query.shape[-2]):
+    if mask is None or queries is None or mask.ndim < 2 or mask.shape[-2] in (1, attention.query.shape[-2]):
         return attention
-    return attention._replace(mask=parts.cut(mask, Extent(mask.ndim - 2, start), part))
+    return attention._replace(mask=parts.cut(mask, queries._replace(dim=mask.ndim - 2), part))
