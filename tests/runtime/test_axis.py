@@ -175,7 +175,9 @@ def test_it_goes_by_the_number_of_steps() -> None:
     turns = [{"num_inference_steps": steps} for steps in (100, 5, 100, 5)]
     for made in run_ranks(2, _draw_in_turn, 0.9, turns):
         assert [tokens for _, tokens in made] == [1, 2, 1, 2]
-        assert torch.equal(made[0][0], made[2][0]) and torch.equal(made[1][0], made[3][0])
+        assert torch.equal(made[0][0], made[2][0])
+        # The first step of the first is undivided: there it is found how to divide.
+        torch.testing.assert_close(made[1][0], made[3][0], rtol=0, atol=1e-4)
 
 
 def test_a_picture_too_small_for_it_changes_nothing_for_others() -> None:
