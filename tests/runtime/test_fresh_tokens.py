@@ -44,6 +44,21 @@ def test_bridged_steps_are_those_of_one_device(bridge: int) -> None:
     assert (found - plain).abs().max() > 100 * (found - expected).abs().max()
 
 
+def test_a_text_beside_the_picture_is_divided_as_well() -> None:
+    """Not where keys are of the steps before: there it costs closeness."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    divisions = []
+    for fresh in (False, True):
+        with AsyncDiff(pipe, tokens=3, fresh=fresh, warmup=2, executor="local") as async_diff:
+            run(pipe, tiny, num_inference_steps=3)
+            divisions.append(division_of(async_diff))
+    (without, with_text), total = divisions, next(iter(divisions[0].layout.sites.values())).total
+    assert (without.layout.text, with_text.layout.text) == (0, total - without.layout.tokens)
+    assert with_text.share < without.share
+    keys, _ = with_text.edges(next(iter(with_text.layout.sites)), 2)
+    assert with_text.graph.units[keys.unit].outputs[0].shape[-2] == sum(with_text.parts.sizes(2))
+
+
 SETTINGS: list[tuple[int, dict[str, Any]]] = [
     (2, {"tokens": 2, "bridge": 4, "max_error": 0.05}),
     (4, {"tokens": 2, "guidance": 2, "bridge": 2}),
