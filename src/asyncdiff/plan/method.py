@@ -78,8 +78,8 @@ FORECAST_OF_KEYS = Method(bits=4, most_versions=4)
 """The same of keys and values, which are far more than components' live edges (docs/tokens.md)."""
 
 FORECAST_OF_BOTH = Method(bits=8, most_versions=4)
-"""The same of keys and of what components make on a part of the tokens: an N-th of the keys each, and outputs that bear
-four bits less well (docs/tokens.md)."""
+"""The same of keys and of what components make on a part of the tokens. Each device has an N-th of the keys, which
+leaves room for more bits; with four, pictures were farther off (docs/tokens.md)."""
 
 _PRESETS = {"paper": PAPER, "forecast": FORECAST}
 
