@@ -33,13 +33,13 @@ class FirstStep:
         trace: the first call.
         calls: how often it is called; more than once where every branch of the guidance is a call of its own.
         longer: given how many tokens its text has, the first call with a text twice as long; raises TraceError where
-            there is no such text.
+            there is no such text. None where the call was not recorded for a plan.
     """
 
     denoiser: str
     trace: Trace
     calls: int
-    longer: Callable[[int], Trace]
+    longer: Callable[[int], Trace] | None = None
 
 
 class _OverError(BaseException):
