@@ -142,6 +142,25 @@ def test_numbers_that_come_from_the_arguments_are_known() -> None:
     assert found.partition.reads[1], "what was written into a tensor is read from it"
 
 
+class Placing(nn.Module):
+    """Puts what its blocks make where a mask says, and then counts by the mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(64, 64), nn.Linear(64, 64)])
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        placed = self.blocks[0](sample)
+        placed[:, mask] = self.blocks[1](sample)[:, mask]
+        return placed[:, : int(mask.sum())]
+
+
+def test_what_says_where_is_written_to_stays_known() -> None:
+    model = Placing()
+    given = (torch.ones(1, 6, 64), torch.ones(1), torch.tensor([True, True, True, False, False, False]))
+    assert rehearse(model, Call(model._call_impl, given, {})).calls[0].outputs[0].shape == (1, 3, 64)
+
+
 class _Tied(nn.Module):
     """Two names for one weight, as text encoders have."""
 

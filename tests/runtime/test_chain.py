@@ -20,7 +20,7 @@ NOT_BY_HAND = ("cascade_decoder", "sd35_skip_layer_guidance", "dit")
 # What cannot be known without the weights: a cache that a call fills, who of the experts computes, words that are cut
 # off in one of two calls.
 REFUSED = {
-    **dict.fromkeys(("flux2_klein_kv", "hidream", "qwen_image_21"), TraceError),
+    **dict.fromkeys(("flux2_klein_kv", "hidream"), TraceError),
     "framepack_true_cfg": ShapeChangedError,
 }
 # The labels of later steps are known after a longer warm-up only.

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from asyncdiff.call import Call, tensors_of
 from asyncdiff.denoiser.elsewhere import Elsewhere
-from asyncdiff.denoiser.trace import Trace, record
+from asyncdiff.denoiser.trace import Trace, record, written_by
 from asyncdiff.errors import TraceError
 
 _WITHOUT_NUMBERS = (
@@ -90,7 +90,9 @@ class _Computing(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._unknown: set[int] = set()  # the storages of plain tensors to which something unknown was written
+        # The storages of plain tensors to which something unknown was written, by address. They are kept: once freed,
+        # the address would be that of another tensor.
+        self._unknown: dict[int, torch.UntypedStorage] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -106,8 +108,9 @@ class _Computing(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args = (args[0], self._counted(args[1]), *args[2:])
         result = func(*args, **kwargs)
         if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
-            written = [tensor for tensor in tensors_of((args, kwargs)) if not isinstance(tensor, FakeTensor)]
-            self._unknown |= {_storage_of(tensor) for tensor in written}
+            for tensor in written_by(func, args, kwargs):
+                if not isinstance(tensor, FakeTensor):
+                    self._unknown[_address_of(tensor)] = tensor.untyped_storage()
             if func._schema.name.endswith("_"):
                 return args[0]  # the tensor itself, and no stand-in for it
         return result
@@ -118,14 +121,14 @@ class _Computing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(isinstance(tensor, FakeTensor) for tensor in given):
             return False
         is_view = isinstance(func, torch._ops.OpOverload) and func.is_view
-        return is_view or self._unknown.isdisjoint(map(_storage_of, given))
+        return is_view or self._unknown.keys().isdisjoint(map(_address_of, given))
 
     def _counted(self, places: Any) -> list[Any]:
         """The places that are read of a tensor: known masks as numbers, whose count is known then."""
         found: list[Any] = []
         for each in places:
             is_mask = isinstance(each, Tensor) and each.dtype in (torch.bool, torch.uint8)
-            if is_mask and not isinstance(each, FakeTensor) and _storage_of(each) not in self._unknown:
+            if is_mask and not isinstance(each, FakeTensor) and _address_of(each) not in self._unknown:
                 with _disable_current_modes():
                     found += each.nonzero(as_tuple=True)
             else:
@@ -133,7 +136,7 @@ class _Computing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-def _storage_of(tensor: Tensor) -> int:
+def _address_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 

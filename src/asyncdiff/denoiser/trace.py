@@ -253,7 +253,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         overwrites: list[tuple[ValueId, ValueId]] = []
         if kind.is_mutable:
-            for tensor in _mutated(func, args, kwargs):
+            for tensor in written_by(func, args, kwargs):
                 overwrites += self.values.written(tensor)
         outputs = _tensors_in(result if isinstance(result, (list, tuple)) else (result,))
         makes = []
@@ -422,7 +422,8 @@ def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:
     return found
 
 
-def _mutated(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Those of an operator's arguments that it writes to."""
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
