@@ -133,6 +133,26 @@ def test_exponentials_and_weights_are_counted(written_out: bool) -> None:
     assert sum(operator.weight_bytes for operator in trace.operators) == 6 * 6 * 4
 
 
+class Replacing(nn.Module):
+    """Makes its buffer anew in every call, as tables of places are made for the length of what they are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("places", torch.arange(64.0))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.places = None
+        self.places = torch.arange(64.0)
+        for _ in range(20):
+            hidden = hidden + 1
+        return hidden
+
+
+def test_what_lies_where_a_buffer_was_is_no_weight() -> None:
+    trace = recorded(Replacing(), torch.randn(64))
+    assert [operator.weight_bytes for operator in trace.operators] == [0] * 21
+
+
 class UsesAnother(nn.Module):
     """Calls a module that is not its own, which the denoiser calls as well."""
 

@@ -226,7 +226,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         weights = itertools.chain(denoiser.parameters(), denoiser.buffers())
         plain = (Tensor, nn.Parameter, FakeTensor)
-        self._weights = {_storage_key(tensor) for tensor in weights if type(tensor) in plain}
+        # Kept: the address of a buffer that a call replaces would soon be that of another tensor.
+        self._weights = {_storage_key(each): each.untyped_storage() for each in weights if type(each) in plain}
         self._weight_bytes = _weight_bytes(denoiser)
         self.values = _Values()
         self.calls: list[ModuleCall] = []
