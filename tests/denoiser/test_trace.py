@@ -42,6 +42,9 @@ def only(trace: Trace) -> Operator:
     not hasattr(TorchDispatchMode, "supports_higher_order_operators"), reason="this torch records no such operators"
 )
 def test_flexible_attention_is_recorded_as_one_operator() -> None:
+    # What torch has compiled for a call with a mask, of a model before, it stumbles over in one without: so it does
+    # without anything of ours.
+    torch.compiler.reset()
     query = torch.randn(1, 2, 128, 16)
     trace = recorded(Function(flex_attention), query, query, query)
     assert [operator.flops for operator in trace.operators if operator.flops] == [2 * 2 * 2 * 128 * 128 * 16]
