@@ -163,7 +163,7 @@ def first_step_of(subject: Subject) -> FirstStep:
     undo = intercept_call(denoiser, look)
     generate(subject, 1)
     undo()
-    return FirstStep(name, traces[0], len(traces))
+    return FirstStep(name, traces[0], len(traces), pictures=1)
 
 
 def hold(
@@ -189,7 +189,7 @@ def hold(
             while spent < _SECONDS:
                 spent += generations.add(subject, settings.steps)
             async_diff.gather()  # the pipeline is whole again, whatever it was divided into
-    given, described = functools.reduce(least, measured), describe(subject.pipe, step, 1)
+    given, described = functools.reduce(least, measured), describe(subject.pipe, step)
     return [
         judged(name, described, given, Way(stride=1, warmup=settings.warmup, **way), generations, plain)
         for way, generations in zip(ways, found, strict=True)

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -82,10 +83,39 @@ def test_the_table(tmp_path: Path) -> None:
         assert words in done.stdout
 
 
+def test_at_80_columns_nothing_is_cut(dit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncdiff.commands.terminal.stdout._width", 80)
+    lines = planned("--model", dit, "--devices", "4", "--memory", "1MB").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    settings = {setting for line in lines for setting in re.findall(r"\w+=\w+", line)}
+    assert settings > {"guidance=2", "components=4", "stride=2", "bridge=4", "tokens=4", "fresh=True", "shard=True"}
+    rows = [line for line in lines if re.search(r"\d\.\d\dx ", line)]
+    assert rows and all(re.search(r"B +(exact|\d\d\.\d · \d\d\.\d|not) *$", line) for line in rows)
+
+
+def test_why_no_way_divides_tokens(tmp_path: Path) -> None:
+    save_narrow_demos(tmp_path)
+    done = planned("--model", str(tmp_path / "unet"), "--devices", "2")
+    assert "No way divides tokens: there are convolutions between its attentions." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("size", "sentence"),
+    [
+        ("--height 30", "makes no pictures of height 30; height 32 would do"),
+        ("--height 30 --width 70", "makes no pictures of height 30 and width 70; height 32 and width 64 would do"),
+    ],
+)
+def test_a_size_that_the_model_cannot_have(size: str, sentence: str, dit: str) -> None:
+    done = planned("--model", dit, "--devices", "1", *size.split())
+    assert done.exit_code == 2
+    assert f"CogView4Pipeline {sentence}" in " ".join(done.stderr.split())
+
+
 def test_what_does_not_fit_says_by_how_much() -> None:
     done = planned("--devices", "2", "--memory", "1MB")
     assert done.exit_code == 2
-    assert "(+" in done.stdout
+    assert re.search(r"^ +\+[\d.]+ MiB *$", done.stdout, re.MULTILINE)
     assert "Nothing fits: components=2, shard=True needs the least" in done.stderr
     assert "more than there is" in done.stderr
 
@@ -145,6 +175,14 @@ def test_from_python(dit: str) -> None:
     leaf_bytes = 2 * 12 * 4 * 4 * torch.bfloat16.itemsize
     halves = next(one for one in found.candidates if str(one.way) == "guidance=2, components=1")
     assert halves.bytes_per_picture == 50 * leaf_bytes
+
+
+def test_prompts_in_the_inputs_are_counted(dit: str) -> None:
+    inputs = {"prompt": ["a cat", "a dog", "a fox"], "num_images_per_prompt": 2}
+    found = asyncdiff.plan(dit, 1, device="cpu", inputs=inputs)
+    assert found.pictures == 6
+    with pytest.raises(asyncdiff.AsyncDiffError, match="batch says 2 prompts, and the inputs have 3: leave batch out"):
+        asyncdiff.plan(dit, 1, batch=2, inputs=inputs)
 
 
 @pytest.mark.parametrize(

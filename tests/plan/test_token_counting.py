@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff, SplitError
 from asyncdiff.denoiser.rates import CPU
-from asyncdiff.plan.token_counting import _growth, count_tokens, may_have_tokens
+from asyncdiff.plan.token_counting import _growth, count_tokens, why_not
 from asyncdiff.planning.first_step import FirstStep, first_step
 from tests.plan.joint import OPERATIONS_ALONE, TEXT, TOKENS, WIDTH, Joint, traces
 from tests.runtime.test_tokens import division_of
@@ -42,8 +42,8 @@ def test_by_hand() -> None:
 def test_what_cannot_be_divided_is_refused_with_its_reason() -> None:
     with pytest.raises(SplitError, match="convolutions between"):
         count_tokens(traces(Joint(3), TOKENS, 2 * TOKENS, 3 * TOKENS), CPU)
-    assert not may_have_tokens(traces(Joint(3), TOKENS)[0])
-    assert may_have_tokens(traces(Joint(1), TOKENS)[0]), "a convolution of one place is a projection"
+    assert why_not(traces(Joint(3), TOKENS)[0]) == "there are convolutions between its attentions"
+    assert why_not(traces(Joint(1), TOKENS)[0]) is None, "a convolution of one place is a projection"
     with pytest.raises(SplitError, match="the same for pictures of other sizes"):
         count_tokens(traces(Joint(), TOKENS, TOKENS, 2 * TOKENS), CPU)
 

@@ -1,11 +1,13 @@
 """The command `asyncdiff plan`."""
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -30,6 +32,7 @@ _MADE_OF = {
     "activations": "activations",
     "others": "other modules",
 }
+_HEADINGS = ("seconds", "speed-\nup", "a round\nsends", "a picture\nsends", "memory", "dB of demo\nmodels")
 _SPEEDS = ", ".join(f"{device.speed / 1e12:g} of a {device.name}" for device in DEVICES.values())
 
 
@@ -130,26 +133,14 @@ def _print(found: "Plan") -> None:
         f"{found.denoiser}: {found.call * 1000:.3g} ms a call ({source}){calls}, {found.steps} steps, "
         f"link {found.link.name}"
     )
-    table = Table(
-        "",
-        Column("way", overflow="fold"),
-        "devices",
-        "seconds a picture",
-        "speed-up",
-        "a round sends",
-        "a picture sends",
-        "memory",
-        "dB of the demo models",
-        title=title,
-    )
-    for candidate in found.candidates:
-        table.add_row(*map(escape, _cells(candidate, candidate == found.chosen)))
-    stdout.print(table)
+    stdout.print(_table(found, title))
     stdout.print(
-        "✓ chosen; * no other that fits is faster and, by the indication, as close; (+) more memory than there is. "
-        "Seconds: of the denoising loop. Decibels: demo UNet · DiT, an indication.",
+        "✓ chosen; * no other that fits is faster and, by the indication, as close; + in memory: what is missing. "
+        "Seconds: for a picture, of the denoising loop. Decibels: demo UNet · DiT, an indication.",
         highlight=False,
     )
+    if found.no_tokens is not None:
+        stdout.print(f"No way divides tokens: {found.no_tokens.rstrip('.')}.", markup=False, highlight=False)
     if found.chosen is not None:
         made_of = dataclasses.asdict(found.chosen.memory)
         memory = Table("on the device that needs most", "", title=f"memory of {found.chosen.way}")
@@ -158,6 +149,26 @@ def _print(found: "Plan") -> None:
         memory.add_row("together", written_bytes(found.chosen.memory.total))
         stdout.print(memory)
         stdout.print(f"{_settings(found.chosen)}: {found.reason}", markup=False, highlight=False)
+
+
+def _table(found: "Plan", title: str) -> Table:
+    """A section for each number of devices. At 80 columns it is ways alone that take several lines."""
+    table = Table(
+        "",
+        "way",
+        *(Column(heading, no_wrap=True) for heading in _HEADINGS),
+        title=title,
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=0,
+    )
+    for devices, candidates in itertools.groupby(found.candidates, key=lambda candidate: candidate.devices):
+        table.add_section()
+        table.add_row("", f"[bold]{devices} device{'s' * (devices > 1)}[/bold]")
+        for candidate in candidates:
+            table.add_row(*map(escape, _cells(candidate, candidate == found.chosen)))
+    return table
 
 
 def _settings(candidate: "Candidate") -> str:
@@ -170,12 +181,11 @@ def _cells(candidate: "Candidate", is_chosen: bool) -> tuple[str, ...]:
     return (
         "✓" if is_chosen else "*" if candidate.is_best else "",
         str(candidate.way),
-        str(candidate.devices),
         f"{candidate.seconds:#.3g}",
         f"{candidate.speedup:.2f}x",
         written_bytes(candidate.bytes_per_round),
         written_bytes(candidate.bytes_per_picture),
-        memory if candidate.fits else f"{memory} (+{written_bytes(candidate.missing)})",
+        memory if candidate.fits else f"{memory}\n+{written_bytes(candidate.missing)}",
         _decibels(candidate),
     )
 
@@ -185,8 +195,8 @@ def _decibels(candidate: "Candidate") -> str:
         return "exact"
     found = candidate.indication
     if found is None:
-        return "not measured"
-    asked = "" if found.components == candidate.way.components else f" (N={found.components})"
+        return "not\nmeasured"
+    asked = "" if found.components == candidate.way.components else f"\n(N={found.components})"
     return f"{found.unet:.1f} · {found.dit:.1f}{asked}"
 
 
@@ -204,6 +214,7 @@ def _as_data(found: "Plan") -> dict[str, Any]:
         "call": "measured" if found.is_measured else "modelled",
         "calls": found.calls,
         "pictures": found.pictures,
+        "no_tokens": found.no_tokens,
         "candidates": candidates,
         "chosen": chosen,
         "reason": found.reason,

@@ -20,6 +20,7 @@ from asyncdiff.plan.token_layout import Extent, Site, TokenLayout
 
 _LEAST_SHARE = 0.5  # of a call, as in `runtime.token_finding`
 _OTHERS = "it runs other operators for pictures of other sizes"
+_CONVOLUTIONS = "there are convolutions between its attentions"
 
 
 class _Growth(NamedTuple):
@@ -128,10 +129,12 @@ def count_tokens(
     return counted if longer is None else replace(counted, with_text=_with_text(counted, longer, rates))
 
 
-def may_have_tokens(trace: Trace) -> bool:
-    """Whether it is worth recording a call at other sizes: it has attention, and no convolutions between."""
+def why_not(trace: Trace) -> str | None:
+    """Why it is not worth recording a call at other sizes; None where it is."""
     found = [number for number, operator in enumerate(trace.operators) if operator.attention is not None]
-    return bool(found) and not _mixes_neighbours(trace.operators[found[0] : found[-1]])
+    if not found:
+        return "it has no attention"
+    return _CONVOLUTIONS if _mixes_neighbours(trace.operators[found[0] : found[-1]]) else None
 
 
 def picture_size(trace: Trace) -> int:
@@ -223,7 +226,7 @@ def _layout(graph: Graph, trace: Trace, attentions: Sequence[_Attention]) -> Tok
         if attention.tokens != tokens and (attention.tokens or attention.repeats):
             raise SplitError(f"it has attention among other groups of tokens than the {tokens} of the picture")
     if _mixes_neighbours(trace.operators[among[begin].number : among[end].number]):
-        raise SplitError("there are convolutions between its attentions")
+        raise SplitError(_CONVOLUTIONS)
     sites = {place: _site(attention, _unit_of(trace, graph, attention.number)) for place, attention in among.items()}
     return TokenLayout(
         graph=graph,

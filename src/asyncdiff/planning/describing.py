@@ -11,13 +11,12 @@ from asyncdiff.planning.first_step import FirstStep
 from asyncdiff.planning.subject import Subject
 
 
-def describe(pipe: Any, step: FirstStep, pictures: int) -> Subject:
+def describe(pipe: Any, step: FirstStep) -> Subject:
     """What is planned for.
 
     Args:
         pipe: the hollow pipeline.
         step: the first step of its call.
-        pictures: how many a call of it makes.
     """
     denoisers = find_denoisers(pipe)
     denoiser = denoisers[step.denoiser]
@@ -29,7 +28,7 @@ def describe(pipe: Any, step: FirstStep, pictures: int) -> Subject:
         kind=type(denoiser).__name__,
         trace=step.trace,
         calls=step.calls,
-        pictures=pictures,
+        pictures=step.pictures,
         weights=_weights(denoiser),
         twins=len(like),
         buffers=len(like) * _buffers(denoiser),

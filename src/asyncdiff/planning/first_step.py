@@ -19,6 +19,7 @@ from asyncdiff.denoiser.trace import ModuleCall, Trace
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, TraceError
 from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
+from asyncdiff.request.words import COUNTS
 
 _PROMPT = "a picture"
 _STEPS = 4  # asked for; some schedulers refuse to do with less
@@ -32,6 +33,7 @@ class FirstStep:
         denoiser: the pipeline's name for it.
         trace: the first call.
         calls: how often it is called; more than once where every branch of the guidance is a call of its own.
+        pictures: how many pictures (or videos) the pipeline's call makes.
         longer: given how many tokens its text has, the first call with a text twice as long; raises TraceError where
             there is no such text. None where the call was not recorded for a plan.
     """
@@ -39,6 +41,7 @@ class FirstStep:
     denoiser: str
     trace: Trace
     calls: int
+    pictures: int
     longer: Callable[[int], Trace] | None = None
 
 
@@ -69,8 +72,9 @@ def first_step(pipe: Any, inputs: Mapping[str, Any]) -> FirstStep:
         for module in part.modules():
             intercept_call(module, functools.partial(watched.answer, module))
     listen(pipe.scheduler, "step", _end)
+    arguments = call_arguments(pipe, inputs)
     try:
-        call_pipeline(pipe, **call_arguments(pipe, inputs))
+        call_pipeline(pipe, **arguments)
     except _OverError:
         pass
     except AsyncDiffError:
@@ -83,7 +87,8 @@ def first_step(pipe: Any, inputs: Mapping[str, Any]) -> FirstStep:
     if watched.first is None:
         raise ConfigurationError(f"{type(pipe).__name__} called no denoiser in its first step")
     name, trace, call = watched.first
-    return FirstStep(name, trace, watched.calls, functools.partial(_with_longer_text, denoisers[name], call))
+    longer = functools.partial(_with_longer_text, denoisers[name], call)
+    return FirstStep(name, trace, watched.calls, _pictures(arguments), longer)
 
 
 def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs: by name; `batch` stands for so many prompts.
 
     Raises:
-        ConfigurationError: the pipeline takes no such input.
+        ConfigurationError: the pipeline takes no such input, or there are two answers to how many prompts there are.
     """
     taken = inspect.signature(pipe.__call__).parameters
     given = dict(inputs)
@@ -103,6 +108,9 @@ def call_arguments(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     )  # some pipelines pass over what they do not know
     if unknown is not None:
         raise ConfigurationError(f"{type(pipe).__name__} takes no {unknown!r}: leave it out")
+    prompts = _prompts(given)
+    if batch > 1 and prompts is not None and prompts != batch:
+        raise ConfigurationError(f"batch says {batch} prompts, and the inputs have {prompts}: leave batch out")
     if "prompt" in taken:
         is_encoded = any("prompt_embeds" in name for name in given)
         given.setdefault("prompt", None if is_encoded else [_PROMPT] * batch if batch > 1 else _PROMPT)
@@ -139,6 +147,21 @@ def _with_longer_text(denoiser: nn.Module, call: Call, tokens: int) -> Trace:
     if not is_there:
         raise TraceError(f"the call has no text of {tokens} tokens")
     return rehearse(denoiser, longer, form.batch(call))
+
+
+def _prompts(arguments: Mapping[str, Any]) -> int | None:
+    """How many prompts a call is given, as words or encoded; None where it says nothing of them."""
+    prompt = arguments.get("prompt")
+    if prompt is not None:
+        return len(prompt) if isinstance(prompt, (list, tuple)) else 1
+    encoded = arguments.get("prompt_embeds")
+    return None if encoded is None else len(encoded)
+
+
+def _pictures(arguments: Mapping[str, Any]) -> int:
+    """How many pictures a call makes: so many of each prompt."""
+    each = next((arguments[name] for name in COUNTS if arguments.get(name) is not None), 1)
+    return (_prompts(arguments) or 1) * int(each)
 
 
 def _end(*args: Any, **kwargs: Any) -> None:

@@ -5,7 +5,6 @@ The least of several times is taken: what else the machine does only ever adds t
 
 import functools
 import itertools
-import logging
 import statistics
 import time
 from collections.abc import Collection, Iterator, Mapping
@@ -22,7 +21,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import build_graph
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import record
-from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.errors import ConfigurationError
 from asyncdiff.events import Events
 from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
@@ -35,8 +34,6 @@ from asyncdiff.planning.retiming import Seconds
 from asyncdiff.runtime.batch import batch_rules
 from asyncdiff.runtime.token_finding import TokenFinder
 from asyncdiff.runtime.units import UnitHooks
-
-logger = logging.getLogger(__name__)
 
 _REPEATS = 9  # at least, and for so many seconds: what else the machine does comes and goes
 _SECONDS = 0.5
@@ -158,14 +155,15 @@ def time_tokens(
 
     By how many parts, and whether keys are fresh: then a text is divided as well, where it can be.
 
-    Empty where the denoiser cannot be divided by tokens.
-
     Args:
         pipe: with its weights, on the device.
         name: the pipeline's name for the denoiser.
         inputs: what the pipeline is called with, beside a prompt.
         counts: into how many parts.
         times: what was found of ordinary calls.
+
+    Raises:
+        SplitError: the denoiser cannot be divided by tokens.
     """
     denoiser = find_denoisers(pipe)[name]
     form, device = CallForm(denoiser), device_of(pipe, denoiser)
@@ -189,8 +187,6 @@ def time_tokens(
         call_pipeline(pipe, **call_arguments(pipe, inputs))
     except _CaughtError:
         pass
-    except SplitError as error:
-        logger.info("%s", error)
     finally:
         undo()
         units.remove()
@@ -259,8 +255,3 @@ def _repeats() -> Iterator[int]:
         if number > _REPEATS and time.perf_counter() > begin + _SECONDS:
             return
         yield number
-
-
-def _finish(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

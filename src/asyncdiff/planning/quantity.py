@@ -31,8 +31,9 @@ def read_bytes(name: str, text: str) -> float:
 
 
 def written_bytes(amount: float) -> str:
-    """Bytes with a unit in which they have few digits: 1.50 GiB."""
+    """Bytes with three digits and a unit: 1.50 GiB, 26.8 MiB."""
     for unit, size in (("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
         if abs(amount) >= size:
-            return f"{amount / size:.2f} {unit}"
+            count = amount / size
+            return f"{count:.{2 if abs(count) < 10 else 1 if abs(count) < 100 else 0}f} {unit}"
     return f"{amount:.0f} B"

@@ -35,6 +35,9 @@ _CONTROLLING_PARTS = ("controlnet", "adapter")
 # Those that are a list of pictures even where there is one.
 _LISTS = ("conditioning_frames", "control_video", "video")
 
+COUNTS = _NAMES["count"]
+"""Those that say how many are made: of each prompt, or where there is none, at all."""
+
 OURS = ("generator", "return_dict")
 """Those that are given to every call, whatever is asked."""
 

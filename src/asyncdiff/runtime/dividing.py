@@ -23,7 +23,7 @@ from asyncdiff.plan.layers import check_cut, divide_layers
 from asyncdiff.plan.link import Link
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership, ownership_of
-from asyncdiff.plan.token_counting import may_have_tokens
+from asyncdiff.plan.token_counting import why_not
 from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
 from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of, uncounted
 from asyncdiff.runtime.context import Context
@@ -218,7 +218,7 @@ class Divisions:
             return None
         try:
             trace = record(denoiser, call.with_own_containers(), context.form.batch(call))[1]
-            if self.look.structure() != self.structure or not may_have_tokens(trace):
+            if self.look.structure() != self.structure or why_not(trace) is not None:
                 return None
             return trace, self._find_tokens(self._axis.by_tokens, trace, call, self._goal())
         except (SplitError, TraceError) as error:
