@@ -8,6 +8,7 @@ import inspect
 import logging
 import os
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -338,9 +339,16 @@ def _progress(pipe: DiffusionPipeline, job: Job, rank: int) -> Iterator[tuple[di
             yield {"callback_on_step_end": advance}, count
 
 
-@record
 def _bring_home(function: Callable[[_Task], _Result], task: _Task, folder: str) -> None:
     """What every process is started for: to call the function, and to leave what it returns in the folder."""
+    try:
+        _leave_result(function, task, folder)
+    except Exception:  # noqa: BLE001  it is recorded by now; of what goes on from here torch leaves a file behind
+        sys.exit(1)
+
+
+@record
+def _leave_result(function: Callable[[_Task], _Result], task: _Task, folder: str) -> None:
     rank = int(os.environ["RANK"])
     try:
         result = function(task)

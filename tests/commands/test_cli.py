@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_generate_compares_two_processes_with_one(
         assert picture.width > 2 * 256 and picture.height > 256
     made, what, compared = done.stdout.splitlines()
     assert made.startswith(f"{out}: 4 steps on 2 devices in ")
-    assert what.startswith("unet on 2 components: 2 steps in full, 2 rounds; ")
+    assert what.startswith("unet on 2 components: 2 calls in full, 2 rounds; ")
     numbers = re.fullmatch(
         r"against the .* one device, ([\d.]+) s: ([\d.]+)x as fast, PSNR ([\d.]+) dB, SSIM .*", compared
     )
@@ -108,10 +109,16 @@ def test_generate_from_outside(tmp_path: Path) -> None:
     assert (len(done.stdout.splitlines()), done.stderr) == (3, "")
 
 
-def test_a_failing_worker_ends_the_run_with_its_traceback(tmp_path: Path, run_forked: Callable[..., Result]) -> None:
+def test_a_failing_worker_ends_the_run_with_its_traceback(
+    tmp_path: Path, run_forked: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_temp_dir()  # of the server of processes, which stays where it is
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     folder = good_folder(tmp_path / "pipeline", unet=tiny_unet(cross_attention_dim=24))  # the text encoder has 16
     done = run_forked("generate", "rocket", "--devices", "2", "--model", str(folder))
     assert done.exit_code == WORKER_FAILED
+    assert not list((tmp_path / "temporary").iterdir()), "torch's files of errors are taken away"
     assert "Traceback" in done.stderr and "in call_pipeline" in done.stderr
     assert "shapes cannot be multiplied" in done.stderr
 
