@@ -161,9 +161,9 @@ class DenoiserReport:
         """What was done, in one line."""
         counts = self.counts
         done = {
-            "steps in full": counts.full.total(),
+            "calls in full": counts.full.total(),
             "rounds": counts.rounds,
-            "steps bridged": counts.bridged,
+            "calls bridged": counts.bridged,
             "from stored predictions": counts.stored,
         }
         steps = ", ".join(f"{count} {what}" for what, count in done.items() if count)
