@@ -49,6 +49,14 @@ def test_every_device_of_every_group_has_a_row() -> None:
     assert "bridged step" not in texts
 
 
+def test_the_title_has_its_line_for_itself() -> None:
+    """However long it is."""
+    picture = ElementTree.fromstring(draw(generation(Schedule(3, 1, 2, chained=True), 6), 2, "a long title"))
+    (title, *others) = picture.iter(f"{SVG}text")
+    assert title.text == "a long title"
+    assert all(float(text.get("y", 0)) > float(title.get("y", 0)) + 12 for text in others)
+
+
 def test_the_enlarged_part_begins_with_the_last_step_in_full() -> None:
     picture = draw(generation(Schedule(2, 1, 4), 12), 1, "")
     assert "steps 3 to 7" in picture

@@ -16,6 +16,7 @@ _COLOURS_OF_STEPS = {
     StepKind.BRIDGED: "#b5d96b",
 }
 _WIDTH, _LEFT, _RIGHT = 1200, 90, 40  # of the picture, and of its margins
+_TOP, _ENTRY = 62, 110  # height of title and legend; width of an entry of the legend
 _ROW, _BAR, _SENT = 26, 16, 5  # heights: of a row, and in it of the bar and of what is sent
 _PANEL = 70  # height of a panel beside its rows
 _TICKS = 8
@@ -47,12 +48,12 @@ def draw(found: Timeline, groups: int, title: str) -> str:
     """
     ranks = 1 + max((span.rank for span in found.spans), default=0)
     height = _PANEL + ranks * groups * _ROW
-    whole = _Panel("the whole generation", 0.0, found.seconds, 40)
-    panels = [whole, _enlarged(found, 40 + height)]
-    body = [_text(_LEFT, 24, title, "title"), *_legend(24, found.spans)]
+    whole = _Panel("the whole generation", 0.0, found.seconds, _TOP)
+    panels = [whole, _enlarged(found, _TOP + height)]
+    body = [_text(_LEFT, 24, title, "title"), *_legend(46, found.spans)]
     for panel in panels:
         body += _draw_panel(panel, found.spans, ranks, groups)
-    total = 40 + height * len(panels)
+    total = _TOP + height * len(panels)
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{total}">',
@@ -110,9 +111,8 @@ def _legend(top: float, spans: Sequence[Span]) -> Iterable[str]:
     done, kinds = {span.activity for span in spans}, {span.kind for span in spans}
     entries = [(activity.value, colour) for activity, colour in _COLOURS.items() if activity in done]
     entries += [(f"{kind.value} step", colour) for kind, colour in _COLOURS_OF_STEPS.items() if kind in kinds]
-    left = _WIDTH - 95 * len(entries) - _RIGHT
     for number, (name, colour) in enumerate(entries):
-        x = left + 95 * number
+        x = _LEFT + _ENTRY * number
         yield f'<rect x="{x}" y="{top - 10}" width="12" height="12" fill="{colour}"/>'
         yield _text(x + 16, top, name)
 
