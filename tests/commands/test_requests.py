@@ -117,6 +117,8 @@ def test_what_is_typed_is_what_the_pipeline_makes(
         ("svd", "--image dog.png --out a.gif --fps 60", "--fps 60: a .gif has at most 50 frames a second"),
         ("svd", "--image dog.png --out a.xbm", ".xbm cannot hold a picture of colours"),
         ("controlnet", "fox", "is controlled by a picture: --control-image"),
+        ("inpaint", "fox --image dog.png", "paints a part of a picture anew, and needs the mask: --mask"),
+        ("inpaint", "fox --mask mask.png", "paints a part of a picture anew, and needs the image: --image"),
         (
             "svd",
             "--image dog.png --size large",

@@ -32,6 +32,9 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 }
 # Where a pipeline makes pictures of nothing but words and a picture that controls it, it calls that one `image`.
 _CONTROLLING_PARTS = ("controlnet", "adapter")
+# Where a pipeline paints a part of a picture anew, that is the name of the mask, which it cannot do without; a `mask`
+# some can. The other stands for picture and mask.
+_PAINTED_PART, _ENCODED_PART = "mask_image", "masked_image_latents"
 # Those that are a list of pictures even where there is one.
 _LISTS = ("conditioning_frames", "control_video", "video")
 
@@ -147,6 +150,15 @@ class Request:
 def is_controlled(signature: Signature) -> bool:
     """Whether the pipeline has a part that a picture controls."""
     return any(part in signature.parts for part in _CONTROLLING_PARTS)
+
+
+def missing_of_painted(request: Request, signature: Signature) -> str | None:
+    """Of a pipeline that paints a part of a picture anew: the word for what it is not given of picture and mask."""
+    if _PAINTED_PART not in signature.names or _ENCODED_PART in request.arguments:
+        return None
+    given = {"image": request.image, "mask": request.mask}
+    names = {word: _name_of(word, signature) for word in given if any(name in signature.names for name in _NAMES[word])}
+    return next((word for word, name in names.items() if not given[word] and name not in request.arguments), None)
 
 
 def read_size(name: str, value: Any) -> Size:
