@@ -133,7 +133,7 @@ def test_each_rank_keeps_its_own_where_a_generation_fails(tmp_path: Path) -> Non
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     pipe: Any = load_narrow_demo()
     with AsyncDiff(pipe, **SETTINGS, executor="local") as attached:
-        with pytest.raises(ConfigurationError, match="no such folder"), attached.trace(tmp_path / "no" / "trace.json"):
+        with pytest.raises(ConfigurationError, match="does not exist"), attached.trace(tmp_path / "no" / "trace.json"):
             pass
         with attached.trace(tmp_path / "one.json"):
             with pytest.raises(ConfigurationError, match="already"), attached.trace(tmp_path / "two.json"):

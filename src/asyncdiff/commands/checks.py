@@ -1,7 +1,6 @@
 """What is looked at before anything is loaded: a command ends here where it could not end well."""
 
 import json
-import os
 from pathlib import Path
 from typing import cast
 
@@ -9,6 +8,7 @@ from asyncdiff.commands.terminal import fail, refuse, warn
 from asyncdiff.errors import AsyncDiffError
 from asyncdiff.model_files import PICKLE_WARNING, check_model
 from asyncdiff.plan.split import Split, check_split
+from asyncdiff.writable import why_not_writable
 
 # What a random generator can be set to.
 _LEAST_SEED, _MOST_SEED = -(2**63), 2**64 - 1
@@ -41,10 +41,9 @@ def check_weights(model: str, allow_pickle: bool) -> None:
 
 def check_out(option: str, out: Path) -> None:
     """End the command where a file cannot be written."""
-    if not out.absolute().parent.is_dir():
-        refuse(f"{option} {out}: the folder {out.parent} does not exist.")
-    if out.is_dir() or not os.access(out if out.exists() else out.absolute().parent, os.W_OK):
-        refuse(f"{option} {out} cannot be written.")
+    reason = why_not_writable(out)
+    if reason is not None:
+        refuse(f"{option} {reason}.")
 
 
 def write_file(option: str, out: Path, text: str) -> None:

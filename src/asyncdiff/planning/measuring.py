@@ -31,6 +31,7 @@ from asyncdiff.plan.schedule import StepKind
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
+from asyncdiff.runtime.axis import seconds_of
 from asyncdiff.runtime.batch import batch_rules
 from asyncdiff.runtime.token_finding import TokenFinder
 from asyncdiff.runtime.units import UnitHooks
@@ -205,14 +206,7 @@ def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[
 
 
 def _seconds(call: Call, device: torch.device) -> float:
-    taken: list[float] = []
-    for _ in _repeats():
-        finish(device)
-        begin = time.perf_counter()
-        call.with_own_containers()()
-        finish(device)
-        taken.append(time.perf_counter() - begin)
-    return min(taken[1:])
+    return seconds_of(lambda: call.with_own_containers()(), device, _repeats())
 
 
 def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torch.device) -> Seconds:

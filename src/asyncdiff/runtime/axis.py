@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,10 +164,10 @@ def uncounted(traffic: Traffic) -> Iterator[None]:
     traffic.bytes_sent, traffic.seconds_waited = before.bytes_sent, before.seconds_waited
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(call: Callable[[], Any], device: torch.device, repeats: Iterable[Any] = range(_REPEATS)) -> float:
     """What a call takes; the least of several times, since what else a machine does only ever adds to one."""
     taken = []
-    for _ in range(_REPEATS):
+    for _ in repeats:
         finish(device)
         begin = time.perf_counter()
         call()

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from asyncdiff.exchange.world import World
 from asyncdiff.happening import Event, Kind
 from asyncdiff.hooks import intercept_method
 from asyncdiff.runtime.clock import find_schedulers
+from asyncdiff.writable import why_not_writable
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,9 @@ def noting(pipe: Any, denoisers: Collection[nn.Module], world: World) -> Iterato
 @contextlib.contextmanager
 def tracing(pipe: Any, denoisers: Collection[nn.Module], world: World, path: Path) -> Iterator[None]:
     """See `AsyncDiff.trace`."""
-    _check(path)
+    reason = why_not_writable(path)
+    if reason is not None:
+        raise ConfigurationError(f"no trace can be written: {reason}")
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(noting(pipe, denoisers, world))
         try:
@@ -58,12 +60,6 @@ def tracing(pipe: Any, denoisers: Collection[nn.Module], world: World, path: Pat
         return
     if not world.rank:
         path.write_text(whole_text(texts))
-
-
-def _check(path: Path) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir() or path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise ConfigurationError(f"the trace cannot be written to {path}: no such folder, or no leave to write there")
 
 
 def _write_own(path: Path, world: World, events: Sequence[Event]) -> Path:
