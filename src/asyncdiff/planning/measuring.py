@@ -21,7 +21,7 @@ from asyncdiff.denoiser.form import CallForm
 from asyncdiff.denoiser.graph import build_graph
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.trace import record
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.errors import ConfigurationError, SplitError
 from asyncdiff.events import Events
 from asyncdiff.hooks import intercept_call, listen
 from asyncdiff.launch import call_pipeline
@@ -188,6 +188,9 @@ def time_tokens(
         call_pipeline(pipe, **call_arguments(pipe, inputs))
     except _CaughtError:
         pass
+    except SplitError:
+        if not found:  # into fewer parts it can be divided
+            raise
     finally:
         undo()
         units.remove()
