@@ -175,12 +175,11 @@ def time_tokens(
         _, trace = record(denoiser, call.with_own_containers(), form.batch(call))
         graph = build_graph(trace, rates_of(device))
         units.add(graph)
-        for fresh in (True, False):
+        for count, fresh in itertools.product(counts, (True, False)):
             finder = TokenFinder(denoiser, units, form, trace, graph, is_bridged=True, divides_text=fresh)
-            for count in counts:
-                tokens = finder.find(call, count)
-                part = tokens.trial.divided(tokens.layout, tokens.layout.parts(count), count - 1, [])
-                found[count, fresh] = _seconds(part, device) / times.calls[1.0]
+            tokens = finder.find(call, count)
+            part = tokens.trial.divided(tokens.layout, tokens.layout.parts(count), count - 1, [])
+            found[count, fresh] = _seconds(part, device) / times.calls[1.0]
         raise _CaughtError
 
     undo = intercept_call(denoiser, look)
