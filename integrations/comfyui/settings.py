@@ -85,13 +85,13 @@ SETTINGS = (
         "tokens",
         "whole",
         "P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others' keys and "
-        "values; steps in full are divided too. G · P devices, in place of components.",
+        "values; steps in full are divided too. With components, rounds run one on each part: G · P · N devices.",
     ),
     Setting(
         "fresh",
         "switch",
-        "With tokens: the others' keys and values are exchanged within every step that is computed. Exact, for links "
-        "that carry it; bridge still forecasts steps.",
+        "With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact, for "
+        "links that carry it; bridge still forecasts steps.",
     ),
     Setting(
         "time_shift", "switch", "After the warm-up give every component the timestep before, to match its inputs' age."

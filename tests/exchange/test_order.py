@@ -68,7 +68,6 @@ QUICK: dict[int, list[Layout]] = {
         ("sd3", {"components": 2, "method": Method(bits=8)}, "once"),
     ],
     4: [
-        ("wan22", {"tokens": 2, "guidance": 2}, "once"),
         ("sd3", {"tokens": 2, "components": 2, "max_error": 0.1}, "interrupted"),
         ("sd3", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
         ("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"),

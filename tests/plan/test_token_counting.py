@@ -88,11 +88,10 @@ LARGER = (PIXELS, 2 * PIXELS), (2 * PIXELS, 2 * PIXELS)
 @pytest.mark.parametrize(
     "name",
     [
-        "flux",
         "sd3",
         *(
             pytest.param(name, marks=pytest.mark.whole)
-            for name in ("pixart", "cogview4", "aura_flow", "wan21", "hunyuan_video")
+            for name in ("flux", "pixart", "cogview4", "aura_flow", "wan21", "hunyuan_video")
         ),
     ],
 )
