@@ -120,6 +120,7 @@ def test_what_does_not_fit_says_by_how_much() -> None:
     assert "more than there is" in done.stderr
 
 
+@pytest.mark.whole
 def test_where_the_whole_does_not_fit_a_part_of_the_weights_does(dit: str) -> None:
     whole = as_data("--model", dit, "--devices", "2")["candidates"][0]["memory"]["total"]
     found = as_data("--model", dit, "--devices", "2", "--memory", f"{whole - 10**5}B")

@@ -52,7 +52,7 @@ def _alone(name: str, settings: dict[str, Any]) -> Tensor:
     ("name", "settings", "slow"),
     [
         ("sd3", {"components": 3, "stride": 2}, 1),
-        ("sd3", {"components": 2, "guidance": 2, "bridge": 2}, 0),
+        pytest.param("sd3", {"components": 2, "guidance": 2, "bridge": 2}, 0, marks=pytest.mark.whole),
         pytest.param("sd15", {"components": 4}, 3, marks=pytest.mark.whole),
         pytest.param("sd15", {"components": 2, "guidance": 2, "bridge": 2}, 0, marks=pytest.mark.whole),
         pytest.param("sd3", {"components": 4}, 0, marks=pytest.mark.whole),

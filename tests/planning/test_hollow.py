@@ -19,7 +19,7 @@ from asyncdiff.planning.hollow import hollow_pipeline
 from tests.bad_input import good_folder
 from tests.tiny import PIPELINES, every, run
 
-QUICK = ("sd15_controlnet", "sd3", "flux", "wan21_i2v")
+QUICK = ("sd3", "flux", "wan21_i2v")
 
 # Saved, they are no whole pipelines: modular ones have no parts of their own, Cosmos asks for a guard that is not
 # installed, some name classes that are not diffusers', and some are built with what is not saved with them.

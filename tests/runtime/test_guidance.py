@@ -91,14 +91,12 @@ def test_two_processes(runs: list[tuple[str, int, int, dict[str, Any]]]) -> None
 
 
 @pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
-def test_a_batch_that_the_groups_do_not_divide() -> None:
+@pytest.mark.parametrize("names", [("sd3", "qwen_image"), pytest.param(("instruct_pix2pix",), marks=pytest.mark.whole)])
+def test_a_batch_that_the_groups_do_not_divide(names: tuple[str, ...]) -> None:
     """Both groups compute two members of three, from the second step on; a branch each where a step has two calls."""
     pictures = {"num_images_per_prompt": 3}
-    runs: list[tuple[str, int, int, dict[str, Any]]] = [
-        ("sd3", ALL, 1, {"guidance_scale": 1.0, **pictures}),
-        ("instruct_pix2pix", ALL, 1, {}),
-        ("qwen_image", ALL, 1, pictures),
-    ]
+    more = {"sd3": {"guidance_scale": 1.0, **pictures}, "instruct_pix2pix": {}, "qwen_image": pictures}
+    runs: list[tuple[str, int, int, dict[str, Any]]] = [(name, ALL, 1, more[name]) for name in names]
     first, second = run_ranks(2, _all, runs)
     for number, (name, warmup, components, extra) in enumerate(runs):
         (found, counts), (other, other_counts) = first[number], second[number]
