@@ -162,13 +162,18 @@ class TokenParts:
         """Where each part begins among the picture's, and where the last one ends."""
         return self._bounds_of(self.tokens)
 
+    @functools.cached_property
+    def bounds_of_text(self) -> tuple[int, ...]:
+        """The same among the text's."""
+        return self._bounds_of(self.text)
+
     def size(self, part: int) -> int:
         """How many tokens of the picture a part has."""
         return self.bounds[part + 1] - self.bounds[part]
 
     def sizes(self, part: int) -> tuple[int, int]:
         """How many tokens of the picture a part has, and how many of the text."""
-        begin, end = self._bounds_of(self.text)[part : part + 2]
+        begin, end = self.bounds_of_text[part : part + 2]
         return self.size(part), end - begin
 
     def length(self, extent: Extent, part: int) -> int:
@@ -220,11 +225,17 @@ class TokenParts:
         return places
 
     def _runs(self, extent: Extent) -> list[_Run]:
-        """The kinds of tokens in a tensor, in their order."""
-        found = [] if extent.start is None else [_Run(extent.start, self.bounds)]
-        if extent.text is not None:
-            found.append(_Run(extent.text, self._bounds_of(self.text)))
-        return sorted(found)
+        """The kinds of tokens in a tensor, in their order; asked for several times at every attention."""
+        if extent not in self._known_runs:
+            found = [] if extent.start is None else [_Run(extent.start, self.bounds)]
+            if extent.text is not None:
+                found.append(_Run(extent.text, self.bounds_of_text))
+            self._known_runs[extent] = sorted(found)
+        return self._known_runs[extent]
+
+    @functools.cached_property
+    def _known_runs(self) -> dict[Extent, list[_Run]]:
+        return {}
 
     def _bounds_of(self, tokens: int) -> tuple[int, ...]:
         return tuple(part * tokens // self.count for part in range(self.count + 1))
