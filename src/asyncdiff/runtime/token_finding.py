@@ -180,7 +180,9 @@ class TokenFinder:
                 layout = self._layout(marks, found, choice, replace(text, cuts_unmarked=cuts_unmarked))
                 if layout not in layouts:
                     layouts.append(layout)
-        return layouts[:_MOST_TRIALS_OF_TEXT]
+            if len(layouts) == _MOST_TRIALS_OF_TEXT:
+                break
+        return layouts
 
     def _sites(self, marks: Marks) -> _Found:
         """The attentions among all tokens of the picture."""
@@ -286,11 +288,11 @@ class TokenFinder:
         }
         if text is not None:
             inputs = {
-                unit: _with_text(text, extents, text.marks.inputs[unit], marks.inputs[unit])
+                unit: _text_added(text, extents, text.marks.inputs[unit], marks.inputs[unit])
                 for unit, extents in inputs.items()
             }
             made = {
-                unit: _with_text(text, extents, text.marks.outputs[unit], marks.outputs[unit])
+                unit: _text_added(text, extents, text.marks.outputs[unit], marks.outputs[unit])
                 for unit, extents in made.items()
             }
         sites, queries, attentions = {}, {}, list[int]()
@@ -341,7 +343,7 @@ def _rows(marked: Block | bool, tokens: int) -> Extent | None:
     return Extent(marked.dim, marked.start) if isinstance(marked, Block) and marked.length == tokens else None
 
 
-def _with_text(
+def _text_added(
     text: TextTokens, extents: Mapping[int, Extent], marked: Sequence[Marked], of_picture: Sequence[Marked]
 ) -> dict[int, Extent]:
     """Where tokens lie in some tensors, those of the text added."""
