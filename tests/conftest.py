@@ -1,16 +1,16 @@
 """How the whole suite is run: one thread in every process, no network, no limit on how long an example takes."""
 
+# ruff: noqa: E402
 import gc
 import os
+
+gc.disable()  # until all is imported: what libraries consist of is no garbage
 
 os.environ.pop("COLUMNS", None)  # a console of the commands takes it over for good where it is set
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}  # before torch
 
-import diffusers
 import pytest
 from hypothesis import settings
-
-from tests.tiny import PIPELINES
 
 # Where other tests run on the same cores, times say nothing.
 settings.register_profile("suite", deadline=None)
@@ -19,6 +19,11 @@ settings.load_profile("suite")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a tiny pipeline are skipped where the installed diffusers has not got what it is built of."""
+    # Here, not above: the process that only hands tests out needs none of it.
+    import diffusers
+
+    from tests.tiny import PIPELINES
+
     missing = {tiny.name: tiny.missing() for tiny in PIPELINES.values() if tiny.missing()}
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -26,10 +31,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if isinstance(value, str) and value in missing:
                 reason = f"diffusers {diffusers.__version__} has no {' and no '.join(missing[value])}"
                 item.add_marker(pytest.mark.skip(reason=reason))
-
-
-def pytest_collection() -> None:
-    gc.disable()  # until all is imported
 
 
 def pytest_collection_finish() -> None:

@@ -15,4 +15,6 @@ def fork_processes(monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
         return LaunchConfig(**given | {"start_method": "forkserver", **more})
 
     preload_forkserver()
+    # For a log that nobody keeps, the launcher looks through all modules for the name of the method that it is in.
+    monkeypatch.setattr("torch.distributed.elastic.rendezvous.dynamic_rendezvous.get_method_name", lambda: "")
     monkeypatch.setattr("asyncdiff.launch.LaunchConfig", forking)

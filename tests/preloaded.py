@@ -1,6 +1,9 @@
 """What every test process needs: imported once, in the process from which they fork."""
 
+# ruff: noqa: E402
 import gc
+
+gc.disable()  # until all is imported
 
 import diffusers
 import torch
@@ -14,4 +17,5 @@ for _name in asyncdiff.__all__:
 torch.set_num_threads(1)
 gc.freeze()  # what is imported is no garbage in any of them
 gc.set_threshold(20_000)
+gc.enable()
 __all__ = ["asyncdiff", "diffusers", "tests"]

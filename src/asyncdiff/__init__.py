@@ -6,6 +6,7 @@ What computes is imported when it is first asked for: `asyncdiff --help` needs n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from asyncdiff.collecting import uncollected
 from asyncdiff.errors import (
     AsyncDiffError,
     BusyError,
@@ -79,7 +80,8 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
+    with uncollected():
+        value = globals()[name] = getattr(importlib.import_module(_LATER[name]), name)
     return value
 
 

@@ -17,7 +17,10 @@ SECONDS = 30.0
 
 @contextlib.contextmanager
 def chromium() -> Iterator[Any]:
-    """Chromium without a window; the test is skipped where there is none, or it does not start."""
+    """Chromium without a window; the test is skipped where there is none, or it does not start.
+
+    All pages are tabs of one window: Chromium starts several processes for each window.
+    """
     api = pytest.importorskip(
         "playwright.sync_api", reason="the page is tested with Playwright: pip install playwright"
     )
@@ -30,7 +33,7 @@ def chromium() -> Iterator[Any]:
             browser = playwright.chromium.launch(executable_path=program, args=options)
         except api.Error as error:
             pytest.skip(f"{program} does not start here: {str(error).splitlines()[0]}")
-        yield browser
+        yield browser.new_context()
         browser.close()
 
 

@@ -100,7 +100,8 @@ class Looked:
     """
 
     def __init__(self, browser: Any, address: str, width: int = WIDE) -> None:
-        self.page = browser.new_page(viewport={"width": width, "height": 900})
+        self.page = browser.new_page()
+        self.page.set_viewport_size({"width": width, "height": 900})
         self.page.set_default_timeout(SECONDS * 1000)
         self.address = address
         self.asked: list[str] = []

@@ -4,7 +4,6 @@ The call itself is not changed: its result is the ordinary one, so that a trace 
 """
 
 import functools
-import gc
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +20,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 from asyncdiff.call import Call, tensors_of
+from asyncdiff.collecting import uncollected
 from asyncdiff.hooks import is_compiled
 
 ValueId = int
@@ -454,18 +454,6 @@ def _observed(denoiser: nn.Module, recorder: _Recorder) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """Without garbage collection: thousands of small objects that stay would set it off again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def record(denoiser: nn.Module, call: Call, batch: int | None = None) -> tuple[Any, Trace]:
     """Make a call of the denoiser and record it.
 
@@ -477,7 +465,7 @@ def record(denoiser: nn.Module, call: Call, batch: int | None = None) -> tuple[A
     recorder = _Recorder(denoiser)
     # What is compiled, blocks or flexible attention, runs operator by operator, so that it can be watched.
     uncompiled = torch.compiler.set_stance("force_eager")  # type: ignore[no-untyped-call]
-    with _uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
+    with uncollected(), uncompiled, _observed(denoiser, recorder), recorder:
         recorder.enter("", denoiser, call.given)
         result = call()
         recorder.leave(result)

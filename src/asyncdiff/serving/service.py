@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from asyncdiff.collecting import uncollected
 from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.serving.app import build
 from asyncdiff.serving.front import Front
@@ -127,7 +128,8 @@ class _Replica:
     """
 
     def __init__(self, pipeline: bytes) -> None:
-        from asyncdiff.serving.replica import Drawer
+        with uncollected():
+            from asyncdiff.serving.replica import Drawer
 
         self._drawer = Drawer(pipeline)
 

@@ -17,6 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from asyncdiff.collecting import uncollected
 from asyncdiff.errors import ConfigurationError, ExchangeError
 from asyncdiff.workers.answer import Answer
 from asyncdiff.workers.parcel import unpack
@@ -65,7 +66,8 @@ class _RankActor:
     """A `Rank` in a process. Whoever starts it imports this module, but nothing that a pipeline needs."""
 
     def __init__(self) -> None:
-        from asyncdiff.workers.rank import Rank
+        with uncollected():
+            from asyncdiff.workers.rank import Rank
 
         self._rank = Rank()
 
