@@ -65,9 +65,9 @@ def _in_pairs(rank: int, by: str, number: int) -> tuple[int, list[Tensor]]:
 @pytest.mark.parametrize(
     ("by", "number"),
     [
-        ("strided", 3),
+        ("strided", 1),
         pytest.param("mesh", 1, marks=pytest.mark.whole),
-        *(pytest.param(by, 3, marks=pytest.mark.whole) for by in ("mesh", "groups")),
+        *(pytest.param(by, 3, marks=pytest.mark.whole) for by in ("strided", "mesh", "groups")),
     ],
 )
 def test_pairs_with_a_prompt_each(by: str, number: int) -> None:

@@ -1,5 +1,6 @@
 """One cell of the matrix, run: ranks that are processes, one of which has the fault."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -20,8 +21,10 @@ from tests.comparison import relative_error
 from tests.faults.matrix import LAYOUTS, MARGIN, SETTINGS, STEP_OF, STEPS, TIMEOUT, Cell, Fault, Moment
 from tests.processes import RankError, run_ranks
 from tests.tiny import PIPELINES, run
+from tests.tiny.sd3 import build_sd3, tiny_sd3_transformer
 
-SD3 = PIPELINES["sd3"]
+# Of so many layers that in steps of every kind each rank computes something.
+SD3 = dataclasses.replace(PIPELINES["sd3"], build=lambda: build_sd3(transformer=tiny_sd3_transformer(num_layers=6)))
 _GENERATIONS = 2
 _MOST_SECONDS = TIMEOUT + MARGIN + 4  # of a process that was stopped, until it is killed
 

@@ -248,7 +248,7 @@ def guidance() -> Iterator[Change]:
     yield Change(
         "sd3-pag-elsewhere",
         PIPELINES["sd3_pag"],
-        make=calls("set_pag_applied_layers", ["blocks.4"], joint),
+        make=calls("set_pag_applied_layers", ["blocks.3"], joint),
         undo=calls("set_pag_applied_layers", ["blocks.1"], joint),
     )
     skips = {"skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.8}

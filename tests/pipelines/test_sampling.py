@@ -57,7 +57,7 @@ def _blocks(first: int, end: int) -> tuple[str, ...]:
 
 
 FLUX_HALVES = (_blocks(0, 3), ("single_transformer_blocks", "norm_out", "proj_out"))
-SD3_HALVES = (_blocks(0, 3), (*_blocks(3, 6), "norm_out", "proj_out"))
+SD3_HALVES = (_blocks(0, 2), (*_blocks(2, 4), "norm_out", "proj_out"))
 FAMILIES = {
     "unet": _divided_unet(SMALL, 2),
     "sdxl": _divided_unet(PIPELINES["sdxl"], 3),
@@ -261,7 +261,7 @@ def test_guidance_in_two_calls(stride: int) -> None:
 @pytest.mark.parametrize("stride", STRIDES)
 def test_a_branch_for_some_of_the_steps(stride: int) -> None:
     """Skip-layer guidance is one call more in each of some steps; it begins late and ends early."""
-    skips = {"skip_guidance_layers": [1, 4], "skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.8}
+    skips = {"skip_guidance_layers": [1, 3], "skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.8}
     skipping, counts = check("sd35", stride, 1 + stride, num_inference_steps=11, **skips)
     assert counts.full.keys() == {"warm-up", "new stream"}
     assert relative_error(skipping, ordinary("sd35", 11)) > 1e-3

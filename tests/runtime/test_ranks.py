@@ -165,7 +165,7 @@ MISHAPS = {"stopped": _stop, "failed": _fail}
 
 
 def _mishap(rank: int, kind: str, who: int, settings: dict[str, Any]) -> tuple[str, float, list[Tensor]]:
-    """What came of a generation that goes wrong on one rank, after how long, and the next ones beside one before."""
+    """What came of a generation that goes wrong on one rank, after how long, and the next one beside one before."""
     pipe = SD3.build()
     with _attach(pipe, **settings):
         pictures = [run(pipe, SD3, num_inference_steps=STEPS)]
@@ -178,7 +178,7 @@ def _mishap(rank: int, kind: str, who: int, settings: dict[str, Any]) -> tuple[s
         seconds = time.monotonic() - begin
         if undo is not None:
             undo()
-        pictures += [run(pipe, SD3, num_inference_steps=STEPS) for _ in range(2)]
+        pictures.append(run(pipe, SD3, num_inference_steps=STEPS))
     return text, seconds, pictures
 
 

@@ -14,9 +14,15 @@ WIDTH = 16
 def load_narrow_demo() -> DiffusionPipeline:
     """Always the same; its pictures show nothing."""
     config = UNet2DConditionModel.load_config(demo_folder("unet") / "unet")
-    levels = len(config["block_out_channels"])
-    narrow = {"block_out_channels": [WIDTH] * levels, "norm_num_groups": WIDTH, "attention_head_dim": [1] * levels}
-    unet = UNet2DConditionModel.from_config({**config, **narrow, "layers_per_block": 1})
+    narrow = {
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [WIDTH] * 2,
+        "norm_num_groups": WIDTH,
+        "attention_head_dim": [1] * 2,
+        "layers_per_block": 1,
+    }
+    unet = UNet2DConditionModel.from_config({**config, **narrow})
     randomise(unet.eval())
     return load_demo("unet", unet=unet)
 

@@ -40,12 +40,12 @@ SD3_WIDTHS: dict[str, Any] = dict(
 
 
 def tiny_sd3_transformer(**config: Any) -> SD3Transformer2DModel:
-    return SD3Transformer2DModel(**SD3_WIDTHS | dict(in_channels=4, out_channels=4, num_layers=6) | config)
+    return SD3Transformer2DModel(**SD3_WIDTHS | dict(in_channels=4, out_channels=4, num_layers=4) | config)
 
 
 def tiny_sd3_controlnet(**config: Any) -> SD3ControlNetModel:
     """Half as deep as the denoiser: each of its outputs is added after two of the denoiser's blocks."""
-    return SD3ControlNetModel(**SD3_WIDTHS | dict(in_channels=4, out_channels=4, num_layers=3) | config)
+    return SD3ControlNetModel(**SD3_WIDTHS | dict(in_channels=4, out_channels=4, num_layers=2) | config)
 
 
 def build_sd3(pipeline: type[DiffusionPipeline] = StableDiffusion3Pipeline, **components: Any) -> DiffusionPipeline:
@@ -63,7 +63,7 @@ def build_sd3(pipeline: type[DiffusionPipeline] = StableDiffusion3Pipeline, **co
 
 def build_sd35() -> DiffusionPipeline:
     """As the medium model of version 3.5: a second attention in some blocks, normalised queries and keys."""
-    return build_sd3(transformer=tiny_sd3_transformer(dual_attention_layers=(0, 1, 2), qk_norm="rms_norm"))
+    return build_sd3(transformer=tiny_sd3_transformer(dual_attention_layers=(0, 1), qk_norm="rms_norm"))
 
 
 def build_sd3_inpaint() -> DiffusionPipeline:
@@ -91,7 +91,7 @@ PIPELINES = (
         build_sd35,
         # A call more in each of the steps in the middle.
         lambda pipe: pooled_text(
-            skip_guidance_layers=[2, 3], skip_layer_guidance_start=0.01, skip_layer_guidance_stop=0.8
+            skip_guidance_layers=[1, 2], skip_layer_guidance_start=0.01, skip_layer_guidance_stop=0.8
         ),
         "transformer",
     ),

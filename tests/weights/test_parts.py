@@ -58,7 +58,7 @@ def test_a_loaded_share_draws_the_plain_picture(model: str, tmp_path: Path) -> N
     for name, (_, whole) in found[0]["held"].items():
         here = [outcome["held"][name][0] for outcome in found]
         if name == denoiser:
-            assert max(here) <= 0.55 * whole, "half of it, and what every device has"
+            assert max(here) <= 0.56 * whole, "half of it, and what every device has"
         else:
             assert sorted(here) == [0, whole], f"{name} is on one rank"
 
