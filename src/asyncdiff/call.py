@@ -1,6 +1,7 @@
 """A call of a module as one thing: what is called, and what it is given."""
 
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 Forward = Callable[..., Any]
+
+# Most arguments by far: no containers, which torch is slow to look into.
+_PLAIN = (Tensor, NoneType, bool, int, float, str)
 
 
 class Call(NamedTuple):
@@ -34,7 +38,13 @@ class Call(NamedTuple):
     @property
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments, however deep, in a fixed order."""
-        return tensors_of(self.given)
+        found: list[Tensor] = []
+        for argument in (*self.args, *self.kwargs.values()):
+            if isinstance(argument, Tensor):
+                found.append(argument)
+            elif not isinstance(argument, _PLAIN):
+                found += tensors_of(argument)
+        return found
 
     def giving(self, given: tuple[tuple[Any, ...], dict[str, Any]]) -> "Call":
         """The same call with other arguments."""
@@ -43,7 +53,12 @@ class Call(NamedTuple):
 
     def with_own_containers(self) -> "Call":
         """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
-        return self.giving(tree_map(lambda leaf: leaf, self.given))
+        args = tuple(_with_own_containers(each) for each in self.args)
+        return self._replace(args=args, kwargs={name: _with_own_containers(each) for name, each in self.kwargs.items()})
+
+
+def _with_own_containers(argument: Any) -> Any:
+    return argument if isinstance(argument, _PLAIN) else tree_map(lambda leaf: leaf, argument)
 
 
 def tensors_of(arguments: Any) -> list[Tensor]:

@@ -25,35 +25,49 @@ class Intercept(Protocol):
     def __call__(self, call: Call) -> Any: ...
 
 
-class _InterceptedCall:
-    def __init__(self, module: nn.Module, intercept: Intercept, answer: Callable[[], Any] | None) -> None:
+class CallInPlace:
+    """Stands in a module for its call.
+
+    Attributes:
+        compiled: what stood there before.
+        forward: the call that is made without this.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
         self.compiled: Forward | None = vars(module).get(_CALL)
-        self._forward = self.compiled or module._call_impl
-        self._intercept = intercept
-        self._answer = answer
+        self.forward: Forward = self.compiled or module._call_impl
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._answer is not None:
-            known = self._answer()
-            if known is not None:
-                return known
-        return self._intercept(Call(self._forward, args, kwargs))
+        """What comes of the call."""
+        raise NotImplementedError
 
 
-def intercept_call(
-    module: nn.Module, intercept: Intercept, answer: Callable[[], Any] | None = None
-) -> Callable[[], None]:
+class _InterceptedCall(CallInPlace):
+    def __init__(self, module: nn.Module, intercept: Intercept) -> None:
+        super().__init__(module)
+        self._intercept = intercept
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._intercept(Call(self.forward, args, kwargs))
+
+
+def intercept_call(module: nn.Module, intercept: Intercept) -> Callable[[], None]:
     """Call `intercept` in place of the module; returns how to undo it.
 
-    Args:
-        answer: gives the result where that does not depend on the arguments, or else None; quicker than `intercept`.
+    Raises:
+        ConfigurationError: asyncdiff is attached to the module already.
+    """
+    return place_call(module, _InterceptedCall(module, intercept))
+
+
+def place_call(module: nn.Module, call: CallInPlace) -> Callable[[], None]:
+    """Put what was made for a module in place of its call; returns how to undo it.
 
     Raises:
         ConfigurationError: asyncdiff is attached to the module already.
     """
     if is_intercepted(module):
         raise ConfigurationError("asyncdiff is attached to this pipeline already; call disable() on the first one")
-    call = _InterceptedCall(module, intercept, answer)
     setattr(module, _CALL, call)
 
     def undo() -> None:
@@ -69,13 +83,13 @@ def intercept_call(
 
 def is_intercepted(module: nn.Module) -> bool:
     """Whether calls of the module are intercepted."""
-    return isinstance(vars(module).get(_CALL), _InterceptedCall)
+    return isinstance(vars(module).get(_CALL), CallInPlace)
 
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether `module.compile()` was called: the module and all in it run as a compiled graph."""
     call = vars(module).get(_CALL)
-    return (call.compiled if isinstance(call, _InterceptedCall) else call) is not None
+    return (call.compiled if isinstance(call, CallInPlace) else call) is not None
 
 
 class _StandIn:

@@ -1,11 +1,13 @@
 """The denoiser as a graph of unit calls: which of their outputs each reads, and what each costs. Pure."""
 
+import functools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple
 
-from torch.utils._pytree import TreeSpec
+from torch.utils._pytree import TreeSpec, tree_structure, tree_unflatten
 
 from asyncdiff.denoiser.rates import DeviceRates
 from asyncdiff.denoiser.trace import Leaf, ModuleCall, Operator, Trace, ValueId, paths_to
@@ -77,6 +79,23 @@ class UnitCall:
     overwritten: frozenset[int]
     replicated: bool
     weight_bytes: int = 0
+
+    @functools.cached_property
+    def form(self) -> Callable[[list[Any]], Any]:
+        """Makes an output of its leaves; most are a tensor or a tuple, which torch is slow to put together."""
+        if self.structure == tree_structure(0):
+            return itemgetter(0)
+        return tuple if self.is_plain else functools.partial(tree_unflatten, treespec=self.structure)
+
+    @functools.cached_property
+    def is_plain(self) -> bool:
+        """Whether the output is one leaf, or a tuple of leaves."""
+        return self.structure in (tree_structure(0), tree_structure((0,) * len(self.outputs)))
+
+    @functools.cached_property
+    def hands_on(self) -> bool:
+        """Whether the output holds what the unit is given."""
+        return any(leaf.input_index is not None for leaf in self.outputs)
 
     def is_tensor_made_here(self, leaf: int) -> bool:
         """Whether the leaf is a tensor that the unit made, not one it was given or no tensor at all."""

@@ -1,5 +1,6 @@
 """The course of one generation: every step by the schedule, as far as the generation is known. Pure, plain data."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -26,13 +27,16 @@ class Course:
     last: int | None = None
     inserted: Mapping[int, StepKind] = field(default_factory=dict)
     _steps: dict[int, Step] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _begins: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
     _histories: dict[tuple[int, int], tuple[Version, ...]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
     def ending_at(self, last: int | None) -> "Course":
         """The same course, now that its last step is known."""
-        return self if last == self.last else replace(self, last=last)
+        if last == self.last:
+            return self
+        return replace(self, last=last) if self.inserted else course_of(self.schedule, last)
 
     def steps(self) -> tuple[Step, ...]:
         """All steps.
@@ -115,8 +119,9 @@ class Course:
     def _first_round_since(self, index: int) -> int:
         """Where the rounds that a step belongs to begin: after the last full step, in the warm-up's case in line."""
         warmup, begin = self.schedule.warmup, index
-        while begin > warmup and not self._is_full(begin - 1):
+        while begin > warmup and begin not in self._begins and not self._is_full(begin - 1):
             begin -= 1
+        begin = self._begins[index] = self._begins.get(begin, begin)
         return begin if begin > warmup else begin + (1 - begin) % self.schedule.stride
 
     def _is_round(self, index: int) -> bool:
@@ -192,3 +197,9 @@ class Course:
         ranks = range(schedule.components) if schedule.by_tokens else (schedule.predicting_component,)
         label, completes = self._label(index), self.history(index)
         return tuple(Task(rank, label, None, completes=completes, predicts=index) for rank in ranks)
+
+
+@functools.lru_cache(maxsize=16)
+def course_of(schedule: Schedule, last: int | None = None) -> Course:
+    """The course into which nothing is inserted: one for all generations that go so, which remembers its steps."""
+    return Course(schedule, last)

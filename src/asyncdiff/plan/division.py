@@ -130,8 +130,24 @@ class Division:
 
     def own_reads_of(self, rank: int) -> frozenset[Edge]:
         """Those of them that the rank makes itself."""
-        own = self.partition.components[self.schedule.component_of(rank)]
-        return frozenset(edge for edge in self.reads_of(rank) if edge.unit in own)
+        return self._own_reads[rank]
+
+    @functools.cached_property
+    def _own_reads(self) -> tuple[frozenset[Edge], ...]:
+        own = [self.partition.components[self.schedule.component_of(rank)] for rank in range(self.schedule.world_size)]
+        return tuple(
+            frozenset(edge for edge in self.reads_of(rank) if edge.unit in units) for rank, units in enumerate(own)
+        )
+
+    @functools.cached_property
+    def run_by(self) -> tuple[frozenset[int], ...]:
+        """The units that a component's device runs in a round: the component's, and those that every device runs."""
+        return tuple(own | self.replicated for own in self.partition.components)
+
+    @functools.cached_property
+    def run_at_the_end(self) -> frozenset[int]:
+        """The units that are run where a prediction is completed."""
+        return self.partition.end.units | self.replicated
 
     def kept_by(self, rank: int) -> frozenset[Edge]:
         """What a rank keeps of a step in full: what it holds, and what it must know that others hold."""

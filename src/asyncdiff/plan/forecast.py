@@ -46,7 +46,7 @@ def step_ratio(times: Sequence[float], target: float) -> float:
     return (target - times[0]) / (times[0] - times[1])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Fit:
     """Factors that are found row by row: those with which the newest versions would have been forecast best.
 
@@ -68,8 +68,33 @@ class Fit:
     numbers: tuple[Vector, ...]
     terms: tuple[Vector, ...]
 
+    @functools.cached_property
+    def _spread(self) -> dict[tuple[tuple[int, ...], int], "Fit"]:
+        return {}
+
+    @functools.cached_property
+    def _constants(self) -> dict[tuple[torch.dtype, bool], Tensor]:
+        return {}
+
     def spread(self, places: Sequence[int], count: int) -> "Fit":
         """The same for `count` differences that lie in any order: the newest at the first of the places, and so on."""
+        key = tuple(places), count
+        if key not in self._spread:
+            self._spread[key] = self._spread_over(*key)
+        return self._spread[key]
+
+    def constants(self, like: Tensor) -> Tensor:
+        """All its numbers and terms in one tensor where another one is, of its format.
+
+        Every copy to a device takes time. What is kept for the next generation of so many steps lies on the host.
+        """
+        key = like.dtype, like.is_cuda
+        if key not in self._constants:
+            numbers = [*itertools.chain(*self.numbers, *self.terms)]
+            self._constants[key] = torch.tensor(numbers, dtype=like.dtype, pin_memory=like.is_cuda)
+        return self._constants[key].to(like.device, non_blocking=True)
+
+    def _spread_over(self, places: tuple[int, ...], count: int) -> "Fit":
         source: list[int | None] = [None] * count
         for number, place in enumerate(places[: self.count]):
             source[place] = number
@@ -90,7 +115,7 @@ class Formula:
     fit: Fit | None = None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def formula(method: Method, times: tuple[float, ...], target: float, rounding: float) -> Formula:
     """How to forecast what lies at `target`.
 
@@ -133,8 +158,7 @@ def fitted_weights(fit: Fit, products: Tensor) -> Tensor:
     """
     order, rows = fit.order, products.shape[-1]
     count = order * order
-    # In one tensor, since every copy to a device takes time.
-    constants = _on_device([*itertools.chain(*fit.numbers, *fit.terms)], products)
+    constants = fit.constants(products)
     terms = constants[-order * fit.count :].view(order, fit.count)
     numbers = (constants[: -order * fit.count].view(len(fit.numbers), -1) @ products.view(-1, rows)).T
     matrix, sides = numbers[:, :count].view(rows, order, order), numbers[:, count : count + order]
@@ -234,9 +258,3 @@ def _picked(vectors: Sequence[Vector], places: Sequence[int | None]) -> tuple[Ve
     if len(places) == 1:
         return tuple((pick((*vector, 0.0)),) for vector in vectors)
     return tuple(pick((*vector, 0.0)) for vector in vectors)
-
-
-def _on_device(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor where another one is, without waiting for what the device is doing."""
-    host = torch.tensor(numbers, dtype=like.dtype, pin_memory=like.is_cuda)
-    return host.to(like.device, non_blocking=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_leaves
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph, UnitCall
@@ -76,14 +76,14 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
     `kept` are the live edges that will be read.
     """
     division, partition = work.division, work.division.partition
-    own = frozenset[int]() if task.component is None else partition.components[task.component]
+    run = division.replicated if task.component is None else division.run_by[task.component]
     again = work.everywhere.setdefault(task.rank, {}) if task.completes else None
     residuals = Residuals(partition)
     reads = frozenset[Edge]() if task.component is None else partition.reads[task.component]
     received = Received(work, task.rank, task.reads, task.label, reads)
     component = run_component(
         graph=division.graph,
-        run=own | division.replicated,
+        run=run,
         passed_on=kept if task.feeds else kept & division.own_reads_of(task.rank),
         made=functools.partial(work.channel.made, task.rank),
         known=received.of(residuals),
@@ -92,13 +92,17 @@ def compute_task(work: Work, task: Task, kept: frozenset[Edge]) -> UnitRule:
         counts=work.counts,
     )
 
+    answers = _answers(work, run, received)
+    if again is None:
+        return UnitRule(component, work.counts, answers)
+
     def rule(unit: int, call: Call) -> Any:
         result = component(unit, call)
-        if again is not None and unit in division.independent and not division.graph.units[unit].overwritten:
+        if unit in division.independent and not division.graph.units[unit].overwritten:
             again[unit] = result
         return result
 
-    return UnitRule(rule, work.counts, _answers(work, own | division.replicated, received, residuals))
+    return UnitRule(rule, work.counts, answers)
 
 
 def run_component(
@@ -146,7 +150,7 @@ def complete_task(work: Work, task: Task) -> UnitRule:
     residuals = Residuals(partition)
     made = frozenset[int]() if task.component is None else partition.components[task.component]
     received = Received(work, task.rank, task.completes, task.label, partition.end.reads, made)
-    run = partition.end.units | work.division.replicated
+    run = work.division.run_at_the_end
     known = work.everywhere.get(task.rank, {})
 
     def rule(unit: int, call: Call) -> Any:
@@ -159,7 +163,7 @@ def complete_task(work: Work, task: Task) -> UnitRule:
         counts.units_skipped += 1
         return substitute(work.division.graph, work.fillers, unit, call, received.of(residuals))
 
-    return UnitRule(rule, counts, _answers(work, run, received, residuals))
+    return UnitRule(rule, counts, _answers(work, run, received))
 
 
 class Residuals:
@@ -169,11 +173,6 @@ class Residuals:
         self._bases = partition.bases
         self._wanted = partition.base_inputs
         self._given: dict[tuple[int, int], Tensor] = {}
-
-    @property
-    def units(self) -> frozenset[int]:
-        """The units whose inputs are wanted."""
-        return frozenset(self._wanted)
 
     def note(self, unit: int, call: Call) -> None:
         """A unit is about to be called."""
@@ -197,10 +196,9 @@ class Received:
     """What a rank holds of live edges, forecast to the label of its task.
 
     Attributes:
-        units: those of which something is read.
+        reads: those that are read.
 
     Args:
-        reads: the edges that are read.
         exact: the units, if any, whose edges the rank made itself with this very label.
         once: whether each edge is asked for once, so that forecasts need not be held.
     """
@@ -215,8 +213,7 @@ class Received:
         exact: frozenset[int] = frozenset(),
         once: bool = False,
     ) -> None:
-        self.units = frozenset(edge.unit for edge in reads)
-        self._reads = reads
+        self.reads = reads
         self._exact = exact
         self._units = work.division.graph.units
         self._output_reads = work.division.graph.output_reads
@@ -236,7 +233,7 @@ class Received:
         """The edges' tensors, for a walk in which residuals are added to what it gives."""
 
         def tensor(edge: Edge) -> Tensor | None:
-            if edge not in self._reads:
+            if edge not in self.reads:
                 return None
             return unshared(self._units[edge.unit], edge, residuals.added(edge, self.sent(edge)))
 
@@ -252,12 +249,9 @@ class Received:
         return found.clone() if edge in self._output_reads else found
 
 
-def _answers(
-    work: Work, run: frozenset[int], received: Received, residuals: Residuals
-) -> Mapping[tuple[str, int], Any]:
+def _answers(work: Work, run: frozenset[int], received: Received) -> Mapping[tuple[str, int], Any]:
     """Fillers for the units that are not run, of which nothing is read, and whose inputs nobody adds to."""
-    needed = run | received.units | residuals.units
-    return work.fillers.answers(needed)
+    return work.fillers.answers(run, received.reads, work.division.partition.base_inputs)
 
 
 def substitute(graph: Graph, fillers: Fillers, unit: int, call: Call, known: Callable[[Edge], Tensor | None]) -> Any:
@@ -267,7 +261,7 @@ def substitute(graph: Graph, fillers: Fillers, unit: int, call: Call, known: Cal
         known: an edge's tensor, for this reader alone; None where it is not read.
     """
     unit_call = graph.units[unit]
-    given = call.tensors if any(leaf.input_index is not None for leaf in unit_call.outputs) else []
+    given = call.tensors if unit_call.hands_on else []
     made: list[Any] = []
     for number, leaf in enumerate(unit_call.outputs):
         origin = unit_call.origins[number]
@@ -280,7 +274,7 @@ def substitute(graph: Graph, fillers: Fillers, unit: int, call: Call, known: Cal
         else:
             tensor = known(Edge(unit, origin))
             made.append(fillers.leaf(unit, number) if tensor is None else tensor)
-    return tree_unflatten(made, unit_call.structure)
+    return unit_call.form(made)
 
 
 def check_shape(known: UnitCall, number: int, leaf: Any) -> None:

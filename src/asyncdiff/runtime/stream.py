@@ -13,7 +13,7 @@ from asyncdiff.call import Call, is_equal
 from asyncdiff.denoiser.form import CallForm, Signature
 from asyncdiff.denoiser.graph import Graph
 from asyncdiff.exchange.protocol import Channel, Exchange
-from asyncdiff.plan.course import Course
+from asyncdiff.plan.course import Course, course_of
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Order
 from asyncdiff.plan.schedule import Schedule
@@ -158,8 +158,10 @@ class Stream:
 
     def follow(self, schedule: Schedule) -> Course:
         """What a schedule makes of its generation, as far as that is known by now."""
-        if self.course is None or self.course.schedule is not schedule:
-            self.course = Course(schedule, inserted={} if self.course is None else self.course.inserted)
+        if self.course is None:
+            self.course = course_of(schedule)
+        elif self.course.schedule != schedule:
+            self.course = Course(schedule, inserted=self.course.inserted)
         self.course = self.course.ending_at(self.last())
         return self.course
 

@@ -1,9 +1,8 @@
 """The hooks on a denoiser's units, and a walk through them by a rule."""
 
-import functools
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import get_ident
 from typing import Any
 
 from torch import nn
@@ -13,7 +12,7 @@ from asyncdiff.denoiser.graph import Graph
 from asyncdiff.errors import OtherUnitsError
 from asyncdiff.events import Events
 from asyncdiff.happening import Kind
-from asyncdiff.hooks import intercept_call, is_intercepted
+from asyncdiff.hooks import CallInPlace, is_intercepted, place_call
 from asyncdiff.report import Counts
 
 
@@ -32,12 +31,63 @@ class UnitRule:
     answers: Mapping[tuple[str, int], Any] = field(default_factory=dict)
 
 
-@dataclass
 class _Walk:
-    graph: Graph
-    rule: UnitRule
-    calls: dict[str, int] = field(default_factory=dict)
-    is_in_unit: bool = False
+    """One walk; `index` and `answers` are those of its graph and its rule."""
+
+    __slots__ = ("answers", "calls", "index", "is_in_unit", "run", "skipped")
+
+    def __init__(self, graph: Graph, rule: UnitRule) -> None:
+        self.index, self.run, self.answers = graph.index, rule.run, rule.answers
+        self.calls: dict[str, int] = {}
+        self.is_in_unit = False
+        self.skipped = 0
+
+
+class _UnitCall(CallInPlace):
+    """A unit's call. In a walk of the thread that makes it, the walk's rule says what comes of it.
+
+    Every round makes it of every unit: so all is done here, in as few calls as there can be.
+    """
+
+    def __init__(self, module: nn.Module, name: str, walks: Mapping[int, _Walk], events: Events) -> None:
+        super().__init__(module)
+        self._name = name
+        self._walks = walks
+        self._events = events
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        walk = self._walks.get(get_ident())
+        if walk is None or walk.is_in_unit:
+            return self.forward(*args, **kwargs)
+        ordinal = walk.calls.get(self._name, 0)
+        walk.calls[self._name] = ordinal + 1
+        key = self._name, ordinal
+        known = walk.answers.get(key)
+        if known is not None:
+            walk.skipped += 1
+            return known
+        unit = walk.index.get(key)
+        if unit is None:
+            return self.forward(*args, **kwargs)
+        walk.is_in_unit = True
+        try:
+            run = self._noted if self._events.is_on else walk.run
+            return run(unit, Call(self.forward, args, kwargs))
+        finally:
+            walk.is_in_unit = False
+
+    def _noted(self, unit: int, call: Call) -> Any:
+        """Do what the rule says, and note whether the unit was run."""
+        kind, begin = Kind.STAND_IN, self._events.mark()
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal kind
+            kind = Kind.UNIT
+            return call.forward(*args, **kwargs)
+
+        result = self._walks[get_ident()].run(unit, call._replace(forward=forward))
+        self._events.note(kind, self._name, begin)
+        return result
 
 
 class UnitHooks:
@@ -55,16 +105,14 @@ class UnitHooks:
     @property
     def is_walking(self) -> bool:
         """Whether a walk of this thread is under way."""
-        return threading.get_ident() in self._walks
+        return get_ident() in self._walks
 
     def add(self, graph: Graph) -> None:
         """Hook the units of a graph that are not hooked yet, and what was not called when it was recorded."""
         for name in (*graph.calls, *graph.idle):
             module = self._denoiser.get_submodule(name)
             if name not in self._undo or not is_intercepted(module):
-                self._undo[name] = intercept_call(
-                    module, functools.partial(self._on_call, name), functools.partial(self._answer, name)
-                )
+                self._undo[name] = place_call(module, _UnitCall(module, name, self._walks, self._events))
 
     def keep(self, graphs: Sequence[Graph]) -> None:
         """Hook the units of some graphs, and no others."""
@@ -86,57 +134,16 @@ class UnitHooks:
         Raises:
             OtherUnitsError: it calls other units than the recorded call, or not as often.
         """
-        thread = threading.get_ident()
+        thread = get_ident()
         walk = self._walks[thread] = _Walk(graph, rule)
         try:
             result = call.with_own_containers()()
         finally:
             del self._walks[thread]
+        rule.counts.units_skipped += walk.skipped
         if walk.calls != graph.calls:  # divisions may be of different units; those of others are counted as well
             _check_calls(graph, walk.calls)
         return result
-
-    def _on_call(self, name: str, call: Call) -> Any:
-        walk = self._walks.get(threading.get_ident())
-        if walk is None or walk.is_in_unit:
-            return call()
-        ordinal = walk.calls.get(name, 0)
-        walk.calls[name] = ordinal + 1
-        unit = walk.graph.index.get((name, ordinal))
-        if unit is None:
-            return call()
-        walk.is_in_unit = True
-        try:
-            if self._events.is_on:
-                return self._noted(walk.rule, name, unit, call)
-            return walk.rule.run(unit, call)
-        finally:
-            walk.is_in_unit = False
-
-    def _noted(self, rule: UnitRule, name: str, unit: int, call: Call) -> Any:
-        """Do what the rule says, and note whether the unit was run."""
-        kind, begin = Kind.STAND_IN, self._events.mark()
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            nonlocal kind
-            kind = Kind.UNIT
-            return call.forward(*args, **kwargs)
-
-        result = rule.run(unit, call._replace(forward=run))
-        self._events.note(kind, name, begin)
-        return result
-
-    def _answer(self, name: str) -> Any:
-        """The output of a unit's next call, where it does not depend on the call."""
-        walk = self._walks.get(threading.get_ident())
-        if walk is None or walk.is_in_unit:
-            return None
-        ordinal = walk.calls.get(name, 0)
-        known = walk.rule.answers.get((name, ordinal))
-        if known is not None:
-            walk.calls[name] = ordinal + 1
-            walk.rule.counts.units_skipped += 1
-        return known
 
 
 def _check_calls(graph: Graph, calls: Mapping[str, int]) -> None:
