@@ -36,7 +36,11 @@ def test_what_a_row_does_is_a_span_in_microseconds() -> None:
 def test_what_is_on_its_way_has_a_beginning_and_an_end_of_the_same_number() -> None:
     entries = written(event(Kind.EXCHANGE, 0.0, 2.0), event(Kind.EXCHANGE, 1.0, 3.0))[-4:]
     assert [(each["ph"], each["ts"]) for each in entries] == [("b", 0.0), ("e", 2e6), ("b", 1e6), ("e", 3e6)]
-    assert entries[0]["id"] == entries[1]["id"] != entries[2]["id"] == entries[3]["id"]
+    numbers = [each["id2"]["local"] for each in entries]
+    assert numbers[0] == numbers[1] != numbers[2] == numbers[3]
+    # One row of its rank's, in which all lies: a viewer has one for each name.
+    assert {each["name"] for each in entries} == {"on its way"} and {each["pid"] for each in entries} == {1}
+    assert entries[0]["args"] == {"what": "name", "sent": "8 B"}
 
 
 def test_every_rank_is_named() -> None:

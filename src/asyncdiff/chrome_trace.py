@@ -10,6 +10,7 @@ from typing import Any
 from asyncdiff.happening import Event, Kind
 
 _HOST, _DEVICE = 0, 1
+_ON_ITS_WAY = "on its way"
 
 
 def rank_text(rank: int | None, events: Sequence[Event]) -> str:
@@ -38,7 +39,9 @@ def _entries(rank: int | None, events: Sequence[Event]) -> Iterator[dict[str, An
         about = {"name": event.name, "cat": event.kind.value, "pid": number, "args": dict(event.details)}
         if event.kind is Kind.EXCHANGE:  # several are on their way at a time, and none belongs to the row's own work
             begin, end = event.on_device or (event.begin, event.end)
-            about |= {"tid": _HOST, "id": f"{number}.{order}"}
+            # Perfetto has a row for each name, and shows what is not of one process beside all ranks.
+            about |= {"name": _ON_ITS_WAY, "tid": _HOST, "id2": {"local": str(order)}}
+            about["args"] = {"what": event.name, **event.details}
             yield about | {"ph": "b", "ts": begin * 1e6}
             yield about | {"ph": "e", "ts": end * 1e6}
             continue
