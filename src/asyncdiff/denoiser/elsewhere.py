@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from asyncdiff.denoiser.forms import is_packed, plain_tensors
 from asyncdiff.errors import ConfigurationError
 
 # What may be asked: what a weight is like, not what is in it.
@@ -29,10 +30,17 @@ class Elsewhere(nn.Parameter):
     """A weight of which this process has the form only: no memory, and no numbers.
 
     Whatever would read or change it raises ConfigurationError.
+
+    Attributes:
+        held_bytes: how much memory the weight takes where it is.
+        is_packed: whether only its module can read the weight (`denoiser.forms`).
     """
 
     _WHERE = "on another rank"
     _IS_CONVERTED = False
+
+    held_bytes: int
+    is_packed = False
 
     @classmethod
     def like(cls, weight: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> "Elsewhere":
@@ -40,6 +48,7 @@ class Elsewhere(nn.Parameter):
         format_ = dtype or weight.dtype
         number = torch.full((), _filler(format_), dtype=format_, device=device)
         made: Elsewhere = torch.Tensor._make_subclass(cls, number.expand(weight.shape), weight.requires_grad)  # type: ignore[assignment]
+        made.held_bytes, made.is_packed = bytes_of(weight), needs_its_module(weight)
         return made
 
     @classmethod
@@ -87,8 +96,19 @@ class Unread(Elsewhere):
         """
         number = torch.full((), _filler(like.dtype), dtype=like.dtype)
         made: Unread = torch.Tensor._make_subclass(Unread, number.expand(like.shape), like.is_floating_point())  # type: ignore[assignment]
-        made.read, made.sample = read, sample
+        made.read, made.sample, made.held_bytes = read, sample, like.nbytes
         return made
+
+
+def bytes_of(weight: Tensor) -> int:
+    """How much memory a weight takes in the form that it is kept in; of a stand-in, the one that it stands for."""
+    told: int | None = getattr(weight, "held_bytes", None)
+    return sum(tensor.nbytes for tensor in plain_tensors(weight)) if told is None else told
+
+
+def needs_its_module(weight: Tensor) -> bool:
+    """Whether only its module can read a weight, here or on another rank."""
+    return weight.is_packed if isinstance(weight, Elsewhere) else is_packed(weight)
 
 
 def not_here(where: str) -> ConfigurationError:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -20,9 +21,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from asyncdiff.call import Call, tensors_of
-from asyncdiff.denoiser.elsewhere import Elsewhere
+from asyncdiff.denoiser.elsewhere import bytes_of, needs_its_module
 from asyncdiff.denoiser.trace import Trace, record, written_by
-from asyncdiff.errors import TraceError
+from asyncdiff.errors import ConfigurationError, TraceError
 
 _WITHOUT_NUMBERS = (
     DataDependentOutputException,
@@ -42,12 +43,14 @@ def rehearse(denoiser: nn.Module, call: Call, batch: int | None = None) -> Trace
     """The trace that `record` would give of a call, with no weight read and nothing computed that depends on one.
 
     What depends on the call's arguments alone is computed: a mask may decide on shapes. The denoiser's parameters may
-    be of any kind, on any device, and without memory.
+    be of any kind, on any device, and without memory. A linear layer whose weight only itself can read (quantized)
+    computes as any linear layer does.
 
     Args:
         batch: how large the call's batch is, where that is known.
 
     Raises:
+        ConfigurationError: another module than a linear layer has such a weight.
         TraceError: what the denoiser computes decides which of its parts run, or on which shapes.
     """
     with _rehearsing(denoiser):
@@ -58,6 +61,7 @@ def result_form(module: nn.Module, call: Call) -> Any:
     """What a call of a module, or of one of its methods, returns, with tensors of the right form and no numbers.
 
     Raises:
+        ConfigurationError: as of `rehearse`.
         TraceError: what it computes decides the form.
     """
     with _rehearsing(module):
@@ -144,24 +148,51 @@ def _address_of(tensor: Tensor) -> int:
 def _without_weights(denoiser: nn.Module, fake: FakeTensorMode) -> Iterator[None]:
     """With stand-ins for all parameters that have their shapes, formats and devices, and no memory."""
     made: dict[int, Any] = {}
-    replaced: list[tuple[dict[str, Any], dict[str, Any]]] = []
-    try:
-        for module in denoiser.modules():
+    with contextlib.ExitStack() as undo:
+        for path, module in denoiser.named_modules():
             weights: dict[str, Any] = module._parameters
-            replaced.append((weights, dict(weights)))
+            undo.callback(weights.update, dict(weights))
             for name, weight in weights.items():
-                if weight is not None:
-                    if id(weight) not in made:
-                        made[id(weight)] = _stand_in(weight, fake)
-                    weights[name] = made[id(weight)]
+                if weight is None:
+                    continue
+                if needs_its_module(weight):
+                    undo.enter_context(_computing_plainly(module, f"{path}.{name}", weight, fake))
+                if id(weight) not in made:
+                    made[id(weight)] = _stand_in(weight, fake)
+                weights[name] = made[id(weight)]
         yield
-    finally:
-        for weights, before in replaced:
-            weights.update(before)
 
 
 def _stand_in(weight: nn.Parameter, fake: FakeTensorMode) -> Any:
-    if type(weight) is not nn.Parameter and not isinstance(weight, Elsewhere):
-        return fake.from_tensor(weight)  # a quantized weight knows how it is made of others
     with fake:
-        return nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype, device=weight.device), weight.requires_grad)
+        form = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        made: Any = nn.Parameter(form, weight.requires_grad)
+    made.held_bytes = bytes_of(weight)
+    return made
+
+
+@contextlib.contextmanager
+def _computing_plainly(module: nn.Module, name: str, weight: Tensor, fake: FakeTensorMode) -> Iterator[None]:
+    """While it lasts, a linear layer with a weight that is nothing without its numbers computes as one without."""
+    if not isinstance(module, nn.Linear):
+        raise ConfigurationError(
+            f"the weight {name!r} is quantized ({type(module).__name__}), and what is computed with it cannot be told "
+            "without its numbers: with shard=True linear layers alone may have such weights. Leave this one out where "
+            "the model is quantized (modules_to_not_convert, llm_int8_skip_modules), or leave out shard"
+        )
+    with fake:
+        like = torch.empty(module.out_features, module.in_features, device=weight.device)
+
+    def forward(given: Tensor) -> Tensor:
+        bias = None if module.bias is None else module.bias.to(given.dtype)
+        return functional.linear(given, like.to(given.dtype), bias)
+
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del vars(module)["forward"]
+        else:
+            vars(module)["forward"] = before

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from asyncdiff.call import Call, tensors_of
 from asyncdiff.collecting import uncollected
+from asyncdiff.denoiser.elsewhere import bytes_of
 from asyncdiff.hooks import is_compiled
 
 ValueId = int
@@ -329,8 +330,9 @@ def _weight_bytes(denoiser: nn.Module) -> dict[str, int]:
     """How large the parameters of every module are, by name, each counted once in whatever it is inside of."""
     found: dict[str, dict[int, int]] = {}
     for name, weight in denoiser.named_parameters(remove_duplicate=False):
+        size = bytes_of(weight)
         for path in paths_to(name.rpartition(".")[0]):
-            found.setdefault(path, {})[id(weight)] = weight.nbytes
+            found.setdefault(path, {})[id(weight)] = size
     return {path: sum(sizes.values()) for path, sizes in found.items()}
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from asyncdiff.denoiser.forms import plain_tensors
 from asyncdiff.exchange.agreement import Statement, hashed
 from asyncdiff.runtime.labels import Timetable
 from asyncdiff.settings import Settings
@@ -70,7 +71,8 @@ def about_steps(timetable: Timetable) -> Statement:
 class Fingerprint:
     """Of one denoiser: its modules, their settings (adapters and their scales, too), and its weights.
 
-    Of every weight a few numbers stand for all: training, fusing or loading changes all of them.
+    Of every weight a few numbers stand for all: training, fusing or loading changes all of them. A quantized one is
+    known by the numbers that it is kept in.
     """
 
     def __init__(self, name: str, denoiser: nn.Module, share: Share | None = None) -> None:
@@ -94,7 +96,7 @@ class Fingerprint:
         held = list(map(Tensor.data_ptr, tensors))
         if held != self._held:
             self._held = held
-            self._samples = _alike(_sample(tensor.data) for tensor in tensors if _can_be_sampled(tensor.data))
+            self._samples = _alike(_sample(tensor) for tensor in tensors if _can_be_sampled(tensor))
         of_structure, of_weights = f"the structure of the {self._name!r}", f"the weights of the {self._name!r}"
         return [
             Statement(of_structure, self._hash, shown=_their_own, parts=self._parts),
@@ -109,8 +111,8 @@ class Fingerprint:
                 place for _, module in self._modules for place in (module._parameters, module._buffers) if place
             ]
         if self._share is not None:
-            return [tensor for _, tensor in self._share.held_by_all()]
-        return [tensor for place in self._places for tensor in place.values() if tensor is not None]
+            return [_numbers(tensor) for _, tensor in self._share.held_by_all()]
+        return [_numbers(tensor) for place in self._places for tensor in place.values() if tensor is not None]
 
     def _hash_of_weights(self) -> str:
         """Read anew every time: torch does not count what is written to a weight's `.data`."""
@@ -198,12 +200,17 @@ def _weights(count: int, device: torch.device) -> Tensor:
 
 def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for own, tensor in (*module._parameters.items(), *module._buffers.items()):
-        if tensor is not None and _can_be_sampled(tensor.data):
-            yield own, tensor.data
+        if tensor is not None and _can_be_sampled(_numbers(tensor)):
+            yield own, _numbers(tensor)
 
 
 def _sampled(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    return ((name, tensor.data) for name, tensor in named if _can_be_sampled(tensor.data))
+    return ((name, _numbers(tensor)) for name, tensor in named if _can_be_sampled(_numbers(tensor)))
+
+
+def _numbers(weight: Tensor) -> Tensor:
+    """Those of a weight, as they are kept: what its library adds to it may change when it is used."""
+    return plain_tensors(weight)[0].data
 
 
 def _can_be_sampled(tensor: Tensor) -> bool:

@@ -16,7 +16,7 @@ from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.hooks import intercept_call, intercept_method
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership
-from asyncdiff.weights.results import like, tensors_within, with_tensors
+from asyncdiff.denoiser.results import like, tensors_within, with_tensors
 from asyncdiff.weights.share import Share
 
 # The methods through which pipelines use parts, beside calling them.

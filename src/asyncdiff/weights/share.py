@@ -1,12 +1,14 @@
 """A rank's share of a denoiser's weights: put aside at first, taken when it is known what is one's own."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, not_here, stays
+from asyncdiff.denoiser.forms import Form, is_plain
+from asyncdiff.denoiser.results import like
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.hooks import guard
 from asyncdiff.plan.moments import Moment
@@ -20,6 +22,13 @@ class _Place(NamedTuple):
 
     module: nn.Module
     name: str
+
+
+class _Quantized(NamedTuple):
+    """A weight of another kind than a plain one: its form, and the plain tensors that it is made of where it is here."""
+
+    form: Form
+    tensors: Sequence[Tensor] | None
 
 
 class Share:
@@ -42,6 +51,7 @@ class Share:
         self._device = device
         self._own: frozenset[int] = frozenset()  # components
         self._owners: dict[str, frozenset[int] | None] = {}  # of weights, by name
+        self._quantized: dict[_Place, _Quantized] = {}  # once it is known who has them
         self._stand_in = stand_in
         self._aside = {place: weight for _, place, weight in _weights(denoiser)}
         stand_ins: dict[int, Elsewhere] = {}  # a weight in two places is one weight
@@ -59,13 +69,30 @@ class Share:
         with torch.inference_mode(False):  # what is made there cannot be changed outside of it
             for name, place, weight in list(_weights(self._denoiser)):
                 found = self._aside.pop(place, weight)
-                if self._is_here(name):
+                if not (is_plain(found) or isinstance(found, Elsewhere)):
+                    self._take_quantized(name, place, found, fetched)
+                elif self._is_here(name):
                     if id(found) not in fetched:
                         fetched[id(found)] = _moved(_read(found), self._device, weight.dtype)
                     place.module._parameters[place.name] = fetched[id(found)]
                 elif not isinstance(weight, Elsewhere):
                     place.module._parameters[place.name] = self._stand_in.like(weight, self._device)
         self._aside = {}
+
+    def _take_quantized(
+        self, name: str, place: _Place, weight: nn.Parameter, fetched: dict[int, nn.Parameter]
+    ) -> None:
+        """What it is made of is kept: libraries may take such a weight apart, or change it, when it is first used."""
+        form = Form(weight, place.module)
+        tensors: list[Tensor] | None = None
+        if self._is_here(name):
+            tensors = [tensor.to(self._device) for tensor in form.tensors(weight, place.module)]
+        made, beside = form.make(form.like if tensors is None else tensors)
+        if id(weight) not in fetched:
+            fetched[id(weight)] = self._stand_in.like(weight, self._device) if tensors is None else made
+        place.module._parameters[place.name] = fetched[id(weight)]
+        vars(place.module).update(beside)
+        self._quantized[place] = _Quantized(form, tensors)
 
     def put_back(self) -> bool:
         """Undo all, if no weight was let go yet; whether the denoiser has all of its weights in the end."""
@@ -87,21 +114,34 @@ class Share:
                 return
             for name, place, weight in list(_weights(self._denoiser)):
                 if id(weight) not in gathered:
-                    gathered[id(weight)] = self._gathered(name, weight, exchange)
+                    gathered[id(weight)] = self._gathered(name, place, weight, exchange)
                 place.module._parameters[place.name] = gathered[id(weight)]
         _move_buffers(self._denoiser, _HOST)
         self.ownership = None
         self._undo()
 
-    def _gathered(self, name: str, weight: nn.Parameter, exchange: Exchange) -> nn.Parameter:
+    def _gathered(self, name: str, place: _Place, weight: nn.Parameter, exchange: Exchange) -> nn.Parameter:
+        if place in self._quantized:
+            form, tensors = self._quantized.pop(place)
+            made, beside = form.make(self._handed_out(name, tensors, form.like, exchange))
+            vars(place.module).update(beside)
+            return made
+        if self._owners_of(name) is None:
+            return _moved(weight, _HOST, weight.dtype)
+        (numbers,) = self._handed_out(name, [weight.data] if self._is_here(name) else None, [weight], exchange)
+        return nn.Parameter(numbers, weight.requires_grad)
+
+    def _handed_out(
+        self, name: str, held: Sequence[Tensor] | None, forms: Sequence[Tensor], exchange: Exchange
+    ) -> list[Tensor]:
+        """What a weight is made of, in the host's memory; `forms` are like it where it is not held here."""
         owners = self._owners_of(name)
         if owners is None:
-            return _moved(weight, _HOST, weight.dtype)
-        owner = min(owners)
-        is_here = owner in self._own
-        held = weight.data if is_here else torch.empty(weight.shape, dtype=weight.dtype, device=self._device)
-        shared = exchange.share({0: [held]}, Moment(results=((0, owner),)), f"the weight {name!r}, number")
-        return nn.Parameter(shared.finish()[0][0].to(_HOST), weight.requires_grad)
+            return [tensor.to(_HOST) for tensor in held or ()]
+        mine = held or [like(form, self._device) for form in forms]
+        moment = Moment(results=((0, min(owners)),))
+        shared = exchange.share({0: mine}, moment, f"the weight {name!r}, number")
+        return [tensor.to(_HOST) for tensor in shared.finish()[0]]
 
     def held_by_all(self) -> Iterator[tuple[str, Tensor]]:
         """The weights that must be the same on all ranks, with their names.

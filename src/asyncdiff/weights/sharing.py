@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff.denoiser.elsewhere import Elsewhere, Unread
+from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, bytes_of
 from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.protocol import Exchange
@@ -89,7 +89,7 @@ class Sharing:
 
 
 def _bytes(part: nn.Module) -> int:
-    return sum(weight.nbytes for weight in part.parameters())
+    return sum(map(bytes_of, part.parameters()))
 
 
 def _check_whole(name: str, part: nn.Module) -> None:
