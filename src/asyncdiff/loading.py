@@ -23,7 +23,12 @@ from asyncdiff.weights.files import can_be_read_by_parts, hollow
 
 
 def load_pipeline(
-    model: str, dtype: str | None, device: torch.device, allow_pickle: bool = False, is_shared: bool = False
+    model: str,
+    dtype: str | None,
+    device: torch.device,
+    allow_pickle: bool = False,
+    is_shared: bool = False,
+    variant: str | None = None,
 ) -> DiffusionPipeline:
     """A demo pipeline, or one from a folder or the hub, on the device; loaded without bars and advice.
 
@@ -33,21 +38,31 @@ def load_pipeline(
         allow_pickle: whether weights may be read that are no safetensors.
         is_shared: whether to leave the pipeline on the CPU, and its denoisers' weights in their files, for `AsyncDiff`
             with `shard`.
+        variant: of which files weights are read ("fp16": `*.fp16.safetensors`); those of none for parts that have none
+            of that.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or no part has weights of the variant.
     """
-    check_model(model, allow_pickle)
+    check_model(model, allow_pickle, variant)
     transformers_logging.set_verbosity_error()
     chosen = getattr(torch, dtype) if dtype else (torch.float16 if device.type == "cuda" else torch.float32)
     with quiet_loading():
         if not is_shared:
-            return _load(model, chosen, allow_pickle, {}).to(device)
-        folder = _fetched(model)
-        return _load(model if model in DEMO_MODELS else str(folder), chosen, allow_pickle, hollow_parts(folder, chosen))
+            return _load(model, chosen, allow_pickle, {}, variant).to(device)
+        folder = _fetched(model, variant)
+        parts = hollow_parts(folder, chosen, variant)
+        return _load(model if model in DEMO_MODELS else str(folder), chosen, allow_pickle, parts, variant)
 
 
-def load(model: str, *, dtype: str | None = None, allow_pickle: bool = False, **settings: Any) -> AsyncDiff:
+def load(
+    model: str,
+    *,
+    dtype: str | None = None,
+    variant: str | None = None,
+    allow_pickle: bool = False,
+    **settings: Any,
+) -> AsyncDiff:
     """Load a pipeline of which this process is to have a share only, and attach AsyncDiff to it.
 
     Started by torchrun, a rank reads the text encoders, the VAE and the rest, and of the denoiser nothing until its
@@ -57,11 +72,14 @@ def load(model: str, *, dtype: str | None = None, allow_pickle: bool = False, **
     Args:
         model: a demo model ("demo-unet", "demo-dit"), a folder, or a hub id.
         dtype: number format of the weights, for instance "bfloat16"; by default float16 on GPUs, else float32.
+        variant: of which files weights are read: with "fp16" `diffusion_pytorch_model.fp16.safetensors`, or what
+            `diffusion_pytorch_model.safetensors.index.fp16.json` names. Parts without such files have their ordinary
+            ones read. What they are read as, `dtype` says.
         allow_pickle: whether weights may be read that are no safetensors; such a denoiser is read whole.
         settings: those of `AsyncDiff`; `shard` is True unless it is given.
 
     Raises:
-        ModelError: it cannot be loaded.
+        ModelError: it cannot be loaded, or no part has weights of the variant.
         ConfigurationError, SplitError, ExchangeError: as of `AsyncDiff`.
     """
     chosen = Settings(**({"shard": True} | settings))
@@ -69,10 +87,10 @@ def load(model: str, *, dtype: str | None = None, allow_pickle: bool = False, **
     if device.type == "cuda":
         torch.cuda.set_device(device)
     is_shared = chosen.shard and runs_in_processes(chosen)
-    return AsyncDiff(load_pipeline(model, dtype, device, allow_pickle, is_shared), **chosen.arguments())
+    return AsyncDiff(load_pipeline(model, dtype, device, allow_pickle, is_shared, variant), **chosen.arguments())
 
 
-def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
+def hollow_parts(folder: Path, dtype: torch.dtype, variant: str | None = None) -> dict[str, nn.Module]:
     """The denoisers of a pipeline by name, with weights that are not read yet.
 
     Those whose weights cannot be read one by one, because they are quantized or no safetensors, are left out.
@@ -84,8 +102,8 @@ def hollow_parts(folder: Path, dtype: torch.dtype) -> dict[str, nn.Module]:
     for part, (library, name) in index_of(folder).items():
         kind = getattr(diffusers, name, None) if library == "diffusers" else None
         is_model = isinstance(kind, type) and issubclass(kind, nn.Module) and is_denoiser_class(kind)
-        if is_model and (folder / part).is_dir() and can_be_read_by_parts(folder / part):
-            found[part] = hollow(kind, folder / part, dtype)
+        if is_model and (folder / part).is_dir() and can_be_read_by_parts(folder / part, variant):
+            found[part] = hollow(kind, folder / part, dtype, variant)
     return found
 
 
@@ -107,31 +125,33 @@ def signature_of(model: str) -> Signature | None:
     return Signature.of_class(kind, parts) if isinstance(kind, type) else None
 
 
-def _fetched(model: str) -> Path:
+def _fetched(model: str, variant: str | None) -> Path:
     """Where a model's files are; those of one on the hub are fetched whole."""
     try:
-        return folder_of(model, lambda: DiffusionPipeline.download(model, use_safetensors=True))
+        return folder_of(model, lambda: DiffusionPipeline.download(model, use_safetensors=True, variant=variant))
     except Exception as error:  # whatever the hub's library stumbles over
         raise ModelError(f"{model} cannot be fetched: {_reason(error, False)}") from error
 
 
-def _load(model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module]) -> DiffusionPipeline:
+def _load(
+    model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module], variant: str | None
+) -> DiffusionPipeline:
     """The pipeline, on the CPU; parts that are given are not loaded."""
     if model == "demo-unet":
         return load_demo("unet", dtype, **parts)
     if model == "demo-dit":
         return load_demo("dit", dtype, **parts)
-    return _from_pretrained(model, dtype, allow_pickle, parts)
+    return _from_pretrained(model, dtype, allow_pickle, parts, variant)
 
 
 def _from_pretrained(
-    model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module]
+    model: str, dtype: torch.dtype, allow_pickle: bool, parts: Mapping[str, nn.Module], variant: str | None
 ) -> DiffusionPipeline:
     given = {**(absent_parts(Path(model)) if Path(model).is_dir() else {}), **parts}
     try:
         # None: safetensors where there are any.
         pipe = DiffusionPipeline.from_pretrained(
-            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True, **given
+            model, torch_dtype=dtype, use_safetensors=None if allow_pickle else True, variant=variant, **given
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise

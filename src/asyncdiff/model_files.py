@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -28,19 +28,50 @@ _SAFE = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _PICKLED = ("diffusion_pytorch_model.bin", "pytorch_model.bin")
 
 
-def check_model(model: str, allow_pickle: bool = False) -> None:
+def check_model(model: str, allow_pickle: bool = False, variant: str | None = None) -> None:
     """Look at a folder's files, so that what cannot be loaded is known before processes are started for it.
 
     What a model on the hub has is known when it is loaded.
 
     Raises:
-        ModelError: there is no such folder, a file in it is missing or broken, or weights are there as pickles only.
+        ModelError: there is no such folder, a file in it is missing or broken, or weights are there as pickles only; or
+            no part has weights of the variant.
     """
-    for part in parts_of(model):
-        _check_weights(part.place, allow_pickle)
+    parts = parts_of(model)
+    if variant is not None and (parts or model in DEMO_MODELS):
+        check_variant(model, [part.place for part in parts], variant)
+    for part in parts:
+        _check_weights(part.place, allow_pickle, variant)
         has_some = any(path.suffix in (".safetensors", ".bin") for path in part.place.iterdir())
         if part.library == "diffusers" and (part.place / "config.json").is_file() and not has_some:
             raise ModelError(f"{part.place} has no weights: no .safetensors file")
+
+
+def check_variant(model: str, places: Iterable[Path], variant: str) -> None:
+    """See that some part of a model has weights of a variant.
+
+    Args:
+        places: the folders that its parts are in.
+
+    Raises:
+        ModelError: none has.
+    """
+    if not any(has_variant(place, variant) for place in places):
+        raise ModelError(
+            f"{model} has no weights of the variant {variant!r}: no part of it has a file like "
+            f"{of_variant(_SAFE[0], variant)}; leave variant out, or name one that is there"
+        )
+
+
+def has_variant(place: Path, variant: str) -> bool:
+    """Whether a folder holds files of a variant, however they are called."""
+    return any(f".{variant}." in path.name for path in place.iterdir())
+
+
+def of_variant(name: str, variant: str | None) -> str:
+    """What a file of weights, or an index of such files, is called where it is of a variant."""
+    start, _, ending = name.rpartition(".")
+    return name if variant is None else f"{start}.{variant}.{ending}"
 
 
 class Part(NamedTuple):
@@ -132,14 +163,15 @@ def index_of(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _check_weights(place: Path, allow_pickle: bool) -> None:
+def _check_weights(place: Path, allow_pickle: bool, variant: str | None) -> None:
     """Whether the weights in a folder, if any, are whole, and of a format that may be read."""
     try:
         names = {path.name for path in place.iterdir()}
     except OSError as error:
         raise ModelError(f"{place} cannot be read: {error}") from error
-    read = {name for name in _SAFE if name in names}
-    for name in (f"{name}.index.json" for name in _SAFE):
+    wanted = variant if variant is not None and has_variant(place, variant) else None
+    read = {name for name in (of_variant(name, wanted) for name in _SAFE) if name in names}
+    for name in (of_variant(f"{name}.index.json", wanted) for name in _SAFE):
         read |= _shards(place / name, names) if name in names else set()
     for name in sorted(read):
         try:
@@ -150,7 +182,8 @@ def _check_weights(place: Path, allow_pickle: bool) -> None:
             raise ModelError(f"{place / name} cannot be read: {error}") from error
         except SafetensorError as error:
             raise ModelError(f"{place / name} is no safetensors file, or a part of one only: {error}") from error
-    pickled = next((name for name in _PICKLED if name in names or f"{name}.index.json" in names), None)
+    names_of_pickles = [of_variant(each, wanted) for name in _PICKLED for each in (name, f"{name}.index.json")]
+    pickled = next((name for name in names_of_pickles if name in names), None)
     if pickled is not None and not read and not allow_pickle:
         raise ModelError(
             f"{place} has its weights as a pickle only ({pickled}), and reading a pickle can run code that the file "

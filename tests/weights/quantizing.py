@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.quantizers.gguf import utils as gguf_layers
 from torch import nn
 
 GGUF_BLOCK = 32  # numbers with a scale
@@ -28,6 +27,7 @@ def with_bitsandbytes(denoiser: nn.Module, kind: str) -> None:
 
 def with_gguf(denoiser: nn.Module, kind: str) -> None:
     gguf: Any = pytest.importorskip("gguf")
+    gguf_layers: Any = pytest.importorskip("diffusers.quantizers.gguf.utils")
     for name, module in _inner_layers(denoiser):
         if module.in_features % GGUF_BLOCK:
             continue

@@ -1,8 +1,10 @@
 """Quantized weights, and those in half precision, divided among ranks: the same picture, and the form that they had."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -10,15 +12,18 @@ from torch import Tensor, nn
 
 from asyncdiff import AsyncDiff
 from asyncdiff.denoiser.elsewhere import Elsewhere
-from asyncdiff.errors import ConfigurationError
+from asyncdiff.errors import ConfigurationError, RankMismatchError
 from tests.processes import run_ranks
 from tests.runtime.test_chain import STEPS, split_of
 from tests.tiny import PIPELINES, run
 from tests.tiny.adapters import SMALL
+from tests.tiny.narrow import load_narrow_demo
 from tests.weights.quantizing import KINDS
 
 TINY = {"sd3": PIPELINES["sd3"], "flux": PIPELINES["flux"], "unet": SMALL}
 QUICK = [("sd3", "torchao int8"), ("unet", "gguf Q8_0"), ("sd3", "bfloat16")]
+# Its last layers are dear enough to be one device's where they are known to be quantized, and all devices' where not.
+OTHER_END = ("flux", "torchao int8 and inputs")
 
 
 def _cases(*quick: tuple[str, str]) -> list[Any]:
@@ -35,9 +40,15 @@ def _quantized(name: str, kind: str) -> DiffusionPipeline:
 def _drawn(pipe: DiffusionPipeline, name: str) -> Tensor:
     inputs = TINY[name].inputs(pipe)
     dtype = pipe.dtype
-    return run(pipe, TINY[name], **{
-        key: value.to(dtype) for key, value in inputs.items() if isinstance(value, Tensor) and value.is_floating_point()
-    })
+    return run(
+        pipe,
+        TINY[name],
+        **{
+            key: value.to(dtype)
+            for key, value in inputs.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        },
+    )
 
 
 def _within(thing: Any, seen: set[int]) -> Iterator[Tensor]:
@@ -97,11 +108,11 @@ def test_divided_weights_keep_their_form_and_draw_the_same(name: str, kind: str,
     assert {name for outcome in outcomes for name in outcome["forms"]} == before.keys()
     for outcome in outcomes:
         assert all(torch.equal(picture, plain) for picture in (*outcome["pictures"], outcome["after"]))
-        print(name, kind, is_called_before, outcome["bytes"]/ outcome["bytes before"], outcome["bytes after"]/outcome["bytes before"])
-        assert outcome["bytes"] < 0.7 * outcome["bytes before"], "half of it, and what every device has"
-        if "nf4" not in kind:  # which processors with bfloat16 pack otherwise when it is first used
+        assert outcome["bytes"] < 0.67 * outcome["bytes before"], "half of it, and what every device has"
+        assert outcome["bytes after"] == outcome["bytes before"]
+        if "nf4" not in kind:  # processors that compute with bfloat16 have it packed otherwise once it was used
             assert all(before[name] == form for name, form in outcome["forms"].items())
-        assert outcome["forms after"].keys() == before.keys()
+            assert outcome["forms after"] == before
 
 
 @pytest.mark.parametrize(("name", "kind"), _cases(("sd3", "torchao int8")))
@@ -112,7 +123,59 @@ def test_rounds_are_those_of_the_same_division_with_all_weights_everywhere(name:
         chained = _drawn(pipe, name)
         split = split_of(async_diff)
     with AsyncDiff(pipe, split=split, executor="local", **settings):
-        assert torch.equal(_drawn(pipe, name), chained)
+        assert torch.equal(_drawn(pipe, name), chained) or (name, kind) == OTHER_END
     assert not torch.equal(_drawn(pipe, name), chained), "there were rounds"
     for outcome in run_ranks(2, _generate, name, kind, settings, False):
         assert all(torch.equal(picture, chained) for picture in outcome["pictures"])
+
+
+def _with_words(rank: int, is_divided: bool) -> np.ndarray:
+    pipe: Any = load_narrow_demo()
+    pipe.set_progress_bar_config(disable=True)
+    KINDS["torchao int8"](pipe.text_encoder)
+    settings: dict[str, Any] = {"components": 2, "warmup": STEPS, "place": {"text_encoder": 1}} if is_divided else {}
+    with AsyncDiff(pipe, shard=is_divided, **settings) if is_divided else contextlib.nullcontext():
+        return np.asarray(pipe("a red apple", num_inference_steps=2, generator=torch.manual_seed(0)).images[0])
+
+
+@pytest.mark.whole
+def test_a_quantized_text_encoder_is_on_one_rank() -> None:
+    pytest.importorskip("torchao")
+    plain = _with_words(0, False)
+    assert all(np.array_equal(picture, plain) for picture in run_ranks(2, _with_words, True))
+
+
+class _Odd(nn.Parameter):
+    """Only its module knows what its numbers are."""
+
+
+def _refused(rank: int) -> str:
+    pipe = PIPELINES["sd3"].build()
+    projection = pipe.transformer.pos_embed.proj
+    projection.weight = torch.Tensor._make_subclass(_Odd, torch.ones(projection.weight.shape, dtype=torch.int8))
+    with AsyncDiff(pipe, components=2, shard=True, timeout=20), pytest.raises(ConfigurationError) as caught:
+        run(pipe, PIPELINES["sd3"])
+    return str(caught.value)
+
+
+def test_other_layers_with_weights_that_only_they_can_read_are_refused() -> None:
+    for sentence in run_ranks(2, _refused):
+        assert sentence.startswith("the weight 'pos_embed.proj.weight' is quantized (Conv2d)")
+        assert "modules_to_not_convert" in sentence
+
+
+def _different(rank: int) -> str:
+    pipe = PIPELINES["sd3"].build()
+    with torch.no_grad():
+        for weight in pipe.transformer.transformer_blocks[0].attn.to_q.parameters():
+            weight.add_(rank)
+    KINDS["torchao int8"](pipe.transformer)
+    with AsyncDiff(pipe, components=2, shard=True, timeout=20), pytest.raises(RankMismatchError) as caught:
+        run(pipe, PIPELINES["sd3"])
+    return str(caught.value)
+
+
+def test_quantized_weights_that_differ_are_told() -> None:
+    pytest.importorskip("torchao")
+    for sentence in run_ranks(2, _different):
+        assert "transformer_blocks.0.attn.to_q" in sentence

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from asyncdiff.denoiser.elsewhere import Unread
 from asyncdiff.errors import ModelError
+from asyncdiff.model_files import has_variant, of_variant
 
 _SAMPLES = 16
 _SAFE = "diffusion_pytorch_model.safetensors"
@@ -27,26 +28,29 @@ class WeightFiles:
         folder: holds one safetensors file, or several and an index.
         dtype: the number format that weights are read in.
         single: parts of the names of weights that stay in single precision.
+        variant: of which files; those of none where the folder has none of that.
 
     Raises:
         ModelError: the folder has no weights as safetensors.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, single: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, single: tuple[str, ...] = (), variant: str | None = None
+    ) -> None:
         self._dtype = dtype
         self._single = single
         # Apart from each other: what was looked at for a sample is let go with these.
         self._reading: dict[Path, Any] = {}
         self._sampling: dict[Path, Any] = {}
-        index = folder / f"{_SAFE}.index.json"
+        index, whole = _places(folder, variant)
         if index.is_file():
             names: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             self._files = {name: folder / file for name, file in names.items()}
-        elif (folder / _SAFE).is_file():
-            with safe_open(folder / _SAFE, framework="pt") as file:
-                self._files = dict.fromkeys(file.keys(), folder / _SAFE)
+        elif whole.is_file():
+            with safe_open(whole, framework="pt") as file:
+                self._files = dict.fromkeys(file.keys(), whole)
         else:
-            raise ModelError(f"{folder} has no {_SAFE}, so that its weights cannot be read one by one")
+            raise ModelError(f"{folder} has no {whole.name}, so that its weights cannot be read one by one")
 
     def __contains__(self, name: object) -> bool:
         return name in self._files
@@ -72,11 +76,17 @@ class WeightFiles:
         return opened[path]
 
 
-def can_be_read_by_parts(folder: Path) -> bool:
+def can_be_read_by_parts(folder: Path, variant: str | None = None) -> bool:
     """Whether a folder's weights are safetensors, in the format in which they are computed with."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    has_files = (folder / _SAFE).is_file() or (folder / f"{_SAFE}.index.json").is_file()
+    has_files = any(path.is_file() for path in _places(folder, variant))
     return has_files and "quantization_config" not in config
+
+
+def _places(folder: Path, variant: str | None) -> tuple[Path, Path]:
+    """Where the index of a folder's weights would be, and the file that has them all."""
+    wanted = variant if variant is not None and has_variant(folder, variant) else None
+    return folder / of_variant(f"{_SAFE}.index.json", wanted), folder / of_variant(_SAFE, wanted)
 
 
 def in_single_precision(kind: Any) -> tuple[str, ...]:
@@ -89,19 +99,20 @@ def format_of(name: str, dtype: torch.dtype, single: Sequence[str]) -> torch.dty
     return torch.float32 if any(part in name.split(".") for part in single) else dtype
 
 
-def hollow(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
+def hollow(kind: Any, folder: Path, dtype: torch.dtype, variant: str | None = None) -> nn.Module:
     """A diffusers model made of its configuration, with weights that are not read yet.
 
     Args:
         kind: its class.
         folder: holds the configuration, and the weights.
         dtype: the number format of the weights.
+        variant: see `WeightFiles`.
 
     Raises:
         ModelError: the files do not hold all weights, or others.
     """
     single = in_single_precision(kind)
-    files = WeightFiles(folder, dtype, single)
+    files = WeightFiles(folder, dtype, single, variant)
     with _default_format(dtype), without_memory():
         model: nn.Module = kind.from_config(kind.load_config(folder))
     for prefix, module in model.named_modules():

@@ -11,12 +11,12 @@ from torch import nn
 from asyncdiff.call import Call
 from asyncdiff.denoiser.elsewhere import Absent
 from asyncdiff.denoiser.rehearsal import result_form
+from asyncdiff.denoiser.results import like, tensors_within, with_tensors
 from asyncdiff.errors import TraceError
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.hooks import intercept_call, intercept_method
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.ownership import Ownership
-from asyncdiff.denoiser.results import like, tensors_within, with_tensors
 from asyncdiff.weights.share import Share
 
 # The methods through which pipelines use parts, beside calling them.

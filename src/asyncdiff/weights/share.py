@@ -25,7 +25,7 @@ class _Place(NamedTuple):
 
 
 class _Quantized(NamedTuple):
-    """A weight of another kind than a plain one: its form, and the plain tensors that it is made of where it is here."""
+    """A weight that is no plain one: its form, and the plain tensors that it is made of, where it is here."""
 
     form: Form
     tensors: Sequence[Tensor] | None
@@ -79,9 +79,7 @@ class Share:
                     place.module._parameters[place.name] = self._stand_in.like(weight, self._device)
         self._aside = {}
 
-    def _take_quantized(
-        self, name: str, place: _Place, weight: nn.Parameter, fetched: dict[int, nn.Parameter]
-    ) -> None:
+    def _take_quantized(self, name: str, place: _Place, weight: nn.Parameter, fetched: dict[int, nn.Parameter]) -> None:
         """What it is made of is kept: libraries may take such a weight apart, or change it, when it is first used."""
         form = Form(weight, place.module)
         tensors: list[Tensor] | None = None
