@@ -35,6 +35,8 @@ PROMISES: dict[str, tuple[str, ...]] = {
     "Divided weights give the same picture": (
         "tests/runtime/test_chain.py",
         "tests/weights/test_parts.py",
+        "tests/weights/test_quantized.py",
+        "tests/weights/test_variants.py",
         "tests/denoiser/test_rehearsal.py",
     ),
     "The live edges are all that is needed, and each is needed": (

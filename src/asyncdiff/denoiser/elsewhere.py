@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asyncdiff.denoiser.forms import is_packed, plain_tensors
+from asyncdiff.denoiser.weight_form import is_packed, plain_tensors
 from asyncdiff.errors import ConfigurationError
 
 # What may be asked: what a weight is like, not what is in it.
@@ -33,7 +33,7 @@ class Elsewhere(nn.Parameter):
 
     Attributes:
         held_bytes: how much memory the weight takes where it is.
-        is_packed: whether only its module can read the weight (`denoiser.forms`).
+        is_packed: whether only its module can read the weight (`denoiser.weight_form`).
     """
 
     _WHERE = "on another rank"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from asyncdiff.denoiser.forms import plain_tensors
+from asyncdiff.denoiser.weight_form import plain_tensors
 from asyncdiff.exchange.agreement import Statement, hashed
 from asyncdiff.runtime.labels import Timetable
 from asyncdiff.settings import Settings

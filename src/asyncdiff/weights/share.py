@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, not_here, stays
-from asyncdiff.denoiser.forms import Form, is_plain
 from asyncdiff.denoiser.results import like
+from asyncdiff.denoiser.weight_form import Form, is_plain
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.hooks import guard
 from asyncdiff.plan.moments import Moment
