@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from asyncdiff import AsyncDiff
 from asyncdiff.denoiser.elsewhere import Elsewhere
 from asyncdiff.errors import ConfigurationError, RankMismatchError
+from asyncdiff.weights.sharing import Sharing
 from tests.processes import run_ranks
 from tests.runtime.test_chain import STEPS, split_of
 from tests.tiny import PIPELINES, run
@@ -147,6 +148,16 @@ def test_a_quantized_text_encoder_is_on_one_rank() -> None:
 
 class _Odd(nn.Parameter):
     """Only its module knows what its numbers are."""
+
+
+def test_what_was_quantized_on_a_gpu_is_to_be_moved_first() -> None:
+    pipe = PIPELINES["sd3"].build()
+    layer = pipe.transformer.transformer_blocks[0].attn.to_q
+    layer.weight = torch.Tensor._make_subclass(_Odd, torch.empty(4, dtype=torch.int8, device="meta"))
+    with pytest.raises(
+        ConfigurationError, match=r"on the CPU, .* is on meta; what bitsandbytes has quantized on a GPU"
+    ):
+        Sharing(pipe, {"transformer": pipe.transformer}, torch.device("cpu"))
 
 
 def _refused(rank: int) -> str:

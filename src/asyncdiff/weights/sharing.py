@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, bytes_of
+from asyncdiff.denoiser.elsewhere import Elsewhere, Unread, bytes_of, needs_its_module
 from asyncdiff.denoiser.form import has_timestep
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.exchange.protocol import Exchange
@@ -100,9 +100,15 @@ def _check_whole(name: str, part: nn.Module) -> None:
                 "pipeline again"
             )
         if weight.device.type != "cpu":
+            advice = "leave out pipe.to(...), and offloading"
+            if needs_its_module(weight):
+                advice = (
+                    "what bitsandbytes has quantized on a GPU is moved by .to('cpu') where diffusers lets it (4 bits); "
+                    "torchao and GGUF load on the CPU"
+                )
             raise ConfigurationError(
                 f"shard=True takes a pipeline on the CPU, and moves to each device what belongs there, but {own!r} of "
-                f"the {name!r} is on {weight.device}; leave out pipe.to(...), and offloading"
+                f"the {name!r} is on {weight.device}; {advice}"
             )
     if any(hasattr(module, "_hf_hook") for module in part.modules()):
         raise ConfigurationError(
