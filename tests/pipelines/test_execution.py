@@ -180,7 +180,9 @@ def test_offloading(name: str, offload: Callable[[DiffusionPipeline], None], att
     assert torch.equal(run(pipe, tiny), plain)
 
 
-@pytest.mark.parametrize("kind", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
+@pytest.mark.parametrize(
+    "kind", ["Int8WeightOnlyConfig", pytest.param("Int8DynamicActivationInt8WeightConfig", marks=pytest.mark.whole)]
+)
 def test_quantized_with_torchao(name: str, kind: str) -> None:
     quantization = pytest.importorskip("torchao.quantization")
 
