@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-oldest models check test-diffusers bench-gpu environment clean
+.PHONY: help demo test test-all test-oldest test-quantized models check test-diffusers bench-gpu environment clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,13 @@ test-all: environment ## these and the whole matrices of denoisers and pipelines
 
 test-oldest: environment ## the tests on Python 3.10 with the oldest versions (torch: several GB, in .nox)
 	$(BIN)/nox --session oldest -- $(PARALLEL)
+
+# Beside the environment, not in it: with torchao installed diffusers imports it in every process, and warns.
+test-quantized: environment ## the tests of quantized weights, with the libraries for these (60 MB, in build/)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/quantization \
+		-c constraints.txt torchao bitsandbytes
+	PYTHONPATH=build/quantization $(BIN)/python -m pytest $(PARALLEL) -k quantized \
+		tests/weights/test_quantized.py tests/pipelines/test_execution.py
 
 models: environment ## docs/models.md: which denoiser classes of the installed diffusers work (ten minutes)
 	$(BIN)/asyncdiff models --markdown docs/models.md

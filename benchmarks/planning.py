@@ -257,11 +257,10 @@ def judged(
     nothing_beside = replace(given, alone=dict.fromkeys(given.alone, AloneTimes(0.0, 0.0)), outside=0.0)
     kinds = {span.step: span.kind.value for span in predicted.spans}
     ends_predicted = [max(span.end for span in predicted.spans if span.step == step) for step in range(given.steps)]
-    computing = [
-        span.end - span.begin
-        for span in Planner(subject, nothing_beside, {}).timeline(way).spans
-        if span.kind is StepKind.ROUND and span.activity is Activity.COMPUTING
-    ]
+    computing: dict[tuple[int, int], float] = defaultdict(float)  # of a rank in a step, all calls together
+    for span in Planner(subject, nothing_beside, {}).timeline(way).spans:
+        if span.kind is StepKind.ROUND and span.activity is Activity.COMPUTING:
+            computing[span.step, span.rank] += span.end - span.begin
     rounds = [b - a for step, (a, b) in enumerate(itertools.pairwise(ends), 1) if kinds[step] == StepKind.ROUND.value]
     return Held(
         model=model,
@@ -270,9 +269,9 @@ def judged(
         measured=measured,
         runs=tuple(taken for taken, _ in generations.runs),
         sequential=plain.quickest[0],
-        sequential_predicted=given.steps * (given.call[1.0] + given.outside),
+        sequential_predicted=given.steps * subject.calls * (given.call[1.0] + given.outside),
         round=statistics.median(rounds) if rounds else 0.0,
-        round_computing=max(computing, default=0.0),
+        round_computing=max(computing.values(), default=0.0),
         steps=_together(kinds, ends),
         steps_predicted=_together(kinds, ends_predicted),
     )

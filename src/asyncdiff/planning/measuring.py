@@ -1,6 +1,6 @@
 """How long a denoiser takes on this machine: calls of the whole batch, parts of it, rounds, and what is between.
 
-The least of several times is taken: what else the machine does only ever adds to one.
+The median of several times is taken: a generation meets what else the machine does as well.
 """
 
 import functools
@@ -31,7 +31,7 @@ from asyncdiff.plan.schedule import StepKind
 from asyncdiff.planning.candidates import AloneTimes
 from asyncdiff.planning.first_step import call_arguments
 from asyncdiff.planning.retiming import Seconds
-from asyncdiff.runtime.axis import seconds_of
+from asyncdiff.runtime.axis import times_of
 from asyncdiff.runtime.batch import batch_rules
 from asyncdiff.runtime.token_finding import TokenFinder
 from asyncdiff.runtime.units import UnitHooks
@@ -110,7 +110,7 @@ def time_calls(
         undo()
     if len(gaps) < 2:
         raise ConfigurationError(f"{type(pipe).__name__} did not call its {name!r} twice")
-    return Times(calls, min(gaps[1:]), parts)
+    return Times(calls, statistics.median(gaps[1:]), parts)
 
 
 def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Times) -> AloneTimes:
@@ -145,7 +145,7 @@ def time_rounds(pipe: Any, inputs: Mapping[str, Any], components: int, times: Ti
     calls = max(counts.steps // len(ends), 1)
     taken: dict[StepKind, list[float]] = {}
     for step, *seconds in zip(steps[1:], *generations[1:], strict=False):
-        taken.setdefault(step.kind, []).append(min(seconds) / calls - times.outside)
+        taken.setdefault(step.kind, []).append(statistics.median(seconds) / calls - times.outside)
     return AloneTimes(*(statistics.median(taken[kind][1:]) for kind in (StepKind.ROUND, StepKind.BRIDGED)))
 
 
@@ -208,7 +208,7 @@ def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[
 
 
 def _seconds(call: Call, device: torch.device) -> float:
-    return seconds_of(lambda: call.with_own_containers()(), device, _repeats())
+    return statistics.median(times_of(lambda: call.with_own_containers()(), device, _repeats()))
 
 
 def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torch.device) -> Seconds:
@@ -229,7 +229,7 @@ def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torc
         module = denoiser.get_submodule(name)
         undo.append(module.register_forward_pre_hook(functools.partial(begin, name)).remove)
         undo.append(module.register_forward_hook(functools.partial(end, name)).remove)
-    found: dict[tuple[str, int], float] = {}
+    found: dict[tuple[str, int], list[float]] = {}
     try:
         for _ in _repeats():
             for seconds in taken.values():
@@ -237,11 +237,11 @@ def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torc
             call.with_own_containers()()
             for name, seconds in taken.items():
                 for ordinal, each in enumerate(seconds):
-                    found[name, ordinal] = min(each, found.get((name, ordinal), each))
+                    found.setdefault((name, ordinal), []).append(each)
     finally:
         for put_back in undo:
             put_back()
-    return found
+    return {of: statistics.median(times) for of, times in found.items()}
 
 
 def _repeats() -> Iterator[int]:

@@ -164,8 +164,13 @@ def uncounted(traffic: Traffic) -> Iterator[None]:
     traffic.bytes_sent, traffic.seconds_waited = before.bytes_sent, before.seconds_waited
 
 
-def seconds_of(call: Callable[[], Any], device: torch.device, repeats: Iterable[Any] = range(_REPEATS)) -> float:
+def seconds_of(call: Callable[[], Any], device: torch.device) -> float:
     """What a call takes; the least of several times, since what else a machine does only ever adds to one."""
+    return min(times_of(call, device, range(_REPEATS)))
+
+
+def times_of(call: Callable[[], Any], device: torch.device, repeats: Iterable[Any]) -> list[float]:
+    """What a call takes, time after time, in seconds."""
     taken = []
     for _ in repeats:
         finish(device)
@@ -173,4 +178,4 @@ def seconds_of(call: Callable[[], Any], device: torch.device, repeats: Iterable[
         call()
         finish(device)
         taken.append(time.perf_counter() - begin)
-    return min(taken)
+    return taken
