@@ -23,7 +23,11 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [2, pytest.param(len(PROMPTS), marks=pytest.mark.whole)])
 @pytest.mark.parametrize(
     ("name", "pipeline_class", "guidance_scale"),
-    [("unet", StableDiffusionPipeline, 5.0), ("dit", CogView4Pipeline, 5.0)],
+    # The U-Net's pictures are looked at by tests/serving too.
+    [
+        pytest.param("unet", StableDiffusionPipeline, 5.0, marks=pytest.mark.whole),
+        ("dit", CogView4Pipeline, 5.0),
+    ],
 )
 def test_demo_draws_its_prompts(name: DemoName, pipeline_class: type[Any], guidance_scale: float, count: int) -> None:
     pipeline = load_demo(name)

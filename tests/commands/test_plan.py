@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 import asyncdiff
 from asyncdiff.commands.app import app
+from asyncdiff.loading import load_pipeline
 from asyncdiff.model_files import DEMO_MODELS
 from tests.bad_input import good_folder
 from tests.tiny.narrow import save_narrow_demos
@@ -44,8 +45,9 @@ def as_data(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("model", [pytest.param(DEMO_MODELS[0], marks=pytest.mark.whole), *DEMO_MODELS[1:]])
-def test_candidates_chosen_and_reason(model: str) -> None:
+@pytest.mark.parametrize("model", [*(pytest.param(name, marks=pytest.mark.whole) for name in DEMO_MODELS), "narrow"])
+def test_candidates_chosen_and_reason(model: str, dit: str) -> None:
+    model = dit if model == "narrow" else model
     found = as_data("--model", model, "--devices", "2", "--device", "cpu")
     ways = [candidate["way"] for candidate in found["candidates"]]
     for guidance, components, shard in ((1, 1, False), (2, 1, False), (1, 2, False), (1, 2, True)):
@@ -60,7 +62,7 @@ def test_candidates_chosen_and_reason(model: str) -> None:
         assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
         assert candidate["fits"] and candidate["devices"] <= 2
     # No weights are read, but they are counted.
-    pipe = asyncdiff.load_demo("unet" if model == "demo-unet" else "dit")
+    pipe: Any = load_pipeline(model, None, torch.device("cpu"))
     denoiser = pipe.unet if model == "demo-unet" else pipe.transformer
     plain = found["candidates"][0]["memory"]
     assert plain["shared_weights"] == sum(weight.nbytes for weight in denoiser.parameters())

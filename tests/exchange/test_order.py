@@ -65,7 +65,6 @@ QUICK: dict[int, list[Layout]] = {
         ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),
         ("sd3", {"tokens": 2}, "interrupted"),
         ("sd3", {"tokens": 2, "fresh": True, "bridge": 2}, "once"),
-        ("sd3", {"components": 2, "method": Method(bits=8)}, "once"),
     ],
     4: [
         ("sd3", {"tokens": 2, "components": 2, "max_error": 0.1}, "interrupted"),
@@ -104,6 +103,7 @@ def _all_layouts() -> dict[int, list[Layout]]:
             )
     found[8] = [("sd3", {"tokens": 2, "components": 2, "guidance": 2, "bridge": 2}, "once")]
     found[2].append(("sd15", {"components": 2, "shard": True}, "in two sizes"))
+    found[2].append(("sd3", {"components": 2, "method": Method(bits=8)}, "once"))
     found[4].append(("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"))
     return found
 
