@@ -69,7 +69,6 @@ QUICK: dict[int, list[Layout]] = {
     4: [
         ("sd3", {"tokens": 2, "components": 2, "max_error": 0.1}, "interrupted"),
         ("sd3", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"),
-        ("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"),
     ],
 }
 
@@ -104,6 +103,7 @@ def _all_layouts() -> dict[int, list[Layout]]:
     found[8] = [("sd3", {"tokens": 2, "components": 2, "guidance": 2, "bridge": 2}, "once")]
     found[2].append(("sd15", {"components": 2, "shard": True}, "in two sizes"))
     found[2].append(("sd3", {"components": 2, "method": Method(bits=8)}, "once"))
+    found[4].append(("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"))
     found[4].append(("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"))
     return found
 
