@@ -68,6 +68,11 @@ def has_variant(place: Path, variant: str) -> bool:
     return any(f".{variant}." in path.name for path in place.iterdir())
 
 
+def variant_in(place: Path, variant: str | None) -> str | None:
+    """Of which files a folder's weights are read: those of none where it has none of the variant that is wanted."""
+    return variant if variant is not None and has_variant(place, variant) else None
+
+
 def of_variant(name: str, variant: str | None) -> str:
     """What a file of weights, or an index of such files, is called where it is of a variant."""
     start, _, ending = name.rpartition(".")
@@ -169,7 +174,7 @@ def _check_weights(place: Path, allow_pickle: bool, variant: str | None) -> None
         names = {path.name for path in place.iterdir()}
     except OSError as error:
         raise ModelError(f"{place} cannot be read: {error}") from error
-    wanted = variant if variant is not None and has_variant(place, variant) else None
+    wanted = variant_in(place, variant)
     read = {name for name in (of_variant(name, wanted) for name in _SAFE) if name in names}
     for name in (of_variant(f"{name}.index.json", wanted) for name in _SAFE):
         read |= _shards(place / name, names) if name in names else set()

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from asyncdiff.denoiser.elsewhere import Unread
 from asyncdiff.errors import ModelError
-from asyncdiff.model_files import has_variant, of_variant
+from asyncdiff.model_files import of_variant, variant_in
 
 _SAMPLES = 16
 _SAFE = "diffusion_pytorch_model.safetensors"
@@ -85,7 +85,7 @@ def can_be_read_by_parts(folder: Path, variant: str | None = None) -> bool:
 
 def _places(folder: Path, variant: str | None) -> tuple[Path, Path]:
     """Where the index of a folder's weights would be, and the file that has them all."""
-    wanted = variant if variant is not None and has_variant(folder, variant) else None
+    wanted = variant_in(folder, variant)
     return folder / of_variant(f"{_SAFE}.index.json", wanted), folder / of_variant(_SAFE, wanted)
 
 
