@@ -4,6 +4,7 @@ Skipped where there is no GPU. One is enough.
 """
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -103,8 +104,12 @@ def test_rounds_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     assert relative_error(found[1], found[0]) < 1e-2
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_no_round_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [("unet", {"components": 2}), ("dit", {"components": 2}), ("dit", {"tokens": 2})],
+    ids=str,
+)
+def test_no_round_waits_for_the_device(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever reads a number off the device, or copies to it and waits, raises here."""
     pipe = _pipe(model)
     plain = UnitHooks.walk
@@ -118,7 +123,7 @@ def test_no_round_waits_for_the_device(model: str, monkeypatch: pytest.MonkeyPat
             torch.cuda.set_sync_debug_mode("default")
 
     walks: list[int] = []
-    with AsyncDiff(pipe, components=2, executor="local"):
+    with AsyncDiff(pipe, executor="local", **settings):
         _draw(pipe)
         monkeypatch.setattr(UnitHooks, "walk", walk)
         _draw(pipe)
@@ -160,6 +165,30 @@ def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str,
     """On the user's own gloo group."""
     for distributed, local in run_ranks(2, _two_on_one, model, settings, limit=240):
         assert relative_error(distributed, local) < 1e-5
+
+
+def _two_lines(rank: int) -> tuple[Tensor, Tensor, str, list[str]]:
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("asyncdiff")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    pipe = _pipe("dit")
+    with AsyncDiff(pipe, guidance=1, timeout=60) as attached:
+        _draw(pipe)
+        found, report = _draw(pipe), str(attached.report())
+    settings: dict[str, Any] = {"tokens": 2, "fresh": True} if "P=2" in report else {"components": 2}
+    with AsyncDiff(pipe, executor="local", **settings):
+        return found, _draw(pipe), report, said
+
+
+def test_an_axis_is_chosen() -> None:
+    """What two lines do: two ranks on one GPU time both ways, and take the same one."""
+    for found, local, report, said in run_ranks(2, _two_lines, limit=240):
+        assert ("P=2" in report) != ("N=2" in report)
+        assert sum("as modelled by" in line for line in said) == 1
+        assert relative_error(found, local) < 1e-3
 
 
 def _shared_out(rank: int, model: str) -> tuple[Tensor, Tensor, int]:

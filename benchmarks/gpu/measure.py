@@ -1,6 +1,7 @@
 """A clock for denoiser calls, and counters of what they start. All times are in milliseconds."""
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -91,7 +92,7 @@ class Stopwatch:
         """Make the call of a step."""
         kind = self._plan[index]
         if kind in (Kind.FIRST, Kind.ALONE):
-            self._synchronize()
+            _synchronize(self._device)
         if kind is Kind.OPERATORS:
             with OperatorCounter() as counter:
                 result = call()
@@ -100,29 +101,29 @@ class Stopwatch:
         if kind is Kind.KERNELS:
             return self._count_kernels(call)
         self._components_done = None
-        begin, begin_of_host = self._now(), time.perf_counter()
+        begin, begin_of_host = _now(self._device), time.perf_counter()
         result = call()
         host = 1000 * (time.perf_counter() - begin_of_host)
-        end = self._now()
+        end = _now(self._device)
         self._laps.setdefault(kind, []).append(Lap(begin, self._components_done or end, end, host))
         return result
 
     def components_done(self) -> None:
         """The component of a round has run; what follows are the denoiser's last layers."""
-        self._components_done = self._now()
+        self._components_done = _now(self._device)
 
     def timing(self) -> Timing:
         """The medians."""
-        self._synchronize()
-        device = _median(self._between(lap.begin, lap.end) for lap in self._of(Kind.STEADY))
+        _synchronize(self._device)
+        device = _median(_between(self._device, lap.begin, lap.end) for lap in self._of(Kind.STEADY))
         host = _median(lap.host for lap in self._of(Kind.ALONE))
         is_gpu = self._device.type == "cuda"
         return Timing(
             device=device,
-            end=_median(self._between(lap.components_done, lap.end) for lap in self._of(Kind.STEADY)),
+            end=_median(_between(self._device, lap.components_done, lap.end) for lap in self._of(Kind.STEADY)),
             host=host,
-            first=_median(self._between(lap.begin, lap.end) for lap in self._of(Kind.FIRST)),
-            full=_median(self._between(lap.begin, lap.end) for lap in self._of(Kind.FULL)),
+            first=_median(_between(self._device, lap.begin, lap.end) for lap in self._of(Kind.FIRST)),
+            full=_median(_between(self._device, lap.begin, lap.end) for lap in self._of(Kind.FULL)),
             operators=self._operators,
             kernels=self._kernels,
             binds=("host" if host >= HOST_BINDS_FROM * device else "device") if is_gpu else None,
@@ -136,29 +137,32 @@ class Stopwatch:
     def _count_kernels(self, call: Callable[[], Any]) -> Any:
         if self._device.type != "cuda":
             return call()
-        self._synchronize()
+        _synchronize(self._device)
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             result = call()
-            self._synchronize()
+            _synchronize(self._device)
         self._kernels = sum(
             event.device_type == DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
             for event in seen.events() or ()
         )
         return result
 
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
-    def _now(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+class Marks:
+    """Times at which something was done, on the device."""
 
-    def _between(self, begin: Any, end: Any) -> float:
-        return float(begin.elapsed_time(end)) if self._device.type == "cuda" else 1000 * float(end - begin)
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[Any] = []
+
+    def set(self) -> None:
+        """Now."""
+        self._marks.append(_now(self._device))
+
+    def between(self, count: int) -> list[float]:
+        """Milliseconds from one to the next, of the last so many."""
+        _synchronize(self._device)
+        return [_between(self._device, *pair) for pair in itertools.pairwise(self._marks[-count:])]
 
 
 class OperatorCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -193,3 +197,22 @@ def _median(numbers: Iterable[float]) -> float:
     """Not a number if there are none."""
     found = list(numbers)
     return statistics.median(found) if found else math.nan
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _now(device: torch.device) -> Any:
+    """A time on the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(device: torch.device, begin: Any, end: Any) -> float:
+    """Milliseconds."""
+    return float(begin.elapsed_time(end)) if device.type == "cuda" else 1000 * float(end - begin)

@@ -16,19 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Link:
-    """What two GPUs are joined by: bytes per second in one direction, and seconds for each message."""
-
-    name: str
-    bandwidth: float
-    latency: float = 10e-6
-
-    def seconds(self, sent: float, messages: int) -> float:
-        """For so many bytes in so many messages."""
-        return sent / self.bandwidth + messages * self.latency
-
+from asyncdiff.plan.link import Link
 
 LINKS = (Link("NVLink", 300e9), Link("PCIe 4", 22e9))
 

@@ -21,7 +21,12 @@ TIMEOUT = 60.0
 
 
 def two_ranks(limit: float) -> dict[str, Any]:
-    """Start both ranks; returns the largest difference of any number of the pictures, or why there is none.
+    """The largest difference of any number of the pictures, or why there is none; in so many seconds at most."""
+    return of_two_ranks(limit, "benchmarks.gpu.ranks")
+
+
+def of_two_ranks(limit: float, module: str, *arguments: str) -> dict[str, Any]:
+    """Start a module on both ranks; returns what rank 0 prints last, as JSON, or why there is nothing.
 
     Args:
         limit: seconds that it may take.
@@ -31,7 +36,7 @@ def two_ranks(limit: float) -> dict[str, Any]:
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": str(WORLD_SIZE), "LOCAL_RANK": "0"}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "benchmarks.gpu.ranks"]
+    command = [sys.executable, "-m", module, *arguments]
     processes = [
         subprocess.Popen(
             command, env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -54,6 +54,8 @@ def show(content: Mapping[str, Any]) -> str:
         parts += [f"{name}, {stage}: {text}" for stage, text in model.get("failures", {}).items()]
     if "ranks" in content:
         parts.append(f"two ranks on one device against one process: {content['ranks']}")
+    if "choice" in content:
+        parts.append(f"two lines on two ranks on one device: {content['choice']}")
     return "\n".join(parts)
 
 

@@ -1,43 +1,62 @@
-"""One rank of several, alone in a process: what the others would send is taken from what they made before."""
+"""One rank of several, alone in a process: it does all that it would do in a run, and nobody is there.
+
+What the others would send is taken to be what they have made before, or what this rank makes. With a line, a
+communicator of this rank alone, all that it sends and receives is started on it as in a run, by NCCL for instance, and
+goes from this device to itself.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from asyncdiff.denoiser.graph import Edge
-from asyncdiff.exchange.groups import Teams
+from asyncdiff.events import Events
+from asyncdiff.exchange.channel import DistributedChannel
+from asyncdiff.exchange.distributed import DistributedExchange
+from asyncdiff.exchange.fault import Fault
+from asyncdiff.exchange.groups import Groups, Teams
+from asyncdiff.exchange.line import Line, Pending, Transfer
 from asyncdiff.exchange.local import LocalExchange
-from asyncdiff.exchange.store import EdgeStore
+from asyncdiff.exchange.protocol import Sharing, Traffic
+from asyncdiff.exchange.team import Team
 from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.hooks import intercept_call
 from asyncdiff.plan.division import Division
-from asyncdiff.plan.moments import Moment, StepOrder
+from asyncdiff.plan.moments import Moment
 from asyncdiff.runtime.attachment import Attachment
 from asyncdiff.runtime.branches import Branches
 from asyncdiff.runtime.clock import Clock
 from asyncdiff.settings import Settings
 from benchmarks.gpu.loop import Loop
 
+TIMEOUT = 60.0
+SECONDS_OF_NCCL = 4.0  # until its communicator is there
+
 
 class SoloWorld(LocalWorld):
     """A rank's view of its world; which rank it is may be changed between generations.
 
     Attributes:
+        line: with it, what moves is started on it.
         on_components_done: called when the component of a round has run, before the denoiser's last layers do.
+        on_shared: called whenever results, or keys, have been exchanged that are waited for at once.
     """
 
-    def __init__(self, size: int, device: torch.device) -> None:
+    def __init__(self, size: int, device: torch.device, line: Line | None = None) -> None:
         super().__init__(size, device)
+        self.line = line
         self.on_components_done: Callable[[], None] = _nothing
+        self.on_shared: Callable[[], None] = _nothing
         self._exchange = SoloExchange(self)
         self._last: SoloChannel | None = None
 
     def become(self, rank: int) -> None:
         """From the next generation on this process is another rank."""
-        self._exchange.ranks = (rank,)
+        self._exchange.become(rank)
 
     @property
     def last(self) -> "SoloChannel":
@@ -60,84 +79,120 @@ class SoloWorld(LocalWorld):
 
 
 class SoloExchange(LocalExchange):
-    """Nobody is there to exchange with: predictions are taken to be what they were."""
+    """The exchange of a distributed run, of one rank that is alone."""
 
     def __init__(self, world: SoloWorld) -> None:
         super().__init__(world_size=1)
         self._world = world
+        self.become(0)
+
+    def become(self, rank: int) -> None:
+        """From now on it is another rank's."""
+        self.ranks = (rank,)
+        self._edges = self._team(rank, is_filled=False)
+        self._results = DistributedExchange(self._team(rank, is_filled=True))
+
+    def _team(self, rank: int, is_filled: bool) -> Team:
+        line: Any = SoloLine(self._world.line, is_filled)
+        nobody: Any = None  # is talked to
+        return Team(tuple(range(self._world.size)), rank, line, nobody, self.traffic)
 
     def open(self, division: Division, device: torch.device) -> "SoloChannel":  # type: ignore[override]
-        self._world.last = SoloChannel(division, device, self.ranks[0], self._world.on_components_done)
+        self._world.last = SoloChannel(self._edges, division, device, self._world.on_components_done)
         return self._world.last
 
+    def share(  # type: ignore[override]
+        self, results: Mapping[int, Sequence[Tensor]], moment: Moment, what: str = ""
+    ) -> Sharing:
+        sharing = self._results.share(results, moment, what)
+        self._world.on_shared()
+        return sharing
 
-class SoloChannel:
-    """The live edges of one rank: its own as it makes them, the others' as they were when they were made last.
 
-    What the rank sends is copied into standing buffers, as it would be in a run. What it receives lies in the buffer
-    already: two versions take turns in it.
+class SoloChannel(DistributedChannel):
+    """That of a distributed run, which tells when the rank's component is done.
+
+    What is received lies in its buffers already: the versions of two steps take turns in them.
 
     Attributes:
         division: the divided denoiser.
         rank: the rank.
     """
 
-    def __init__(self, division: Division, device: torch.device, rank: int, on_end: Callable[[], None]) -> None:
+    def __init__(self, team: Team, division: Division, device: torch.device, on_end: Callable[[], None]) -> None:
+        super().__init__(team, division, device)
         self.division = division
-        self.rank = rank
+        self.rank = team.rank
         self._on_end = on_end
-        self._store = EdgeStore(division.storage_of(rank), division.schedule.kept_versions, device, division.packings)
-        self.stores: Mapping[int, EdgeStore] = {rank: self._store}
-        self._held = division.reads_of(rank)
-        self._own = division.own_reads_of(rank)
-        self._order = StepOrder(())
-        self._made: dict[Edge, Tensor] = {}
-        self._sent: dict[tuple[int, Edge], Tensor] = {}
-        self._received: list[Edge] = []
-        self._is_first = True
 
-    def keep(self, rank: int, edge: Edge, tensor: Tensor) -> None:
-        del rank  # there is one
-        if edge in self._held:
-            self._store.put(edge, tensor)
-
-    def end_in_full(self, versions: Sequence[int]) -> None:
-        self._store.arrive(versions)
-
-    def start_round(self, order: StepOrder) -> None:
-        self._order, self._made, self._received = order, {}, []
-
-    def made(self, rank: int, edge: Edge, tensor: Tensor) -> None:
-        del rank  # there is one
-        self._made[edge] = tensor
-
-    def exchange(self, moment: Moment) -> None:
-        for message in moment.messages:
-            if message.source == self.rank:
-                for edge in message.edges:
-                    self._send(message.reader, edge)
-            elif message.reader == self.rank:
-                self._received += message.edges
+    @property
+    def held_bytes(self) -> int:
+        """The memory that versions of live edges take, those of the readers that this rank must know included."""
+        return sum(store.bytes for store in (self._store, self._sent) if store is not None)
 
     def end_round(self, version: int) -> None:
-        if self._order.kept:
-            for edge in self._own & self._order.kept:
-                self._store.put(edge, self._made[edge])
-            if self._is_first:
-                for edge in self._received:
-                    self._store.put(edge, self._store.newest(edge, version - 1))
-            self._is_first = False
-            self._store.arrive([version], self._received)
+        super().end_round(version)
         self._on_end()
 
-    def close(self) -> None:
-        self._made = {}
 
-    def _send(self, reader: int, edge: Edge) -> None:
-        made = self._made[edge]
-        if (reader, edge) not in self._sent:
-            self._sent[reader, edge] = torch.empty_like(made)
-        self._sent[reader, edge].copy_(made)
+class SoloLine:
+    """Where nobody is at the other end: what is sent goes nowhere, and what is received was there before.
+
+    Args:
+        line: with it both ends are started on it, one of them in vain: of what is sent that is room for it, and of what
+            is received its own place.
+        is_filled: whether there is nothing before in what is received, so that something is put there.
+    """
+
+    def __init__(self, line: Line | None, is_filled: bool) -> None:
+        self._line = line
+        self._is_filled = is_filled
+        self._nowhere = torch.empty(0, dtype=torch.uint8)
+
+    def start(self, batch: Sequence[Transfer], traffic: Traffic) -> "Pending | _Done":
+        """Take the place of `Line.start`."""
+        if self._is_filled:
+            sent = [transfer.tensor for transfer in batch if transfer.is_sent]
+            for number, transfer in enumerate(transfer for transfer in batch if not transfer.is_sent):
+                _fill(transfer.tensor, sent[number % len(sent)] if sent else None)
+        if self._line is None or not batch:
+            traffic.bytes_sent += sum(transfer.tensor.nbytes for transfer in batch if transfer.is_sent)
+            return _Done()
+        return self._line.start([end for transfer in batch for end in self._both_ends(transfer)], traffic)
+
+    def _both_ends(self, transfer: Transfer) -> tuple[Transfer, Transfer]:
+        own = transfer._replace(peer=0)
+        place = self._room(transfer.tensor) if transfer.is_sent else transfer.tensor
+        return own, Transfer(not transfer.is_sent, 0, place, transfer.what)
+
+    def _room(self, like: Tensor) -> Tensor:
+        if self._nowhere.numel() < like.nbytes:
+            self._nowhere = torch.empty(like.nbytes, dtype=torch.uint8, device=like.device)
+        return self._nowhere[: like.nbytes]
+
+
+class _Done:
+    """A batch on its way that is there already."""
+
+    def wait(self) -> None:
+        return None
+
+    def wait_until_sent(self) -> None:
+        return None
+
+    def wait_until_received(self) -> None:
+        return None
+
+
+def _fill(room: Tensor, numbers: Tensor | None) -> None:
+    """Put numbers into it, which may be fewer or more."""
+    if numbers is None or not numbers.numel():
+        room.normal_()
+        return
+    flat = numbers.reshape(-1)
+    while flat.numel() < room.numel():
+        flat = flat.repeat(2)
+    room.copy_(flat[: room.numel()].view_as(room))
 
 
 @contextmanager
@@ -157,6 +212,22 @@ def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]
     finally:
         branches.close()
         clock.close()
+
+
+@contextmanager
+def line_of_one(device: torch.device) -> Iterator[Line]:
+    """A communicator of NCCL's with this process alone in it."""
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("nccl", store=store, rank=0, world_size=1, device_id=device)
+    try:
+        fault = Fault(store, "a fault", 0, [0])
+        line = Line(Groups(None, TIMEOUT), device, "nccl", TIMEOUT, fault, Events(device))
+        try:
+            yield line
+        finally:
+            line.close()
+    finally:
+        dist.destroy_process_group()
 
 
 def _nothing() -> None:

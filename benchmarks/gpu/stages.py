@@ -3,92 +3,37 @@
 import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import torch
 
 from asyncdiff.settings import Settings
+from benchmarks.gpu.bench import (
+    DEFAULT,
+    SECONDS_TO_RECORD,
+    WARMUP,
+    Bench,
+    Put,
+    plan_of_round,
+    rounds_to_fill,
+    run,
+    timed,
+)
 from benchmarks.gpu.loop import Loop, Setting
-from benchmarks.gpu.measure import Kind, Stopwatch, Timing, failures_noted
+from benchmarks.gpu.measure import Kind, Timing
 from benchmarks.gpu.modelled import LINKS, load_of, modelled
+from benchmarks.gpu.modelled_tokens import Wanted
 from benchmarks.gpu.models import Subject, parameters_of
-from benchmarks.gpu.solo import SoloWorld, attached
+from benchmarks.gpu.solo import SECONDS_OF_NCCL, SoloWorld, attached, line_of_one
+from benchmarks.gpu.tokens import Measured, measure_tokens
 
-COMPONENTS = (2, 4, 3)  # the most important first
-DEFAULT = Settings()
-WARMUP = 2  # shorter than the default: a round costs the same after it
-
-SECONDS_OF_REPEATS = 1.2
-MOST_REPEATS, FEWEST_REPEATS = 10, 5
-ALONE = 2
+COMPONENTS = (2, 3, 4)
 SLOW = 0.3  # seconds of a call from which on no call is made twice
-SECONDS_TO_RECORD = 2.0
 SECONDS_TO_COMPILE = 25.0
 SECONDS_TO_COUNT = 15.0
-
-Put = Callable[[str, Any], None]
-"""Keeps a result by its name."""
-
-
-@dataclass
-class Bench:
-    """One denoiser on the bench.
-
-    Attributes:
-        subject: what is measured.
-        setting: where and how large.
-        put: keeps a result.
-        deadline: in `time.time()`'s time; what would take longer is left out.
-        plain: seconds of a plain call, as soon as they are known.
-    """
-
-    subject: Subject
-    setting: Setting
-    put: Put
-    deadline: float
-    plain: float = 0.0
-    found: dict[str, Any] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def stage(self, name: str, expected: float, measure: Callable[[], Any]) -> Any:
-        """Measure something, if there is time for it, and keep it; None if it came to nothing.
-
-        Args:
-            expected: seconds that it will take.
-        """
-        left = self.deadline - time.time()
-        if left < expected:
-            self._failed(name, f"left out: {left:.0f} s left, {expected:.0f} s expected")
-            return None
-        begin, result = time.monotonic(), None
-        with failures_noted(partial(self._failed, name)):
-            result = measure()
-        self.seconds[name] = time.monotonic() - begin
-        self.put("seconds", self.seconds)
-        print(f"  {name}: {self.seconds[name]:.1f} s", flush=True)
-        if result is not None:
-            self.found[name] = result
-            self.put(name, result)
-        return result
-
-    def _failed(self, name: str, text: str) -> None:
-        self.failures[name] = text
-        self.put("failures", self.failures)
-
-    @property
-    def repeats(self) -> int:
-        """How many calls of a kind are timed: fewer of a slow denoiser."""
-        wanted = SECONDS_OF_REPEATS / self.plain if self.plain else MOST_REPEATS
-        return max(FEWEST_REPEATS, min(MOST_REPEATS, int(wanted)))
-
-    def expected(self, components: int, share: float = 1.0) -> float:
-        """Seconds that all ranks of so many components take; of a part of the batch, that part of it."""
-        rounds = (_rounds_to_fill() + self.repeats + ALONE + 1) / components
-        return SECONDS_TO_RECORD + components * (WARMUP + 1.3 * rounds) * self.plain * share
 
 
 def measure(subject: Subject, setting: Setting, put: Put, deadline: float) -> None:
@@ -113,13 +58,19 @@ def measure(subject: Subject, setting: Setting, put: Put, deadline: float) -> No
     for components in (2, 4):
         _stage_of_ranks(bench, loop, components)
     _model(bench)
+    half = None
     if subject.batch == 2:
         half = Loop(subject, setting, loop.denoiser, batch=1)
         bench.stage("half plain", bench.expected(1, 0.6) - SECONDS_TO_RECORD, partial(_plain, bench, half))
         for components in (4, 2):
             _stage_of_ranks(bench, half, components, "half ", 0.6)
+    tokens = [] if subject.part == "unet" else measure_tokens(bench, loop, half)
+    _model(bench, tokens)
     _stage_of_ranks(bench, loop, 3)
-    _model(bench)
+    _model(bench, tokens)
+    if setting.device.type == "cuda":
+        expected = SECONDS_OF_NCCL + bench.expected(4) / 4
+        bench.stage("components=4, NCCL", expected, partial(_slowest_on_nccl, bench, loop, 4))
     bench.stage("kernels", bench.expected(1) + SECONDS_TO_COMPILE, partial(_kernels, bench, loop))
     bench.stage("compiled", SECONDS_TO_COMPILE, partial(_compiled, bench, loop))
 
@@ -146,37 +97,14 @@ def _settings(components: int) -> Settings:
     return Settings(components=components, warmup=WARMUP)
 
 
-def _rounds_to_fill() -> int:
-    """Rounds until a rank holds as many versions as the method reads; it computes more with more of them."""
-    return DEFAULT.chosen_method.versions - 1
-
-
 def _plan_of_plain(bench: Bench) -> list[Kind]:
-    return [Kind.FIRST, Kind.SKIPPED, *_timed(bench)]
-
-
-def _plan_of_round(bench: Bench) -> list[Kind]:
-    full = [Kind.FIRST, *[Kind.FULL] * (WARMUP - 1)]
-    return [*full, *[Kind.SKIPPED] * _rounds_to_fill(), *_timed(bench)]
-
-
-def _timed(bench: Bench) -> list[Kind]:
-    return [*[Kind.STEADY] * bench.repeats, *[Kind.ALONE] * ALONE, Kind.OPERATORS]
-
-
-def _run(loop: Loop, plan: list[Kind], world: SoloWorld | None = None) -> tuple[Timing, bool]:
-    """One generation by a plan; also whether its numbers are finite."""
-    watch = Stopwatch(loop.setting.device, plan)
-    if world is not None:
-        world.on_components_done = watch.components_done
-    latents = loop(len(plan), watch)
-    return watch.timing(), bool(torch.isfinite(latents).all())
+    return [Kind.FIRST, Kind.SKIPPED, *timed(bench)]
 
 
 def _plain(bench: Bench, loop: Loop) -> dict[str, Any]:
     if not bench.plain:
-        bench.plain = _run(loop, [Kind.FIRST, Kind.FULL])[0].full / 1000
-    timing, is_finite = _run(loop, _plan_of_plain(bench))
+        bench.plain = run(loop, [Kind.FIRST, Kind.FULL])[0].full / 1000
+    timing, is_finite = run(loop, _plan_of_plain(bench))
     return {"timing": asdict(timing), "finite": is_finite}
 
 
@@ -185,9 +113,9 @@ def _attached_alone(bench: Bench, loop: Loop) -> dict[str, Any]:
     world = SoloWorld(1, loop.setting.device)
     plain = [Timing(**bench.found["plain"]["timing"])]
     with attached(loop, _settings(1), world):
-        timing, is_finite = _run(loop, _plan_of_round(bench), world)
+        timing, is_finite = run(loop, plan_of_round(bench), world)
     if bench.plain < SLOW:
-        plain.append(_run(loop, _plan_of_plain(bench))[0])
+        plain.append(run(loop, _plan_of_plain(bench))[0])
     return {
         "timing": asdict(timing),
         "plain": [one.device for one in plain],
@@ -203,7 +131,7 @@ def _ranks(bench: Bench, loop: Loop, components: int) -> dict[str, Any]:
     with attached(loop, _settings(components), world):
         for rank in range(components):
             world.become(rank)
-            timing, is_finite = _run(loop, _plan_of_round(bench), world)
+            timing, is_finite = run(loop, plan_of_round(bench), world)
             full.append(timing.full)
             ranks.append({"timing": asdict(timing), "finite": is_finite, **_traffic(world)})
     division = world.last.division
@@ -220,6 +148,18 @@ def _ranks(bench: Bench, loop: Loop, components: int) -> dict[str, Any]:
     }
 
 
+def _slowest_on_nccl(bench: Bench, loop: Loop, components: int) -> dict[str, Any]:
+    """The rounds of the slowest rank whose exchanges are started by NCCL, from this device to itself."""
+    timings = [rank["timing"]["device"] for rank in bench.found[f"components={components}"]["ranks"]]
+    rank = timings.index(max(timings))
+    with line_of_one(bench.setting.device) as line:
+        world = SoloWorld(components, bench.setting.device, line)
+        with attached(loop, _settings(components), world):
+            world.become(rank)
+            timing, is_finite = run(loop, plan_of_round(bench), world)
+    return {"rank": rank, "timing": asdict(timing), "finite": is_finite}
+
+
 def _traffic(world: SoloWorld) -> dict[str, Any]:
     """What the current rank receives and sends in a round, predictions left out, and holds of it."""
     channel = world.last
@@ -231,7 +171,7 @@ def _traffic(world: SoloWorld) -> dict[str, Any]:
         "sent_bytes": sum(division.graph.bytes(message.edges) for message in sent),
         "received_messages": len(received),
         "sent_messages": len(sent),
-        "history_bytes": channel.stores[rank].bytes,
+        "history_bytes": channel.held_bytes,
     }
 
 
@@ -240,9 +180,9 @@ def _kernels(bench: Bench, loop: Loop) -> dict[str, Any] | None:
     if bench.setting.device.type != "cuda":
         return None
     until = min(time.time() + SECONDS_TO_COUNT, bench.deadline)
-    plan = [Kind.FIRST, *[Kind.SKIPPED] * (WARMUP + _rounds_to_fill() - 1), Kind.KERNELS]
-    counted: dict[str, Any] = {"plain": _run(loop, [Kind.FIRST, Kind.KERNELS])[0].kernels}
-    for components in (1, *COMPONENTS):
+    plan = [Kind.FIRST, *[Kind.SKIPPED] * (WARMUP + rounds_to_fill() - 1), Kind.KERNELS]
+    counted: dict[str, Any] = {"plain": run(loop, [Kind.FIRST, Kind.KERNELS])[0].kernels}
+    for components in (1, 4):
         if time.time() + bench.expected(components) / 2 > until:
             break
         world = SoloWorld(components, loop.setting.device)
@@ -250,15 +190,15 @@ def _kernels(bench: Bench, loop: Loop) -> dict[str, Any] | None:
         with attached(loop, _settings(components), world):
             for rank in range(components):
                 world.become(rank)
-                by_rank.append(_run(loop, plan, world)[0].kernels)
+                by_rank.append(run(loop, plan, world)[0].kernels)
     return counted
 
 
 def _compiled(bench: Bench, loop: Loop) -> dict[str, Any]:
     """A plain call with the repeated blocks compiled; also the time of the first."""
     _compile_blocks(loop.denoiser, bench.subject.blocks)
-    first, _ = _run(loop, [Kind.FIRST])
-    timing, is_finite = _run(loop, [kind for kind in _plan_of_plain(bench) if kind is not Kind.OPERATORS])
+    first, _ = run(loop, [Kind.FIRST])
+    timing, is_finite = run(loop, [kind for kind in _plan_of_plain(bench) if kind is not Kind.OPERATORS])
     return {"timing": asdict(timing), "finite": is_finite, "first_call": first.first}
 
 
@@ -272,7 +212,7 @@ def _compile_blocks(denoiser: Any, blocks: tuple[str, ...]) -> None:
             module.compile()
 
 
-def _model(bench: Bench) -> None:
+def _model(bench: Bench, tokens: Sequence[Measured] = ()) -> None:
     """The modelled generations, from what was found so far."""
     found, subject = bench.found, bench.subject
     schedule = DEFAULT.schedule(2)
@@ -280,7 +220,7 @@ def _model(bench: Bench) -> None:
     itemsize = torch.empty((), dtype=bench.setting.dtype).itemsize
     member = math.prod(found["build"]["shape"][1:]) * itemsize
     groups = []
-    for components in sorted(COMPONENTS):
+    for components in COMPONENTS:
         for prefix, count, batch in (("", 1, subject.batch), ("half ", 2, 1)):
             stage = found.get(f"{prefix}components={components}")
             if stage is not None:
@@ -292,6 +232,9 @@ def _model(bench: Bench) -> None:
         for group, count in groups
         for link in LINKS
     ]
+    for one in tokens:
+        wanted = Wanted(subject.steps, DEFAULT.warmup, one.groups, subject.batch * member // one.groups, bench.plain)
+        results += [asdict(generation) for generation in one.of.modelled(wanted)]
     bench.put("modelled", sorted(results, key=lambda one: (one["devices"], one["link"], one["way"])))
 
 

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 Forward = Callable[..., Any]
 
 # Most arguments by far: no containers, which torch is slow to look into.
-_PLAIN = (Tensor, NoneType, bool, int, float, str)
+_PLAIN = (NoneType, bool, int, float, str)
 
 
 class Call(NamedTuple):
@@ -53,12 +53,18 @@ class Call(NamedTuple):
 
     def with_own_containers(self) -> "Call":
         """The same arguments in lists and dicts of their own: some denoisers empty the ones that they are given."""
-        args = tuple(_with_own_containers(each) for each in self.args)
-        return self._replace(args=args, kwargs={name: _with_own_containers(each) for name, each in self.kwargs.items()})
+        return self.with_leaves(lambda leaf: leaf)
 
+    def with_leaves(self, change: Callable[[Any], Any]) -> "Call":
+        """The same call with every leaf of its arguments changed, tensors in the order of `tensors`."""
 
-def _with_own_containers(argument: Any) -> Any:
-    return argument if isinstance(argument, _PLAIN) else tree_map(lambda leaf: leaf, argument)
+        def changed(argument: Any) -> Any:
+            if isinstance(argument, Tensor):
+                return change(argument)
+            return argument if isinstance(argument, _PLAIN) else tree_map(change, argument)
+
+        args = tuple(changed(each) for each in self.args)
+        return self._replace(args=args, kwargs={name: changed(each) for name, each in self.kwargs.items()})
 
 
 def tensors_of(arguments: Any) -> list[Tensor]:

@@ -1,6 +1,8 @@
 """Calls of attention are seen wherever they are made, in this thread, as long as somebody looks."""
 
 import threading
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -68,3 +70,49 @@ def test_another_thread_is_left_alone() -> None:
         thread.join()
         call()
     assert results[0].any() and not results[1].any()
+
+
+def test_the_innermost_is_asked_and_does_not_see_what_it_calls() -> None:
+    order: list[str] = []
+
+    def answer(name: str, call: AttentionCall) -> Tensor:
+        order.append(name)
+        return call()
+
+    plain = F.scaled_dot_product_attention(*tensors())
+    with AttentionCalls(partial(answer, "outer")), AttentionCalls(partial(answer, "inner")):
+        assert torch.equal(F.scaled_dot_product_attention(*tensors()), plain)
+    assert order == ["inner", "outer"]
+
+
+def test_torch_s_place_is_left_as_it_was_found() -> None:
+    found = F.scaled_dot_product_attention
+
+    def failing() -> None:
+        with AttentionCalls(lambda call: call()):
+            assert F.scaled_dot_product_attention is not found
+            F.scaled_dot_product_attention(*tensors())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert F.scaled_dot_product_attention is found
+
+
+def test_what_others_put_there_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    plain = F.scaled_dot_product_attention(*tensors())
+    with AttentionCalls(lambda call: call()):
+        before = F.scaled_dot_product_attention
+
+        def own(*args: Any, **kwargs: Any) -> Tensor:
+            seen.append(1)
+            found: Tensor = before(*args, **kwargs)
+            return found
+
+        monkeypatch.setattr(F, "scaled_dot_product_attention", own)
+    assert F.scaled_dot_product_attention is own
+    for _ in range(2):
+        with AttentionCalls(lambda call: call()):
+            assert torch.equal(F.scaled_dot_product_attention(*tensors()), plain)
+    assert len(seen) == 2 and F.scaled_dot_product_attention is own

@@ -12,6 +12,7 @@ from asyncdiff.exchange.store import EdgeStore, Reading
 from asyncdiff.exchange.versions import ELEMENTS_AT_ONCE, PackedVersions
 from asyncdiff.plan.method import FORECAST, Method
 from asyncdiff.plan.packing import Packing
+from asyncdiff.plan.storage import Span
 from tests.versions import lay_out_by_hand
 
 CPU = torch.device("cpu")
@@ -50,13 +51,14 @@ def test_what_rounding_leaves_does_not_add_up(bits: int, count: int, seed: int) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_reader_that_receives_has_what_the_sender_knows(bits: int, dtype: torch.dtype) -> None:
     reader, sender = packed_store(4, bits, dtype), packed_store(1, bits, dtype)
+    span = Span(dtype, 0, SIZE)
     for step, version in enumerate(course(9, seed=1)):
         sender.put(EDGE, version.to(dtype))
         if step == 0:
             reader.put(EDGE, version.to(dtype))  # in full, by the reader itself
             reader.arrive([step])
         else:
-            for into, sent in zip(reader.arriving_of(EDGE), sender.arriving_of(EDGE), strict=True):
+            for into, sent in zip(reader.arriving(span), sender.arriving(span), strict=True):
                 into.copy_(sent)
             reader.arrive([step], [EDGE])
         sender.arrive([step])

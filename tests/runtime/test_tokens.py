@@ -294,21 +294,39 @@ def test_what_cannot_be_divided_is_refused_with_the_reason(name: str, reason: st
     assert torch.equal(run(pipe, tiny), plain)
 
 
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Attention as other libraries have it."""
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    return scores.softmax(-1) @ value
+
+
 def test_attention_that_is_not_seen_any_more_is_an_error() -> None:
     """As with an attention backend of another library, chosen between two generations: a wrong picture, unnoticed."""
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
     with AsyncDiff(pipe, tokens=2, warmup=2, executor="local"):
         run(pipe, tiny)
 
-        def unseen(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-            scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-            return scores.softmax(-1) @ value
+        def unseen(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+            return _by_hand(*(tensor.transpose(1, 2) for tensor in (query, key, value))).transpose(1, 2)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.nn.functional, "scaled_dot_product_attention", unseen)
+            patch.setattr("diffusers.models.transformers.transformer_flux.dispatch_attention_fn", unseen)
             with pytest.raises(OtherUnitsError, match="attention was called 0 times"):
                 run(pipe, tiny)
         run(pipe, tiny)
+
+
+def test_attention_that_a_user_has_put_into_torch_s_place() -> None:
+    """As users of SageAttention do it: F.scaled_dot_product_attention = sageattn."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    ordinary = run(pipe, tiny)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", _by_hand)
+        plain = run(pipe, tiny)
+        assert not torch.equal(plain, ordinary)
+        with AsyncDiff(pipe, tokens=2, warmup=1000, executor="local"):
+            assert torch.equal(run(pipe, tiny), plain)
+        assert torch.nn.functional.scaled_dot_product_attention is _by_hand
 
 
 @pytest.mark.parametrize("other", [{"stride": 2}, {"shard": True}, {"split": [["a"], ["b"]]}])

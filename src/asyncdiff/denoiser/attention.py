@@ -4,12 +4,13 @@ All of diffusers' own attention processors come to `torch.nn.functional.scaled_d
 `dispatch_attention_fn`, with rotary embeddings and norms applied by then.
 """
 
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 
 class AttentionCall(NamedTuple):
@@ -33,19 +34,76 @@ class AttentionCall(NamedTuple):
         return F.scaled_dot_product_attention(self.query, self.key, self.value, self.mask, **self.options)
 
 
-class AttentionCalls(TorchFunctionMode):
-    """Inside of this context calls of attention, in this thread, are answered by a function."""
+class AttentionCalls:
+    """Inside of this context calls of attention, in this thread, are answered by a function.
+
+    The function is torch's own, or what a user has put into its place, and is seen where it is looked up in
+    `torch.nn.functional`. A mode of torch's would be told of every other function, too: that makes a call take the host
+    half as long again.
+    """
 
     def __init__(self, answer: Callable[[AttentionCall], Tensor]) -> None:
-        super().__init__()
         self._answer = answer
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is F.scaled_dot_product_attention:
-            return self._answer(_attention_call(*args, **(kwargs or {})))
-        return func(*args, **(kwargs or {}))
+    def __enter__(self) -> None:
+        _PLACE.take()
+        _ANSWERS.of_thread.append(self._answer)
+
+    def __exit__(self, *_: object) -> None:
+        _ANSWERS.of_thread.pop()
+        _PLACE.leave()
+
+
+class _Answers(threading.local):
+    """Those that are asked in a thread, the innermost last."""
+
+    def __init__(self) -> None:
+        self.of_thread: list[Callable[[AttentionCall], Tensor]] = []
+
+
+class _Place:
+    """Where the function is looked up; taken as long as anyone looks, in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._found: Callable[..., Tensor] = F.scaled_dot_product_attention
+        self._put: Callable[..., Tensor] = self._found
+
+    def take(self) -> None:
+        with self._lock:
+            self._count += 1
+            if self._count == 1:
+                self._found = F.scaled_dot_product_attention
+                self._put = _asking(self._found)
+                F.scaled_dot_product_attention = self._put
+
+    def leave(self) -> None:
+        with self._lock:
+            self._count -= 1
+            # Who has put something there since then is not to lose it.
+            if self._count == 0 and F.scaled_dot_product_attention is self._put:
+                F.scaled_dot_product_attention = self._found
+
+
+_ANSWERS, _PLACE = _Answers(), _Place()
+
+
+def _asking(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function in its place: asks the innermost of the thread, which does not see what it calls itself."""
+
+    @functools.wraps(plain)
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        answers = _ANSWERS.of_thread
+        if not answers:
+            return plain(*args, **kwargs)
+        answer = answers.pop()
+        try:
+            return answer(_attention_call(*args, **kwargs))
+        finally:
+            answers.append(answer)
+
+    return attention
 
 
 def _attention_call(

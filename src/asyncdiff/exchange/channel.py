@@ -14,7 +14,7 @@ from asyncdiff.plan.division import Division
 from asyncdiff.plan.moments import Moment, StepOrder
 from asyncdiff.plan.packing import Packed
 from asyncdiff.plan.routing import Message
-from asyncdiff.plan.storage import Span
+from asyncdiff.plan.storage import Span, Storage
 
 
 class DistributedChannel:
@@ -119,7 +119,8 @@ class DistributedChannel:
 
     def _parcel(self, message: Message) -> "_Parcel":
         if id(message) not in self._outgoing:
-            self._outgoing[id(message)] = _Parcel(message, self._division, self._team, self._device)
+            known = self._division.storage_of_sent(self._team.rank) if self._sent is not None else None
+            self._outgoing[id(message)] = _Parcel(message, self._division, self._team, self._device, known)
         return self._outgoing[id(message)]
 
     def _awaited(self, message: Message) -> tuple[tuple[Span, ...], int, str]:
@@ -137,13 +138,15 @@ class DistributedChannel:
 class _Parcel:
     """The standing buffers of a message that is sent, laid out as its reader lays it out."""
 
-    def __init__(self, message: Message, division: Division, team: Team, device: torch.device) -> None:
+    def __init__(
+        self, message: Message, division: Division, team: Team, device: torch.device, known: Storage | None
+    ) -> None:
         self.sending: Pending | None = None
         storage = division.storage_of(message.reader)
         what, peer = description(message, division, team), team.members[message.reader]
         self.transfers: list[Transfer] = []
         self._views: dict[Edge, Tensor] = {}
-        self._packed: dict[Edge, Packed] = {}
+        self._packed: list[tuple[Span, Packed]] = []
         for span in storage.joined(message.edges):
             packing, size = division.packings.get(span.dtype), span.stop - span.start
             inside = {
@@ -157,7 +160,8 @@ class _Parcel:
                 self.transfers.append(Transfer(True, peer, part, what))
             else:
                 room = packing.room(size, device)
-                self._packed |= {edge: packing.part(room, *place) for edge, place in inside.items()}
+                for start, stop, at in _alike(inside, {} if known is None else known.spans):
+                    self._packed.append((Span(span.dtype, at, at + stop - start), packing.part(room, start, stop)))
                 self.transfers += [Transfer(True, peer, part, what) for part in room]
 
     def pack(self, made: Mapping[Edge, Tensor], known: EdgeStore | None) -> None:
@@ -170,8 +174,8 @@ class _Parcel:
         self.finish()
         for edge, view in self._views.items():
             view.copy_(made[edge])
-        for edge, packed in self._packed.items():
-            for part, source in zip(packed, () if known is None else known.arriving_of(edge), strict=True):
+        for span, packed in self._packed:
+            for part, source in zip(packed, () if known is None else known.arriving(span), strict=True):
                 part.copy_(source)
 
     def finish(self) -> None:
@@ -179,6 +183,17 @@ class _Parcel:
         sending, self.sending = self.sending, None
         if sending is not None:
             sending.wait_until_sent()
+
+
+def _alike(inside: Mapping[Edge, tuple[int, int]], known: Mapping[Edge, Span]) -> list[tuple[int, int, int]]:
+    """Parts of a parcel that lie there as they lie in what is known, as long as can be: begin, end, begin there."""
+    found: list[tuple[int, int, int]] = []
+    for edge, (start, stop) in sorted(inside.items(), key=lambda item: item[1]):
+        at = known[edge].start
+        if found and found[-1][1] == start and at - found[-1][2] == start - found[-1][0]:
+            start, at = found.pop()[::2]
+        found.append((start, stop, at))
+    return found
 
 
 def _wait_for_all(receiving: Sequence[Pending]) -> None:

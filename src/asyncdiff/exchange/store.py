@@ -128,10 +128,6 @@ class EdgeStore:
         self.settle()
         return self._buffers[span.dtype].held.arriving(span.start, span.stop)
 
-    def arriving_of(self, edge: Edge) -> tuple[Tensor, ...]:
-        """The same of an edge, once it was put."""
-        return self.arriving(self._storage.spans[edge])
-
     def arrive(
         self, steps: Sequence[int], received: Iterable[Edge] = (), wait: Callable[[], None] | None = None
     ) -> None:

@@ -111,7 +111,7 @@ class PackedVersions:
 
     def put(self, start: int, stop: int, part: Tensor) -> None:
         if not self._is_empty:
-            difference = part.float() - self._base(start, stop)
+            difference = part - self._base(start, stop)  # in single precision
             self._packing.pack(difference, self._packing.part(self._next, start, stop))
 
     def arriving(self, start: int, stop: int) -> tuple[Tensor, ...]:

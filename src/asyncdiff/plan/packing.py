@@ -64,7 +64,7 @@ class Packing:
     def pack(self, numbers: Tensor, into: Packed) -> None:
         """Pack numbers, shape (numbers,). What is no number makes its whole group none."""
         groups = numbers.view(-1, self.group).float()
-        into.scales.copy_(groups.abs().amax(-1) / self._most)
+        into.scales.copy_(torch.linalg.vector_norm(groups, math.inf, -1) / self._most)
         scales = into.scales.float().clamp_min(_SMALLEST).unsqueeze(-1)
         whole = (groups / scales).round().clamp(-self._most, self._most).nan_to_num()
         codes = (whole + self._offset).to(torch.uint8)

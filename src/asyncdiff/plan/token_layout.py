@@ -208,13 +208,19 @@ class TokenParts:
     def join(self, mine: Tensor, extent: Extent, part: int, parts: Sequence[Tensor]) -> Tensor:
         """All tokens, given each part's, with what lies around them in a tensor of one part's tokens."""
         dim, pieces, place, taken = extent.dim, list[Tensor](), 0, [0] * self.count
+
+        def piece(tensor: Tensor, start: int, size: int) -> None:
+            if size:
+                pieces.append(tensor if size == tensor.shape[dim] else tensor.narrow(dim, start, size))
+
         for run, (begin, size) in zip(self._runs(extent), self._own_places(extent, part), strict=True):
-            pieces.append(mine.narrow(dim, place, begin - place))
+            piece(mine, place, begin - place)
             for source, theirs in enumerate(parts):
-                pieces.append(theirs.narrow(dim, taken[source], run.size(source)))
+                piece(theirs, taken[source], run.size(source))
                 taken[source] += run.size(source)
             place = begin + size
-        return torch.cat((*pieces, mine.narrow(dim, place, mine.shape[dim] - place)), dim)
+        piece(mine, place, mine.shape[dim] - place)
+        return torch.cat(pieces, dim)
 
     def _own_places(self, extent: Extent, part: int) -> list[tuple[int, int]]:
         """Where a part's tokens of each kind begin in a tensor of its own alone, and how many there are."""

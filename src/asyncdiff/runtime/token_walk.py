@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
@@ -87,7 +87,7 @@ def walk_divided(
         OtherUnitsError: attention is not called as often as it was when the call was recorded.
         ShapeChangedError: there are more keys, or fewer.
     """
-    numbers = _Numbers(layout)
+    numbers, owned = _Numbers(layout), _OwnTensors(parts, part)
 
     def rule(unit: int, inner: Call) -> Any:
         if unit not in layout.inside:
@@ -95,7 +95,7 @@ def walk_divided(
             return inner()
         if unit == layout.first and enter is not None:
             enter(inner)
-        own = numbers.counted(unit, _own_tensors(inner, layout.inputs[unit], parts, part))
+        own = numbers.counted(unit, owned.of(inner, layout.inputs[unit]))
         if run is None:
             counts.units_run += 1
         result = own() if run is None else run(unit, own)
@@ -115,8 +115,7 @@ def walk_divided(
         return _with_own_rows(attention, queries, parts, part)()
 
     with AttentionCalls(answer):
-        own = _own_tensors(call, layout.arguments, parts, part)
-        return units.walk(layout.graph, UnitRule(rule, counts), own)
+        return units.walk(layout.graph, UnitRule(rule, counts), owned.of(call, layout.arguments))
 
 
 class _Numbers:
@@ -165,19 +164,38 @@ def _check_keys(attention: AttentionCall, expected: int) -> None:
         )
 
 
-def _own_tensors(call: Call, extents: Mapping[int, Extent], parts: TokenParts, part: int) -> Call:
-    """A call with the part's own tokens of what it is given whole."""
-    places = itertools.count()
+class _OwnTensors:
+    """A part's own tokens of what units are given whole.
 
-    def own(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        extent = extents.get(next(places))
-        if extent is None or leaf.shape[extent.dim] < parts.end(extent):
-            return leaf
-        return parts.cut(leaf, extent, part)
+    What several of them are given, rotary embeddings for instance, is cut once, as long as nobody writes to it.
+    """
 
-    return call.giving(tree_map(own, call.given))
+    def __init__(self, parts: TokenParts, part: int) -> None:
+        self._parts = parts
+        self._part = part
+        self._known: dict[tuple[int, int, Extent], tuple[Tensor, Tensor]] = {}
+
+    def of(self, call: Call, extents: Mapping[int, Extent]) -> Call:
+        """A call with them, where tokens lie in its tensors, by their places among them."""
+        places = itertools.count()
+
+        def own(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            extent = extents.get(next(places))
+            if extent is None or leaf.shape[extent.dim] < self._parts.end(extent):
+                return leaf
+            return self._cut(leaf, extent)
+
+        return call.with_leaves(own) if extents else call
+
+    def _cut(self, leaf: Tensor, extent: Extent) -> Tensor:
+        if leaf.is_inference():  # it is not known whether it was written to
+            return self._parts.cut(leaf, extent, self._part)
+        key = id(leaf), leaf._version, extent
+        if key not in self._known:
+            self._known[key] = leaf, self._parts.cut(leaf, extent, self._part)  # with the leaf, whose id it stays
+        return self._known[key][1]
 
 
 def _with_all_keys(
