@@ -16,13 +16,19 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff, ExchangeError, load_demo
 from asyncdiff.events import Events
+from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.runtime.units import UnitHooks
+from asyncdiff.settings import Settings
+from benchmarks.gpu.loop import Loop, Setting
+from benchmarks.gpu.models import SUBJECTS
+from benchmarks.gpu.solo import attached
 from tests.comparison import relative_error
 from tests.processes import run_ranks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 STEPS = 14
+DEVICE_ROW = 1  # of a trace
 MODELS = ("unet", "dit")
 
 
@@ -84,7 +90,7 @@ def test_a_trace_has_the_device_s_times(tmp_path: Path) -> None:
             _draw(pipe)
         seconds = time.monotonic() - begin
     entries = json.loads((tmp_path / "trace.json").read_text(encoding="utf-8"))["traceEvents"]
-    steps = [each for each in entries if each.get("cat") == "step"]
+    steps = [each for each in entries if each.get("cat") == "step" and each["tid"] == DEVICE_ROW]
     assert len(steps) == STEPS
     assert 0 < sum(step["dur"] for step in steps) < 1e6 * seconds
 
@@ -105,29 +111,27 @@ def test_rounds_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"),
-    [("unet", {"components": 2}), ("dit", {"components": 2}), ("dit", {"tokens": 2})],
-    ids=str,
+    ("model", "settings"), [("sd15", {"components": 2}), ("flux", {"components": 2}), ("flux", {"tokens": 2})], ids=str
 )
 def test_no_round_waits_for_the_device(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever reads a number off the device, or copies to it and waits, raises here."""
-    pipe = _pipe(model)
-    plain = UnitHooks.walk
+    """Whatever reads a number off the device, or copies to it and waits, raises here; these models do not so."""
+    device, plain = torch.device("cuda:0"), UnitHooks.walk
+    loop = Loop(SUBJECTS[model], Setting(device, torch.bfloat16, tiny=True))
 
     def walk(self: UnitHooks, *given: Any) -> Any:
         walks.append(1)
-        torch.cuda.set_sync_debug_mode("error" if len(walks) > 12 else "default")
+        torch.cuda.set_sync_debug_mode("error" if len(walks) > 8 else "default")
         try:
             return plain(self, *given)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     walks: list[int] = []
-    with AsyncDiff(pipe, executor="local", **settings):
-        _draw(pipe)
+    with attached(loop, Settings(warmup=2, **settings), LocalWorld(2, device)):
+        loop(STEPS, lambda _, call: call())
         monkeypatch.setattr(UnitHooks, "walk", walk)
-        _draw(pipe)
-    assert len(walks) > 16
+        loop(STEPS, lambda _, call: call())
+    assert len(walks) > 12
 
 
 def test_memory_is_given_back() -> None:
@@ -136,8 +140,10 @@ def test_memory_is_given_back() -> None:
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     with AsyncDiff(pipe, components=2, executor="local"):
+        torch.cuda.reset_peak_memory_stats()
         _draw(pipe)
-        assert torch.cuda.memory_allocated() > before
+        assert torch.cuda.max_memory_allocated() > before
+        assert torch.cuda.memory_allocated() <= before  # at the end of the generation
     assert torch.cuda.memory_allocated() <= before
 
 
@@ -145,7 +151,8 @@ def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor
     pipe = _pipe(model)
     with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
         first, second = _draw(pipe), _draw(pipe)
-    assert torch.equal(first, second)
+    # Where tokens are divided the first call of all is an ordinary one: it is recorded.
+    assert relative_error(first, second) < (1e-4 if "tokens" in settings else 1e-30)
     local = settings if "tokens" in settings else {"components": 1, **settings}
     with AsyncDiff(pipe, executor="local", **local):
         return first, _draw(pipe)
@@ -164,7 +171,7 @@ def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor
 def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str, Any]) -> None:
     """On the user's own gloo group."""
     for distributed, local in run_ranks(2, _two_on_one, model, settings, limit=240):
-        assert relative_error(distributed, local) < 1e-5
+        assert relative_error(distributed, local) < (1e-4 if "tokens" in settings else 1e-5)
 
 
 def _two_lines(rank: int) -> tuple[Tensor, Tensor, str, list[str]]:
@@ -195,9 +202,11 @@ def _shared_out(rank: int, model: str) -> tuple[Tensor, Tensor, int]:
     pipe = load_demo(model)  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
     given: dict[str, Any] = {"components": 2, "shard": True, "executor": "distributed", "timeout": 60}
+    torch.nn.Linear(8, 8, device="cuda:0")(torch.ones(8, 8, device="cuda:0"))  # libraries take memory for themselves
+    before = torch.cuda.memory_allocated()
     attached = AsyncDiff(pipe, warmup=99, **given)
     found = _draw(pipe)
-    held = torch.cuda.memory_allocated()
+    held = torch.cuda.memory_allocated() - before
     attached.gather()
     return found, _draw(pipe.to("cuda:0")), held
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.apart import SECONDS_TO_END, measure_apart
+from benchmarks.gpu.apart import SECONDS_TO_END, Bench
 from benchmarks.gpu.choice import chosen_way
 from benchmarks.gpu.models import SUBJECTS
 from benchmarks.gpu.ranks import two_ranks
@@ -22,7 +22,7 @@ from benchmarks.gpu.results import Results, show
 from benchmarks.machine import machine
 
 RANKS, CHOICE = "ranks", "choice"
-ORDER = ("sdxl", "flux", "sd15", RANKS, "sd3", "wan", "svd", "pixart", "sd21", CHOICE)
+ORDER = ("flux", "sdxl", CHOICE, "sd3", "sd15", RANKS, "wan", "pixart", "svd", "sd21")
 FOLDER = Path(__file__).parent.parent / "results"
 SECONDS = {RANKS: 30.0, CHOICE: 60.0} | {name: subject.seconds for name, subject in SUBJECTS.items()}
 FEWEST_SECONDS = 20.0  # with fewer left, nothing more is begun
@@ -41,6 +41,8 @@ def main() -> None:
     results.put(["machine"], {**machine(), "gpu": _gpu(device)})
     results.put(["settings"], {"tiny": given.tiny, "dtype": "bfloat16", "seconds": given.seconds})
     deadline = begin + given.seconds
+    denoisers = [name for name in given.models if name in SUBJECTS]
+    bench = Bench(given.tiny, results) if denoisers else None
     for number, name in enumerate(given.models):
         left = deadline - time.monotonic()
         seconds = left * _needs(name) / sum(map(_needs, given.models[number:])) - SECONDS_TO_END
@@ -52,8 +54,10 @@ def main() -> None:
             results.put([RANKS], two_ranks(seconds))
         elif name == CHOICE:
             results.put([CHOICE], chosen_way(seconds, given.tiny))
-        else:
-            measure_apart(name, given.tiny, results, seconds)
+        elif bench is not None:
+            bench.measure(name, seconds, is_last=name == denoisers[-1])
+    if bench is not None:
+        bench.close()
     print(show(results.read()))
     print(f"{results.path}, {time.monotonic() - begin:.0f} s")
 

@@ -72,7 +72,7 @@ class Subject:
     arguments: Callable[[Config, Shape, int, int], dict[str, Any]]
     scheduler: Callable[[], Any] = noise_scheduler
     blocks: tuple[str, ...] = ()
-    seconds: float = 50.0
+    seconds: float = 45.0
 
 
 def build(subject: Subject, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -194,7 +194,7 @@ SUBJECTS = {
         steps=50,
         parameters=2_567_463_684,
         arguments=_sdxl,
-        seconds=75.0,
+        seconds=60.0,
     ),
     "flux": Subject(
         title="FLUX.1 dev, 1024²",
@@ -217,7 +217,7 @@ SUBJECTS = {
         parameters=11_901_408_320,
         arguments=_flux,
         scheduler=flow_scheduler,
-        seconds=100.0,
+        seconds=105.0,
     ),
     "sd15": Subject(
         title="Stable Diffusion 1.5, 512²",
@@ -282,7 +282,7 @@ SUBJECTS = {
         parameters=1_418_996_800,
         arguments=_wan,
         scheduler=flow_scheduler,
-        seconds=95.0,
+        seconds=110.0,
     ),
     "svd": Subject(
         title="Stable Video Diffusion, 576×1024, 25 frames",
@@ -299,7 +299,7 @@ SUBJECTS = {
         parameters=1_524_623_082,
         arguments=_svd,
         blocks=("BasicTransformerBlock", "TemporalBasicTransformerBlock"),
-        seconds=120.0,
+        seconds=90.0,
     ),
     "pixart": Subject(
         title="PixArt-Σ, 1024²",

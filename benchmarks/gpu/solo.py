@@ -196,8 +196,8 @@ def _fill(room: Tensor, numbers: Tensor | None) -> None:
 
 
 @contextmanager
-def attached(loop: Loop, settings: Settings, world: SoloWorld) -> Iterator[None]:
-    """The loop's denoiser divided, for one rank of the world at a time."""
+def attached(loop: Loop, settings: Settings, world: LocalWorld) -> Iterator[None]:
+    """The loop's denoiser divided, for all ranks of the world, or one at a time."""
     part, denoiser = loop.subject.part, loop.denoiser
     clock, branches = Clock(loop), Branches({part: denoiser})
     try:
