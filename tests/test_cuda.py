@@ -147,31 +147,33 @@ def test_memory_is_given_back() -> None:
     assert torch.cuda.memory_allocated() <= before
 
 
-def _two_on_one(rank: int, model: str, settings: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _two_on_one(rank: int, model: str, settings: dict[str, Any], tolerance: float) -> tuple[Tensor, Tensor]:
     pipe = _pipe(model)
     with AsyncDiff(pipe, executor="distributed", timeout=60, **settings):
         first, second = _draw(pipe), _draw(pipe)
     # Where tokens are divided the first call of all is an ordinary one: it is recorded.
-    assert relative_error(first, second) < (1e-4 if "tokens" in settings else 1e-30)
+    assert relative_error(first, second) <= tolerance
     local = settings if "tokens" in settings else {"components": 1, **settings}
     with AsyncDiff(pipe, executor="local", **local):
         return first, _draw(pipe)
 
 
 @pytest.mark.parametrize(
-    ("model", "settings"),
+    ("model", "settings", "tolerance"),
     [
-        ("unet", {"components": 2}),
-        ("dit", {"components": 2, "bridge": 2}),
-        ("unet", {"guidance": 2, "components": 1}),
-        ("dit", {"tokens": 2}),
+        ("unet", {"components": 2}, 0.0),
+        ("dit", {"components": 2, "bridge": 2}, 0.0),
+        ("unet", {"guidance": 2, "components": 1}, 0.0),
+        ("dit", {"tokens": 2, "fresh": True}, 1e-4),
+        # A number that is rounded otherwise may fall on the other side of one of 16 codes.
+        ("dit", {"tokens": 2}, 0.05),
     ],
     ids=str,
 )
-def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str, Any]) -> None:
+def test_two_ranks_on_one_gpu_by_way_of_the_host(model: str, settings: dict[str, Any], tolerance: float) -> None:
     """On the user's own gloo group."""
-    for distributed, local in run_ranks(2, _two_on_one, model, settings, limit=240):
-        assert relative_error(distributed, local) < (1e-4 if "tokens" in settings else 1e-5)
+    for distributed, local in run_ranks(2, _two_on_one, model, settings, tolerance, limit=240):
+        assert relative_error(distributed, local) < max(tolerance, 1e-5)
 
 
 def _two_lines(rank: int) -> tuple[Tensor, Tensor, str, list[str]]:

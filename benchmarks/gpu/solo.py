@@ -33,7 +33,7 @@ from asyncdiff.runtime.clock import Clock
 from asyncdiff.settings import Settings
 from benchmarks.gpu.loop import Loop
 
-TIMEOUT = 60.0
+TIMEOUT = 15.0
 SECONDS_OF_NCCL = 4.0  # until its communicator is there
 
 

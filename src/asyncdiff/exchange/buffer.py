@@ -142,7 +142,8 @@ class VersionedBuffer:
     def _known_rows(self) -> Rows:
         if self._rows is None:
             found = self._storage.rows(self._dtype)
-            self._rows = found._replace(of_block=found.of_block.to(self._device))
+            # The host does not wait for the device: memory that is not pinned is read before this returns.
+            self._rows = found._replace(of_block=found.of_block.to(self._device, non_blocking=True))
         return self._rows
 
     def _by_row(self, numbers: Tensor) -> Tensor:
