@@ -3,9 +3,9 @@
 Modelled, not measured, by the timeline with which `asyncdiff plan` works: fresh keys are waited for at every attention,
 forecast ones have a whole step to arrive.
 
-Beside them stands exact sequence parallelism as others do it (Ulysses, arXiv 2309.14509: queries, keys, values and what
-attention gives are dealt out anew, from tokens to heads and back). It is modelled from the same measured step: what it
-computes is the same, what it sends is not. What its rearranging takes is left out.
+Beside them stands exact sequence parallelism as others do it (ring attention, arXiv 2310.01889: keys and values go
+around from rank to rank). It is modelled from the same measured step: what it computes is the same, what it sends is
+not. What it could compute meanwhile is left out.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,6 @@ from asyncdiff.plan.link import Link
 from asyncdiff.plan.timeline import Load, timeline
 from asyncdiff.plan.tokens import TokenDivision
 from benchmarks.gpu.modelled import LINKS, Modelled
-
-_DEALT_OUT = 4  # queries, keys, values, and the result
 
 
 @dataclass(frozen=True)
@@ -54,31 +52,31 @@ class Fresh:
 
     @property
     def received(self) -> int:
-        """Bytes of keys and values that the last rank receives in a step."""
+        """Bytes that the last rank receives at the attentions of a step."""
         last = self.division.schedule.world_size - 1
-        exchanged = self.division.exchanged_within()
-        return sum(self.division.graph.bytes(edges) for _, reader, edges in exchanged if reader == last)
+        return sum(size for _, reader, size in self.division.exchanged_within() if reader == last)
 
     def modelled(self, wanted: Wanted) -> Iterator[Modelled]:
         """With every step computed, with every second one bridged, and beside them exact sequence parallelism."""
         for link in LINKS:
-            waited = link.seconds(self.received, len(self.division.layout.sites))
+            waited = link.seconds(self.received, self.division.moments_within)
             for bridge in (1, self.division.schedule.bridge):
                 division = _timed(self.division, wanted, bridge, step=self.computed, round_=self.computed)
                 way = "fresh" if bridge == 1 else f"fresh, bridge={bridge}"
                 yield _modelled(division, wanted, link, way, self.computed, self.bridged, waited)
-            yield self._dealt_out(wanted, link)
+            yield self._passed_around(wanted, link)
 
-    def _dealt_out(self, wanted: Wanted, link: Link) -> Modelled:
-        ranks, sites = self.division.parts.count, self.division.layout.sites
-        own = sum(self.division.graph.bytes([self.division.edges(number, ranks - 1)[0]]) for number in sites)
-        waited = link.seconds(_DEALT_OUT * own * (ranks - 1) / ranks, 2 * len(sites))
+    def _passed_around(self, wanted: Wanted, link: Link) -> Modelled:
+        layout, parts = self.division.layout, self.division.parts
+        ranks = parts.count
+        given = sum(layout.given_bytes(number, parts, part) for number in layout.sites for part in range(ranks - 1))
+        waited = link.seconds(given, (ranks - 1) * len(layout.sites))
         end = link.seconds((ranks - 1) * self.division.result_bytes(0, 1.0))
         joining = link.seconds(wanted.prediction) if wanted.groups > 1 else 0.0
         step = self.computed + waited + end + joining
         seconds = wanted.steps * step
         speedup = wanted.steps * wanted.plain / seconds
-        way = _named("Ulysses, exact", ranks, wanted)
+        way = _named("ring, exact", ranks, wanted)
         return Modelled(wanted.groups * ranks, way, link.name, seconds, speedup, step, waited)
 
 

@@ -108,6 +108,13 @@ class SoloExchange(LocalExchange):
         self._world.on_shared()
         return sharing
 
+    def deal(  # type: ignore[override]
+        self, given: Mapping[int, Sequence[Tensor]], rooms: Mapping[int, Sequence[Tensor]], what: str
+    ) -> Sharing:
+        sharing = self._results.deal(given, rooms, what)
+        self._world.on_shared()
+        return sharing
+
 
 class SoloChannel(DistributedChannel):
     """That of a distributed run, which tells when the rank's component is done.

@@ -105,6 +105,8 @@ def _all_layouts() -> dict[int, list[Layout]]:
     found[2].append(("sd3", {"components": 2, "method": Method(bits=8)}, "once"))
     found[4].append(("sd3", {"components": 3, "stride": 2, "warmup": 3, "shard": True}, "interrupted"))
     found[4].append(("sd15", {"components": 2, "guidance": 2, "shard": True, "bridge": 2}, "once"))
+    for use in ("once", "in two sizes"):  # four heads: they are dealt out
+        found[4].append(("pixart_sigma", {"tokens": 4, "fresh": True, "bridge": 2}, use))
     return found
 
 

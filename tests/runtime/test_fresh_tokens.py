@@ -11,6 +11,7 @@ from asyncdiff.errors import ShapeChangedError
 from tests.processes import run_ranks
 from tests.runtime.test_tokens import division_of, emulated
 from tests.tiny import PIPELINES, every, run
+from tests.tiny.flux import build_flux, tiny_flux_transformer
 
 
 @pytest.mark.parametrize("name", every("sd3"))
@@ -92,6 +93,34 @@ def test_processes_give_what_one_process_gives(ranks: int, settings: dict[str, A
     for picture, sent in everyone:
         assert torch.equal(picture, everyone[0][0]) and sent > 0
         torch.testing.assert_close(picture, local, rtol=0, atol=1e-3 * float(local.abs().max()))
+
+
+def _dealt_out(rank: int, settings: dict[str, Any]) -> tuple[Tensor, int, int]:
+    """The picture, what was sent for it, and in how many steps; the first one is an ordinary one: it is recorded."""
+    tiny = PIPELINES["flux"]
+    pipe: Any = build_flux(transformer=tiny_flux_transformer(num_attention_heads=4))
+    with AsyncDiff(pipe, fresh=True, timeout=60, **settings) as async_diff:
+        found = run(pipe, tiny)
+        report = async_diff.report()
+    return found, report.bytes_sent, report.denoisers[0].counts.divided - 1
+
+
+def test_heads_are_dealt_out() -> None:
+    """From three ranks on less travels so; and it is what the plan counts, beside the results."""
+    settings: dict[str, Any] = {"tokens": 3, "warmup": 2}
+    tiny = PIPELINES["flux"]
+    pipe: Any = build_flux(transformer=tiny_flux_transformer(num_attention_heads=4))
+    plain = run(pipe, tiny)
+    with AsyncDiff(pipe, fresh=True, executor="local", **settings) as async_diff:
+        run(pipe, tiny)
+        division = division_of(async_diff)
+    assert division.dealt == division.layout.sites.keys()
+    everyone = run_ranks(3, _dealt_out, settings)
+    steps = everyone[0][2]
+    for picture, _, _ in everyone:
+        torch.testing.assert_close(picture, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
+    results = 2 * division.graph.bytes(division.partition.end.reads)  # each part goes to two others
+    assert sum(sent for _, sent, _ in everyone) == steps * (division.bytes_per_round + results)
 
 
 def test_it_is_about_tokens() -> None:

@@ -29,6 +29,13 @@ class AttentionCall(NamedTuple):
     mask: Tensor | None
     options: dict[str, Any]
 
+    @property
+    def heads(self) -> int:
+        """How many heads can be computed apart from each other; 0 for none."""
+        shapes = {tensor.shape[:2] for tensor in (self.query, self.key, self.value)}
+        is_plain = self.mask is None and not self.options["is_causal"] and self.query.ndim == 4 and len(shapes) == 1
+        return self.query.shape[1] if is_plain else 0
+
     def __call__(self) -> Tensor:
         """Make the call; returns its result, shape (batch, heads, queries, channels of the values)."""
         return F.scaled_dot_product_attention(self.query, self.key, self.value, self.mask, **self.options)

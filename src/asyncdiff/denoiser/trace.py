@@ -6,7 +6,7 @@ The call itself is not changed: its result is the ordinary one, so that a trace 
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,11 +72,13 @@ class Attention:
     Attributes:
         queries, keys: how many there are.
         forms: of keys and values, shape (batch, heads, keys, channels); None where the operator is a part of attention.
+        has_plain_heads: whether queries have as many heads as keys, and there is no mask.
     """
 
     queries: int
     keys: int
     forms: tuple[Form, Form] | None = None
+    has_plain_heads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +290,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 weight_bytes=weights,
                 exponentials=_exponentials(kind, args, result),
                 allocated=allocated,
-                attention=_attention(kind, args, result),
+                attention=_attention(kind, args, kwargs, result),
                 mixes_neighbours=kind.name in _CONVOLUTIONS and any(size > 1 for size in args[1].shape[2:]),
             )
         )
@@ -403,7 +405,7 @@ def _exponentials(kind: _Kind, args: tuple[Any, ...], result: Any) -> int:
     return 0
 
 
-def _attention(kind: _Kind, args: tuple[Any, ...], result: Any) -> Attention | None:
+def _attention(kind: _Kind, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Attention | None:
     """What an operator goes by that is attention, or the softmax of one that is made of several."""
     if kind.name in _SOFTMAX and result.ndim > 1:
         return Attention(*result.shape[-2:])
@@ -411,7 +413,8 @@ def _attention(kind: _Kind, args: tuple[Any, ...], result: Any) -> Attention | N
         return None
     query, key, value = args[:3]
     forms = ((tuple(key.shape), key.dtype), (tuple(value.shape), value.dtype))
-    return Attention(query.shape[-2], key.shape[-2], forms)
+    has_mask = any(isinstance(each, Tensor) for each in (*args[3:], *kwargs.values()))
+    return Attention(query.shape[-2], key.shape[-2], forms, query.shape[:2] == key.shape[:2] and not has_mask)
 
 
 def _tensors_in(arguments: Iterable[Any]) -> list[Tensor]:

@@ -48,6 +48,22 @@ class DistributedExchange:
                 shared[key].append(held)
         return _Sharing(team.start(batch), shared)
 
+    def deal(
+        self, given: Mapping[int, Sequence[Tensor]], rooms: Mapping[int, Sequence[Tensor]], what: str
+    ) -> "_Sharing":
+        members, own = self._team.members, self._team.rank
+        batch = [
+            Transfer(True, members[reader], tensor.contiguous(), f"{what} {own} from rank {members[own]}")
+            for reader, tensors in given.items()
+            for tensor in tensors
+        ]
+        batch += [
+            Transfer(False, members[source], room, f"{what} {source} from rank {members[source]}")
+            for source, tensors in rooms.items()
+            for room in tensors
+        ]
+        return _Sharing(self._team.start(batch), {source: list(tensors) for source, tensors in rooms.items()})
+
     def check_agreement(self, statements: Statements, what: str) -> None:
         compare(statements, self._team.talk, self._team.line.rank, self._team.members, what)
 

@@ -33,6 +33,10 @@ class LocalExchange:
         del what  # nothing can fail
         return Shared({key: list(results[key]) for key, _ in moment.results})
 
+    def deal(self, given: Mapping[int, Sequence[Tensor]], rooms: Mapping[int, Sequence[Tensor]], what: str) -> "Shared":
+        del given, rooms, what  # all ranks are here, and what they make lies together
+        return Shared({})
+
     def check_agreement(self, statements: Statements, what: str) -> None:
         del statements, what  # one process agrees with itself
 

@@ -101,6 +101,13 @@ class Exchange(Protocol):
         the results. In an error one is named by `what` and its number.
         """
 
+    def deal(self, given: Mapping[int, Sequence[Tensor]], rooms: Mapping[int, Sequence[Tensor]], what: str) -> Sharing:
+        """Begin to give other ranks what is for each of them, and to receive what is from each of them into its room.
+
+        All of them take part at once, and what one gives another has room for: as many tensors, of the same shapes.
+        `what` names it in an error, with the rank that it is from.
+        """
+
     def check_agreement(self, statements: Statements, what: str) -> None:
         """Raise RankMismatchError if one of the statements is another on another rank; `what` names them all."""
 

@@ -82,9 +82,14 @@ class Division:
         """A rank's part of a step in full, where that is divided by tokens."""
         return 1.0
 
-    def exchanged_within(self) -> tuple[tuple[int, int, frozenset[Edge]], ...]:
-        """What is exchanged while a step in full is computed, where that is divided: source, reader and edges."""
+    def exchanged_within(self) -> tuple[tuple[int, int, int], ...]:
+        """What is exchanged while a step in full is computed, where that is divided: source, reader and bytes."""
         return ()
+
+    @property
+    def moments_within(self) -> int:
+        """How often it is waited for."""
+        return 0
 
     @functools.cached_property
     def replicated(self) -> frozenset[int]:

@@ -14,13 +14,9 @@ from typing import NamedTuple
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.link import Link
+from asyncdiff.plan.method import Method
 from asyncdiff.plan.moments import Moment, Order
 from asyncdiff.plan.schedule import Step, StepKind
-
-# How often the forecast of a round goes through what is held of one version: inner products with the newest
-# difference, and the weighted sum, for each; and the copies of the newest.
-_PASSES_OF_A_VERSION = 4
-_PASSES_OF_THE_NEWEST = 6
 
 
 class Activity(Enum):
@@ -95,16 +91,34 @@ def forecast_shares(division: Division, of_a_byte: float) -> tuple[tuple[float, 
     Args:
         of_a_byte: what going through one byte takes, as a part of a call.
     """
-    schedule, partition = division.schedule, division.partition
-    passes = _PASSES_OF_A_VERSION * (schedule.versions - 1) + _PASSES_OF_THE_NEWEST
+    schedule, partition, method = division.schedule, division.partition, division.method
     sizes = [
         sum(size * dtype.itemsize for dtype, size in division.storage_of(rank).sizes.items())
         if division.reads_of(rank)
         else 0
         for rank in range(schedule.world_size)
     ]
+    sent = [division.graph.bytes(division.sent_by(rank)) for rank in range(schedule.world_size)]
+    held, packed = passes_of_held(method, schedule.versions), passes_of_sent(method)
+    rounds = tuple(of_a_byte * (held * size + packed * own) for size, own in zip(sizes, sent, strict=True))
     at_the_end = division.graph.bytes(partition.end.reads) if schedule.by_tokens else sizes[partition.predictor]
-    return tuple(passes * of_a_byte * size for size in sizes), passes * of_a_byte * at_the_end
+    return rounds, of_a_byte * held * at_the_end
+
+
+def passes_of_held(method: Method, versions: int) -> float:
+    """How often a round goes through what is held of one version, in operators that make copies: as it arrives, and as
+    it is forecast. Of packed differences most of it is unpacking them, in single precision. Counted in half precision
+    (`tests/exchange/test_traffic.py`)."""
+    if method.bits is None:
+        of_arrival, of_fit, of_line = 3, 6 * versions + 1, 3
+    else:
+        of_arrival, of_fit, of_line = 29, 36 * versions - 29, 19
+    return of_arrival + {"fitted": of_fit, "linear": of_line, "reuse": 0}[method.forecast]
+
+
+def passes_of_sent(method: Method) -> float:
+    """The same of what a rank sends: packing it, and noting what the readers have of it then."""
+    return 4 if method.bits is None else 72
 
 
 def timeline(division: Division, course: Course, load: Load, link: Link) -> Timeline:
@@ -155,9 +169,8 @@ class _Group:
         division, exchanged = self._division, self._division.exchanged_within()
         for rank in self._ranks:
             self._compute(rank, division.divided_share, step)
-        sizes = [(source, reader, self._load.part * division.graph.bytes(edges)) for source, reader, edges in exchanged]
-        sites = max((len({edge.unit for edge in edges}) for _, _, edges in exchanged), default=0)
-        self._transfer(sizes, self.clocks, step, moments=sites)
+        sizes = [(source, reader, self._load.part * size) for source, reader, size in exchanged]
+        self._transfer(sizes, self.clocks, step, moments=division.moments_within)
         for rank in self._ranks:
             self._wait(rank, self._arrivals[rank], step)
         self._share(self._moments(step)[-1], step)

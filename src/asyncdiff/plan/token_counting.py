@@ -172,7 +172,7 @@ def _with_text(counted: CountedTokens, longer: Callable[[int], Trace], rates: De
         for growth, operator in zip(growths, operators, strict=True)
     )
     sites = {
-        number: replace(site, keys=site.keys._replace(text=layout.tokens)) if site.total > layout.tokens else site
+        number: _with_text_after(site, layout.tokens) if site.total > layout.tokens else site
         for number, site in layout.sites.items()
     }
     return replace(counted, layout=replace(layout, sites=sites, text=size), growths=found)
@@ -265,7 +265,14 @@ def _site(attention: _Attention, unit: int) -> Site:
         raise SplitError("its attention is made of several operators, so that its keys are not to be seen")
     key, value = map(_leaf, attention.seen.forms)
     places = Extent(len(key.shape) - 2, 0)
-    return Site(unit, places, places, attention.seen.keys, (key, value))
+    heads = key.shape[1] if attention.seen.has_plain_heads else 0
+    return Site(unit, places, places, attention.seen.keys, (key, value), attention.seen.queries, heads)
+
+
+def _with_text_after(site: Site, tokens: int) -> Site:
+    """A site with a text's tokens among its keys, and among its queries if there are as many."""
+    keys = site.keys._replace(text=tokens)
+    return replace(site, keys=keys, queries=keys if site.rows == site.total else site.queries)
 
 
 def _leaf(form: Form) -> Leaf:

@@ -2,6 +2,7 @@
 
 import bisect
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -38,6 +39,9 @@ class Site:
         queries: where they lie along the rows of a mask; None where the queries are no tokens that are divided.
         total: how many keys there are in the undivided call.
         forms: of the undivided call's keys and values, shape (batch, heads, keys, channels).
+        rows: how many queries there are in the undivided call.
+        heads: how many heads there are that can be computed apart from each other, each with all tokens; 0 where
+            queries have others than keys, or there is a mask.
     """
 
     unit: int
@@ -45,6 +49,8 @@ class Site:
     queries: Extent | None
     total: int
     forms: tuple[Leaf, Leaf]
+    rows: int = 0
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,39 @@ class TokenLayout:
     def parts(self, count: int) -> "TokenParts":
         """Its tokens in so many parts."""
         return TokenParts(self.tokens, count, self.text)
+
+    def dealt(self, parts: "TokenParts") -> frozenset[int]:
+        """The sites at which less travels if heads are dealt out than if keys are given to everyone (DeepSpeed Ulysses,
+        arXiv 2309.14509): queries, keys and values go from tokens to heads, and what attention gives goes back."""
+        last = parts.count - 1
+        return frozenset(
+            number
+            for number, site in self.sites.items()
+            if site.queries is not None
+            and site.heads >= parts.count
+            and sum(self.dealt_bytes(number, parts, source, last) for source in range(last))
+            < sum(self.given_bytes(number, parts, source) for source in range(last))
+        )
+
+    def given_bytes(self, number: int, parts: "TokenParts", source: int) -> int:
+        """What another rank receives of a part's keys and values at a site."""
+        site = self.sites[number]
+        return sum(_bytes_of_rows(form, parts.length(site.keys, source)) for form in site.forms)
+
+    def dealt_bytes(self, number: int, parts: "TokenParts", source: int, reader: int) -> int:
+        """What a part's rank sends to another's at a site where heads are dealt out: there and back.
+
+        Raises:
+            ValueError: the queries there are no tokens that are divided.
+        """
+        site, heads = self.sites[number], parts.heads_of(self.sites[number].heads)
+        if site.queries is None:
+            raise ValueError("there are no heads to be dealt out")
+        key, value = site.forms
+        there = _bytes_of_rows(key, parts.length(site.queries, source)) + self.given_bytes(number, parts, source)
+        rows = site.rows - parts.total(site.queries) + parts.length(site.queries, reader)
+        back = _bytes_of_rows(value, rows)
+        return (there * heads[reader] + back * heads[source]) // site.heads
 
     def cut(self, parts: "TokenParts", part: int) -> Graph:
         """The graph of a call with one of the parts between the first unit and the last."""
@@ -243,8 +282,18 @@ class TokenParts:
     def _known_runs(self) -> dict[Extent, list[_Run]]:
         return {}
 
-    def _bounds_of(self, tokens: int) -> tuple[int, ...]:
-        return tuple(part * tokens // self.count for part in range(self.count + 1))
+    def heads_of(self, count: int) -> tuple[int, ...]:
+        """How many of so many heads each part's rank has, where they are dealt out."""
+        bounds = self._bounds_of(count)
+        return tuple(end - begin for begin, end in itertools.pairwise(bounds))
+
+    def _bounds_of(self, number: int) -> tuple[int, ...]:
+        return tuple(part * number // self.count for part in range(self.count + 1))
+
+
+def _bytes_of_rows(form: Leaf, rows: int) -> int:
+    """So many keys, values or queries of all heads."""
+    return form.bytes // form.shape[-2] * rows
 
 
 def _taken(tensor: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> Tensor:

@@ -106,23 +106,41 @@ class TokenDivision(Division):
     def result_bytes(self, prediction: float, part: float) -> float:
         return part * self.graph.bytes(self.partition.end.reads) / self.parts.count
 
-    def exchanged_within(self) -> tuple[tuple[int, int, frozenset[Edge]], ...]:
-        made = [
-            frozenset(edge for number in self.layout.sites for edge in self.edges(number, part))
-            for part in range(self.parts.count)
-        ]
+    @functools.cached_property
+    def dealt(self) -> frozenset[int]:
+        """The sites at which heads are dealt out; nowhere where keys of a step in full are kept."""
+        return self.layout.dealt(self.parts) if self.schedule.fresh else frozenset()
+
+    def exchanged_within(self) -> tuple[tuple[int, int, int], ...]:
+        parts = range(self.parts.count)
+        sizes = {
+            (source, reader): sum(
+                self.layout.dealt_bytes(number, self.parts, source, reader)
+                if number in self.dealt
+                else self.layout.given_bytes(number, self.parts, source)
+                for number in self.layout.sites
+            )
+            for source in parts
+            for reader in parts
+            if source != reader
+        }
         return tuple(
-            (source, reader, made[part])
+            (source, reader, sizes[part, self.place(reader)[1]])
             for reader in range(self.schedule.world_size)
             for part, source in self.keys_of_step(reader).results
             if source != reader
         )
 
     @property
+    def moments_within(self) -> int:
+        return len(self.layout.sites) + len(self.dealt)
+
+    @property
     def bytes_per_round(self) -> int:
         """The same where keys and values are exchanged within a step, as they are."""
-        size = self.graph.bytes if self.schedule.fresh else self.bytes_of
-        return sum(size(reads) for reads in self.partition.reads)
+        if self.schedule.fresh:
+            return sum(size for _, _, size in self.exchanged_within())
+        return sum(self.bytes_of(reads) for reads in self.partition.reads)
 
     def reads_of(self, rank: int) -> frozenset[Edge]:
         return self.made_everywhere if self.schedule.fresh else super().reads_of(rank)

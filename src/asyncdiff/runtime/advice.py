@@ -17,6 +17,11 @@ def advise(message: str) -> None:
         logger.warning(message)
 
 
+# From how many rounds on, and how many seconds of one, they are compared with steps in full.
+_ENOUGH_ROUNDS = 4
+_LONG = 0.05
+
+
 class Advice:
     """On generations in which nothing was accelerated, and on calls that are part of none."""
 
@@ -27,6 +32,8 @@ class Advice:
     def on_generation(self, report: Report, steps: int) -> None:
         """A generation of so many steps is over."""
         counts = [denoiser.counts for denoiser in report.denoisers]
+        if report.accelerated and report.executor == "distributed":
+            self._say_if_slower(report)
         if report.accelerated or not any(count.steps for count in counts):
             return
         reasons = {reason for count in counts for reason in count.full} - {WARM_UP, RESYNC, GUARD}
@@ -42,6 +49,22 @@ class Advice:
                 f"asyncdiff accelerates nothing in this {generation}: no step is a parallel round "
                 f"({parts}warmup={self._schedule.warmup}, cooldown={self._schedule.cooldown}); see report()"
             )
+
+    def _say_if_slower(self, report: Report) -> None:
+        """Where a round, with all that is waited for, takes longer than a step in full."""
+        for denoiser in report.denoisers:
+            counts = denoiser.counts
+            if "slower" in self._told or counts.rounds < _ENOUGH_ROUNDS or not counts.full:
+                continue
+            full, rounds = counts.seconds_full / counts.full.total(), counts.seconds_rounds / counts.rounds
+            if rounds > max(full, _LONG):
+                self._told.add("slower")
+                other = "fresh=True, or components" if report.tokens > 1 else "bridge=2, or fewer devices"
+                advise(
+                    f"on this device parallel rounds of the denoiser {denoiser.name!r} took longer ({rounds:.3g} s) than "
+                    f"its steps in full ({full:.3g} s): asyncdiff makes nothing faster so; try {other}, or look at "
+                    "what `asyncdiff plan --measure` says"
+                )
 
     def on_call_outside(self, name: str, why: str) -> None:
         """A call of a denoiser is computed in full, because it is part of no generation."""

@@ -27,7 +27,7 @@ from asyncdiff.plan.token_counting import why_not
 from asyncdiff.plan.tokens import TokenDivision, bases_of, divide_tokens
 from asyncdiff.runtime.axis import Axis, Rivals, measured_link, seconds_of, uncounted
 from asyncdiff.runtime.context import Context
-from asyncdiff.runtime.fresh_keys import exchanged_keys
+from asyncdiff.runtime.fresh_keys import FreshKeys
 from asyncdiff.runtime.recent import Recent
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_finding import FoundTokens, TokenFinder
@@ -183,7 +183,7 @@ class Divisions:
         parts = layout.parts(context.schedule.components)
         link = measured_link(context.exchange, parts.count, context.device)
         everyone = Moment(results=tuple((part, part) for part in range(parts.count)))
-        others = functools.partial(exchanged_keys, context.exchange, layout, parts, everyone, context.name)
+        others = FreshKeys(context.exchange, layout, parts, everyone, context.name, layout.dealt(parts))
         part = tokens.trial.divided(layout, parts, context.exchange.ranks[0], [], others)
         with uncounted(context.exchange.traffic):
             divided = seconds_of(lambda: part(), context.device)

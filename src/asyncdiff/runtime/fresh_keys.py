@@ -1,36 +1,147 @@
-"""Keys and values of all tokens at one attention, exchanged as they are made."""
+"""What ranks exchange at an attention of a step in full: all keys and values, or heads that are dealt out.
 
+With heads dealt out each rank gets the queries, keys and values of all tokens for some heads, and gives back what
+attention makes of them (DeepSpeed Ulysses, arXiv 2309.14509): of P ranks' tokens 4 (P - 1) / P tensors travel to each
+in place of 2 (P - 1).
+"""
+
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from asyncdiff.denoiser.attention import AttentionCall
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.moments import Moment
-from asyncdiff.plan.token_layout import TokenLayout, TokenParts
+from asyncdiff.plan.token_layout import Site, TokenLayout, TokenParts
 from asyncdiff.runtime.token_walk import Pair
 
 
-def exchanged_keys(
-    exchange: Exchange, layout: TokenLayout, parts: TokenParts, moment: Moment, name: str, number: int, mine: Pair
-) -> list[Pair]:
-    """Every part's keys and values, given those of this rank's tokens; waits for the others'.
+@dataclass(frozen=True)
+class FreshKeys:
+    """The exchange at every attention, for a process that computes for one rank.
 
-    Args:
-        exchange: of a process that computes for one rank.
+    Attributes:
+        exchange: with the ranks that have the other parts.
         layout, parts: where tokens lie, and who has which.
-        moment: which rank makes which part's.
+        moment: which rank makes which part's keys.
         name: of the denoiser, for errors.
-        number: of the attention.
+        dealt: the sites at which heads are dealt out.
     """
-    (rank,), extent = exchange.ranks, layout.sites[number].keys
-    pairs = {
-        part: mine if source == rank else tuple(_like(tensor, parts.length(extent, part)) for tensor in mine)
-        for part, source in moment.results
-    }
-    what = f"the keys of attention {number} of the denoiser {name!r}, part"
-    shared = exchange.share(pairs, moment, what).finish()
-    return [(shared[part][0], shared[part][1]) for part, _ in moment.results]
+
+    exchange: Exchange
+    layout: TokenLayout
+    parts: TokenParts
+    moment: Moment
+    name: str
+    dealt: frozenset[int] = frozenset()
+
+    @property
+    def part(self) -> int:
+        """The part of this process."""
+        (rank,) = self.exchange.ranks
+        return next(part for part, source in self.moment.results if source == rank)
+
+    def keys(self, number: int, mine: Pair) -> list[Pair]:
+        """Every part's keys and values at an attention, given those of this rank's tokens; waits for the others'."""
+        extent, own = self.layout.sites[number].keys, self.part
+        pairs = {
+            part: mine if part == own else tuple(_like(tensor, self.parts.length(extent, part)) for tensor in mine)
+            for part, _ in self.moment.results
+        }
+        shared = self.exchange.share(pairs, self.moment, self._named("the keys", number)).finish()
+        return [(shared[part][0], shared[part][1]) for part, _ in self.moment.results]
+
+    def attend(self, number: int, attention: AttentionCall) -> Tensor | None:
+        """What attention gives for this rank's tokens, if heads are dealt out there; waits for the others twice."""
+        if number not in self.dealt or not attention.heads:
+            return None
+        site, parts, own = self.layout.sites[number], self.parts, self.part
+        heads = _Heads(parts.heads_of(attention.heads))
+        all_tokens = self._to_heads(number, site, heads, attention)
+        made = attention._replace(query=all_tokens[0], key=all_tokens[1], value=all_tokens[2])()
+        return self._to_tokens(number, site, heads, made, own)
+
+    def _to_heads(self, number: int, site: Site, heads: "_Heads", attention: AttentionCall) -> list[Tensor]:
+        """Queries, keys and values of all tokens, for this rank's heads."""
+        parts, own = self.parts, self.part
+        queries = site.queries or site.keys
+        tensors = list(
+            zip((attention.query, attention.key, attention.value), (queries, site.keys, site.keys), strict=True)
+        )
+        mine = [parts.own(tensor, extent, own) for tensor, extent in tensors]
+        given, rooms = {}, {}
+        for part, rank in self.moment.results:
+            if part != own:
+                given[rank] = _bundled([heads.of(tensor, part) for tensor in mine])
+                lengths = [parts.length(extent, part) for _, extent in tensors]
+                rooms[rank] = _bundled_rooms([heads.of(tensor, own) for tensor in mine], lengths)
+        dealt = self.exchange.deal(given, rooms, self._named("what heads read", number)).finish()
+        from_parts = []
+        for part, rank in self.moment.results:
+            if part == own:
+                from_parts.append([heads.of(tensor, own) for tensor in mine])
+            else:
+                lengths = [parts.length(extent, part) for _, extent in tensors]
+                from_parts.append(_unbundled(dealt[rank], [tensor.shape[-1] for tensor in mine], lengths))
+        return [
+            parts.join(heads.of(tensor, own), extent, own, [pieces[place] for pieces in from_parts])
+            for place, (tensor, extent) in enumerate(tensors)
+        ]
+
+    def _to_tokens(self, number: int, site: Site, heads: "_Heads", made: Tensor, own: int) -> Tensor:
+        """What attention gives for this rank's tokens, of all heads, from what it gave for all tokens."""
+        parts, extent = self.parts, site.queries or site.keys
+        mine = parts.cut(made, extent, own)
+        given, rooms = {}, {}
+        for part, rank in self.moment.results:
+            if part != own:
+                given[rank] = [parts.cut(made, extent, part)]
+                rooms[rank] = [with_size(mine, 1, heads.counts[part])]
+        dealt = self.exchange.deal(given, rooms, self._named("what heads made", number)).finish()
+        return torch.cat([mine if part == own else dealt[rank][0] for part, rank in self.moment.results], 1)
+
+    def _named(self, what: str, number: int) -> str:
+        return f"{what} of attention {number} of the denoiser {self.name!r}, part"
+
+
+class _Heads:
+    """How many heads each part's rank has, in order."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts = counts
+        self._begins = [0, *itertools.accumulate(counts)]
+
+    def of(self, tensor: Tensor, part: int) -> Tensor:
+        """Those of a tensor, shape (batch, heads, tokens, channels)."""
+        return tensor.narrow(1, self._begins[part], self.counts[part])
+
+
+def _bundled(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors for one rank in few: those of as many channels one after the other."""
+    groups = itertools.groupby(tensors, key=lambda tensor: tensor.shape[-1])
+    return [torch.cat(list(group), -2) for _, group in groups]
+
+
+def _bundled_rooms(like: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
+    """Room for as many of another rank."""
+    groups = itertools.groupby(zip(like, lengths, strict=True), key=lambda item: item[0].shape[-1])
+    found = []
+    for _, group in groups:
+        items = list(group)
+        found.append(with_size(items[0][0], -2, sum(length for _, length in items)))
+    return found
+
+
+def _unbundled(bundles: Sequence[Tensor], channels: Sequence[int], lengths: Sequence[int]) -> list[Tensor]:
+    """The tensors that were bundled."""
+    groups = itertools.groupby(zip(channels, lengths, strict=True), key=lambda item: item[0])
+    found: list[Tensor] = []
+    for bundle, (_, group) in zip(bundles, groups, strict=True):
+        found += torch.split(bundle, [length for _, length in group], -2)
+    return found
 
 
 def with_size(tensor: Tensor, dim: int, size: int) -> Tensor:

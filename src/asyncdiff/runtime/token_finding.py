@@ -309,7 +309,7 @@ class TokenFinder:
                 elif its.keys is not False:
                     raise SplitError("there is attention to the text alone")
             if marked in found.sites and keys is not None:
-                sites[number] = Site(site.unit, keys, asked, site.total, site.forms)
+                sites[number] = Site(site.unit, keys, asked, site.total, site.forms, site.rows, site.heads)
             elif asked is not None:
                 queries[number] = asked
         if text is not None and not any(site.keys.text is not None for site in sites.values()):

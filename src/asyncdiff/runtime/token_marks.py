@@ -74,12 +74,16 @@ class MarkedSite(NamedTuple):
         unit: the unit call in which it is made; None outside of all.
         keys, queries: which of them are marked.
         forms: of keys and values.
+        rows: how many queries there are.
+        heads: how many heads can be computed apart from each other; 0 for none.
     """
 
     unit: int | None
     keys: Block | bool
     queries: Block | bool
     forms: tuple[Leaf, Leaf]
+    rows: int
+    heads: int
 
     @property
     def total(self) -> int:
@@ -119,7 +123,8 @@ def mark(units: UnitHooks, graph: Graph, call: Call, given: Sequence[Tensor]) ->
     def answer(attention: AttentionCall) -> Tensor:
         query, key, value = attention.query, attention.key, attention.value
         unit = current[-1] if current else None
-        marks.sites.append(MarkedSite(unit, _marked_rows(key), _marked_rows(query), (_form(key), _form(value))))
+        rows, forms = (_marked_rows(key), _marked_rows(query)), (_form(key), _form(value))
+        marks.sites.append(MarkedSite(unit, *rows, forms, query.shape[-2], attention.heads))
         if query.shape[-1] == value.shape[-1]:
             return query
         return query.mean(-1, keepdim=True).expand(*query.shape[:-1], value.shape[-1])

@@ -18,11 +18,11 @@ from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
-from asyncdiff.runtime.fresh_keys import exchanged_keys
+from asyncdiff.runtime.fresh_keys import FreshKeys
 from asyncdiff.runtime.rules import Received, Residuals, Work, run_component, substitute, unshared
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_exit import Exit, joined
-from asyncdiff.runtime.token_walk import Pair, WalkEndedError, walk_divided, walk_whole
+from asyncdiff.runtime.token_walk import KeysOnly, Pair, WalkEndedError, walk_divided, walk_whole
 from asyncdiff.runtime.units import UnitRule
 
 
@@ -98,8 +98,10 @@ class TokenStepRunner:
         (rank,), (results,) = exchange.ranks, order.moments
         (_, part), moment = division.place(rank), division.keys_of_step(rank)
 
+        fresh = FreshKeys(exchange, layout, parts, moment, self._context.name, division.dealt)
+
         def keys(number: int, mine: Pair) -> list[Pair]:
-            found = exchanged_keys(exchange, layout, parts, moment, self._context.name, number, mine)
+            found = fresh.keys(number, mine)
             for source, pair in enumerate(found):
                 for edge, tensor in zip(division.edges(number, source), pair, strict=True):
                     _keep(division, channel, edge, tensor)
@@ -114,7 +116,8 @@ class TokenStepRunner:
             return whole
 
         every = self._every_unit(stream, layout.cut(parts, part), channel, made)
-        return walk_divided(self._context.units, layout, parts, part, call, keys, join, Counts(), end.enter, every)
+        others = fresh if division.dealt else KeysOnly(keys)  # where heads are dealt out no keys are kept
+        return walk_divided(self._context.units, layout, parts, part, call, others, join, Counts(), end.enter, every)
 
     def _every_unit(
         self, stream: Stream, graph: Graph, channel: Channel | None, made: Callable[[Edge, Tensor], None]
@@ -247,7 +250,7 @@ class TokenStepRunner:
             counts=work.counts,
         )
         return walk_divided(
-            self._context.units, layout, division.parts, part, call, keys, join, work.counts, end.enter, run
+            self._context.units, layout, division.parts, part, call, KeysOnly(keys), join, work.counts, end.enter, run
         )
 
     def _channel(self, stream: Stream) -> Channel:

@@ -1,6 +1,5 @@
 """Whether a call can be divided by tokens as it seems: some of them are tried, and compared with the ordinary call."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import SplitError
 from asyncdiff.plan.token_layout import TokenLayout, TokenParts
 from asyncdiff.report import Counts
-from asyncdiff.runtime.token_walk import Pair, walk_divided, walk_whole
+from asyncdiff.runtime.token_walk import KeysOnly, Others, Pair, walk_divided, walk_whole
 from asyncdiff.runtime.units import UnitHooks
 
 # How far what becomes of some tokens may be off, relative to the size of all: rounding, and no more.
@@ -49,14 +48,13 @@ class Trial:
         parts: TokenParts,
         part: int,
         made: list[Any],
-        others: Callable[[int, Pair], list[Pair]] | None = None,
+        others: Others | None = None,
     ) -> Call:
         """The call with a part's tokens alone.
 
         Args:
             made: gets the leaves of the last unit's output.
-            others: gives all parts' keys at an attention, of which it is told its number and the part's own. By default
-                those of the ordinary call.
+            others: gives what the part needs of the others at an attention; by default from the ordinary call.
         """
 
         def ordinary(number: int, mine: Pair) -> list[Pair]:
@@ -72,7 +70,7 @@ class Trial:
 
         def walk(*args: Any, **kwargs: Any) -> Any:
             inner = self._call.giving((args, kwargs))
-            return walk_divided(self._units, layout, parts, part, inner, others or ordinary, join, Counts())
+            return walk_divided(self._units, layout, parts, part, inner, others or KeysOnly(ordinary), join, Counts())
 
         return Call(walk, *self._call.given)
 

@@ -3,7 +3,8 @@
 import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -17,6 +18,27 @@ from asyncdiff.runtime.units import UnitHooks, UnitRule
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values."""
+
+
+class Others(Protocol):
+    """Gives a part what it needs of the others at every attention."""
+
+    def keys(self, number: int, mine: Pair) -> Sequence[Pair]:
+        """Every part's keys and values, given the number of a site and those of the part's own tokens."""
+
+    def attend(self, number: int, attention: AttentionCall) -> Tensor | None:
+        """What an attention gives for the part's own tokens, where it is found otherwise; given its number and call."""
+
+
+@dataclass(frozen=True)
+class KeysOnly:
+    """Keys and values are all that is needed of the others."""
+
+    keys: Callable[[int, Pair], Sequence[Pair]]
+
+    def attend(self, number: int, attention: AttentionCall) -> Tensor | None:
+        del number, attention
+        return None
 
 
 class WalkEndedError(BaseException):
@@ -67,7 +89,7 @@ def walk_divided(
     parts: TokenParts,
     part: int,
     call: Call,
-    keys: Callable[[int, Pair], Sequence[Pair]],
+    others: Others,
     join: Callable[[list[Any]], list[Any]],
     counts: Counts,
     enter: Callable[[Call], None] | None = None,
@@ -76,7 +98,7 @@ def walk_divided(
     """Make a call with one part's tokens between the layout's first and last unit.
 
     Args:
-        keys: given the number of a site, and the keys and values of the part's own tokens there, gives every part's.
+        others: gives what the part needs of the others.
         join: given the leaves of the last unit's output, gives those of all tokens; or raises WalkEndedError.
         counts: of the units outside, and without `run` of all.
         enter: is told the first unit's call, before tokens are cut out.
@@ -109,8 +131,10 @@ def walk_divided(
         site = layout.sites.get(number)
         if site is not None:
             _check_keys(attention, site.total - parts.total(site.keys) + parts.length(site.keys, part))
+            if (made := others.attend(number, attention)) is not None:
+                return made
             mine = tuple(parts.own(tensor, site.keys, part) for tensor in (attention.key, attention.value))
-            attention = _with_all_keys(attention, site, parts, part, keys(number, (mine[0], mine[1])))
+            attention = _with_all_keys(attention, site, parts, part, others.keys(number, (mine[0], mine[1])))
         queries = layout.queries.get(number) if site is None else site.queries
         return _with_own_rows(attention, queries, parts, part)()
 
