@@ -61,9 +61,9 @@ class Advice:
                 self._told.add("slower")
                 other = "fresh=True, or components" if report.tokens > 1 else "bridge=2, or fewer devices"
                 advise(
-                    f"on this device parallel rounds of the denoiser {denoiser.name!r} took longer ({rounds:.3g} s) than "
-                    f"its steps in full ({full:.3g} s): asyncdiff makes nothing faster so; try {other}, or look at "
-                    "what `asyncdiff plan --measure` says"
+                    f"on this device parallel rounds of the denoiser {denoiser.name!r} took longer ({rounds:.3g} s) "
+                    f"than its steps in full ({full:.3g} s): asyncdiff makes nothing faster so; try {other}, or look "
+                    "at what `asyncdiff plan --measure` says"
                 )
 
     def on_call_outside(self, name: str, why: str) -> None:

@@ -72,10 +72,11 @@ class FreshKeys:
             zip((attention.query, attention.key, attention.value), (queries, site.keys, site.keys), strict=True)
         )
         mine = [parts.own(tensor, extent, own) for tensor, extent in tensors]
+        bundles = _bundled(mine)
         given, rooms = {}, {}
         for part, rank in self.moment.results:
             if part != own:
-                given[rank] = _bundled([heads.of(tensor, part) for tensor in mine])
+                given[rank] = [heads.of(bundle, part) for bundle in bundles]
                 lengths = [parts.length(extent, part) for _, extent in tensors]
                 rooms[rank] = _bundled_rooms([heads.of(tensor, own) for tensor in mine], lengths)
         dealt = self.exchange.deal(given, rooms, self._named("what heads read", number)).finish()
@@ -120,7 +121,7 @@ class _Heads:
 
 
 def _bundled(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors for one rank in few: those of as many channels one after the other."""
+    """Tensors in few: those of as many channels one after the other, along the tokens."""
     groups = itertools.groupby(tensors, key=lambda tensor: tensor.shape[-1])
     return [torch.cat(list(group), -2) for _, group in groups]
 
