@@ -8,8 +8,9 @@ from torch import Tensor
 
 from asyncdiff import AsyncDiff, ConfigurationError, SplitError
 from asyncdiff.errors import ShapeChangedError
+from asyncdiff.plan.token_layout import TokenLayout, TokenParts
 from tests.processes import run_ranks
-from tests.runtime.test_tokens import division_of, emulated
+from tests.runtime.test_tokens import division_of, divisions_of, emulated
 from tests.tiny import PIPELINES, every, run
 from tests.tiny.flux import build_flux, tiny_flux_transformer
 
@@ -128,3 +129,36 @@ def test_it_is_about_tokens() -> None:
         AsyncDiff(PIPELINES["flux"].build(), fresh=True, components=2)
     with pytest.raises(ConfigurationError, match="fresh must be True or False"):
         AsyncDiff(PIPELINES["flux"].build(), tokens=2, fresh="yes")  # type: ignore[arg-type]
+
+
+def _wherever_there_are_heads(layout: TokenLayout, parts: TokenParts) -> frozenset[int]:
+    return frozenset(
+        number for number, site in layout.sites.items() if site.queries is not None and site.heads >= parts.count
+    )
+
+
+def _dealt_out_wherever(rank: int, names: list[str]) -> list[tuple[str, float, int]]:
+    """By name, how far each is from the plain one, relative to its largest number, and at how many sites heads went."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TokenLayout, "dealt", _wherever_there_are_heads)
+        for name in names:
+            tiny, pipe = PIPELINES[name], PIPELINES[name].build()
+            plain = run(pipe, tiny).float()
+            with AsyncDiff(pipe, tokens=2, fresh=True, warmup=1, cooldown=0, timeout=60, guidance=1) as async_diff:
+                try:
+                    off = (run(pipe, tiny).float() - plain).abs().max() / plain.abs().max()
+                except (SplitError, ShapeChangedError):
+                    continue
+                divisions = divisions_of(async_diff)
+            found.append((name, float(off), sum(len(division.dealt) for division in divisions)))
+    return found
+
+
+@pytest.mark.whole
+def test_heads_dealt_out_on_two_ranks_are_every_pipelines() -> None:
+    """Where it gains nothing, with two of them; of all that can be divided, in two processes."""
+    everyone = run_ranks(2, _dealt_out_wherever, sorted(PIPELINES), limit=1200)
+    dealt = [(name, off) for name, off, sites in everyone[0] if sites]
+    assert len(dealt) > 20
+    assert {name: off for name, off in dealt if not off < 1e-3} == {}

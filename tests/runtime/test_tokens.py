@@ -26,12 +26,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
 
 def division_of(async_diff: AsyncDiff) -> TokenDivision:
     """How the only denoiser is divided."""
+    (division,) = divisions_of(async_diff)
+    return division
+
+
+def divisions_of(async_diff: AsyncDiff) -> list[TokenDivision]:
+    """How those denoisers are divided that were called."""
     attachment = async_diff._attachment
     assert attachment is not None
-    (runtime,) = attachment._runtimes.values()
-    division = runtime._computing.division
-    assert isinstance(division, TokenDivision)
-    return division
+    divisions = [runtime._computing.division for runtime in attachment._runtimes.values()]
+    found = [division for division in divisions if isinstance(division, TokenDivision)]
+    assert len(found) == sum(division is not None for division in divisions)
+    return found
 
 
 @pytest.mark.parametrize("name", every("flux", "sd3_controlnet"))

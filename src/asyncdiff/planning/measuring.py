@@ -1,13 +1,14 @@
 """How long a denoiser takes on this machine: calls of the whole batch, parts of it, rounds, and what is between.
 
-The median of several times is taken: a generation meets what else the machine does as well.
+The median of several times is taken: a generation meets what else the machine does as well. Of parts of the batch it is
+what the slowest of the groups takes that compute them.
 """
 
 import functools
 import itertools
 import statistics
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,12 +204,23 @@ def _calls(form: CallForm, call: Call, device: torch.device, groups: Collection[
     for count in groups:
         part = Parts(batch, count).size / batch
         if rule is not None and part not in found:
-            found[part] = _seconds(call.giving(rule.part(call.given, 0, count)), device)
+            # Groups wait for each other in every step, as long as the slowest takes.
+            found[part] = expected_slowest(_times(call.giving(rule.part(call.given, 0, count)), device), count)
     return found
 
 
+def expected_slowest(times: Sequence[float], count: int) -> float:
+    """How long the slowest of so many takes on average, each of which takes one of these times, as likely as any."""
+    shares = [((place + 1) / len(times)) ** count - (place / len(times)) ** count for place in range(len(times))]
+    return sum(share * seconds for share, seconds in zip(shares, sorted(times), strict=True))
+
+
 def _seconds(call: Call, device: torch.device) -> float:
-    return statistics.median(times_of(lambda: call.with_own_containers()(), device, _repeats()))
+    return statistics.median(_times(call, device))
+
+
+def _times(call: Call, device: torch.device) -> list[float]:
+    return times_of(lambda: call.with_own_containers()(), device, _repeats())
 
 
 def _parts(denoiser: nn.Module, names: Collection[str], call: Call, device: torch.device) -> Seconds:
