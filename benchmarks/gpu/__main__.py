@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 RANKS, CHOICE = "ranks", "choice"
 ORDER = ("flux", "sdxl", CHOICE, "sd3", "sd15", RANKS, "wan", "pixart", "svd", "sd21")
 FOLDER = Path(__file__).parent.parent / "results"
-SECONDS = {RANKS: 30.0, CHOICE: 60.0} | {name: subject.seconds for name, subject in SUBJECTS.items()}
+SECONDS = {RANKS: 17.0, CHOICE: 45.0} | {name: subject.seconds for name, subject in SUBJECTS.items()}
 FEWEST_SECONDS = 20.0  # with fewer left, nothing more is begun
 
 
@@ -86,7 +86,7 @@ def _arguments() -> argparse.Namespace:
         prog="benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=_names, default=list(ORDER), help=f"some of {','.join(ORDER)}")
-    parser.add_argument("--seconds", type=float, default=540.0, help="that all may take (540)")
+    parser.add_argument("--seconds", type=float, default=585.0, help="that all may take (585)")
     parser.add_argument("--output", type=Path, default=None, help="the JSON file (benchmarks/results/gpu-<name>.json)")
     parser.add_argument("--more", action="store_true", help="keep what the file has of other models")
     parser.add_argument("--tiny", action="store_true", help="narrow models of the same structure")

@@ -18,7 +18,7 @@ DEFAULT = Settings()
 WARMUP = 2  # shorter than the default: a round costs the same after it
 
 SECONDS_OF_REPEATS = 1.2
-MOST_REPEATS, FEWEST_REPEATS = 10, 5
+MOST_REPEATS, FEWEST_REPEATS = 10, 3
 ALONE = 2
 SECONDS_TO_RECORD = 2.0
 

@@ -52,9 +52,9 @@ class Subject:
         steps: of a generation.
         parameters: as published.
         arguments: what it is given beside the latents and the timestep, for a batch.
+        seconds: what measuring it takes on a fast GPU, roughly; the time that there is is shared out by it.
         scheduler: makes the scheduler.
         blocks: the classes of the modules that are compiled, where the class itself does not say.
-        seconds: what measuring it takes on a fast GPU, roughly; the time that there is is shared out by it.
     """
 
     title: str
@@ -70,9 +70,9 @@ class Subject:
     steps: int
     parameters: int
     arguments: Callable[[Config, Shape, int, int], dict[str, Any]]
+    seconds: float
     scheduler: Callable[[], Any] = noise_scheduler
     blocks: tuple[str, ...] = ()
-    seconds: float = 45.0
 
 
 def build(subject: Subject, config: Config, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -194,7 +194,7 @@ SUBJECTS = {
         steps=50,
         parameters=2_567_463_684,
         arguments=_sdxl,
-        seconds=60.0,
+        seconds=50.0,
     ),
     "flux": Subject(
         title="FLUX.1 dev, 1024²",
@@ -217,7 +217,7 @@ SUBJECTS = {
         parameters=11_901_408_320,
         arguments=_flux,
         scheduler=flow_scheduler,
-        seconds=105.0,
+        seconds=95.0,
     ),
     "sd15": Subject(
         title="Stable Diffusion 1.5, 512²",
@@ -233,6 +233,7 @@ SUBJECTS = {
         steps=50,
         parameters=859_520_964,
         arguments=_text,
+        seconds=45.0,
     ),
     "sd3": Subject(
         title="Stable Diffusion 3 medium, 1024²",
@@ -266,6 +267,7 @@ SUBJECTS = {
         arguments=_sd3,
         scheduler=flow_scheduler,
         blocks=("JointTransformerBlock",),
+        seconds=60.0,
     ),
     "wan": Subject(
         title="Wan 2.1 1.3B, 480p, 81 frames",
@@ -282,7 +284,7 @@ SUBJECTS = {
         parameters=1_418_996_800,
         arguments=_wan,
         scheduler=flow_scheduler,
-        seconds=110.0,
+        seconds=105.0,
     ),
     "svd": Subject(
         title="Stable Video Diffusion, 576×1024, 25 frames",
@@ -299,7 +301,7 @@ SUBJECTS = {
         parameters=1_524_623_082,
         arguments=_svd,
         blocks=("BasicTransformerBlock", "TemporalBasicTransformerBlock"),
-        seconds=90.0,
+        seconds=95.0,
     ),
     "pixart": Subject(
         title="PixArt-Σ, 1024²",
@@ -329,6 +331,7 @@ SUBJECTS = {
         parameters=610_856_096,
         arguments=_pixart,
         blocks=("BasicTransformerBlock",),
+        seconds=55.0,
     ),
     "sd21": Subject(
         title="Stable Diffusion 2.1, 768²",
@@ -350,6 +353,7 @@ SUBJECTS = {
         steps=50,
         parameters=865_910_724,
         arguments=_text,
+        seconds=36.0,
     ),
 }
 """By name, the most important first."""
