@@ -114,7 +114,7 @@ def test_rounds_as_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     ("model", "settings"), [("sd15", {"components": 2}), ("flux", {"components": 2}), ("flux", {"tokens": 2})], ids=str
 )
 def test_no_round_waits_for_the_device(model: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once a generation is under way: whatever reads a number off the device, or copies to it and waits, raises here."""
+    """Once it is under way: whatever reads a number off the device, or copies to it and waits, raises here."""
     device, plain = torch.device("cuda:0"), UnitHooks.walk
     loop = Loop(SUBJECTS[model], Setting(device, torch.bfloat16, tiny=True))
 
