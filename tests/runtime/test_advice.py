@@ -42,6 +42,7 @@ def test_rounds_that_take_longer_are_told_once(drawn: Report) -> None:
     "times",
     [
         {"full": 0.3, "rounds": 0.2},
+        {"full": 0.3, "rounds": 0.31},  # what else a machine does
         {"full": 0.02, "rounds": 0.03},  # so short that anything may be the cause
         {"full": 0.2, "rounds": 0.3, "count": 2},
         {"full": 0.2, "rounds": 0.3, "executor": "local"},  # one process computes for all
@@ -52,6 +53,13 @@ def test_others_are_not(drawn: Report, times: dict[str, float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Advice(Settings(components=2)).on_generation(with_times(drawn, **times), 10)  # type: ignore[arg-type]
+
+
+def test_groups_alone_have_rounds_like_steps_in_full(drawn: Report) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = replace(with_times(drawn, full=0.2, rounds=0.3), components=1)
+        Advice(Settings(guidance=2, components=1)).on_generation(alone, 10)
 
 
 def test_advice_ends_no_call(drawn: Report) -> None:

@@ -17,9 +17,11 @@ def advise(message: str) -> None:
         logger.warning(message)
 
 
-# From how many rounds on, and how many seconds of one, they are compared with steps in full.
+# From how many rounds on, and how many seconds of one, they are compared with steps in full; and how much longer they
+# must take.
 _ENOUGH_ROUNDS = 4
 _LONG = 0.05
+_CLEARLY = 1.1
 
 
 class Advice:
@@ -32,7 +34,8 @@ class Advice:
     def on_generation(self, report: Report, steps: int) -> None:
         """A generation of so many steps is over."""
         counts = [denoiser.counts for denoiser in report.denoisers]
-        if report.accelerated and report.executor == "distributed":
+        # With one component and all tokens a round is a step in full, shared out among groups.
+        if report.executor == "distributed" and max(report.components, report.tokens) > 1:
             self._say_if_slower(report)
         if report.accelerated or not any(count.steps for count in counts):
             return
@@ -57,13 +60,16 @@ class Advice:
             if "slower" in self._told or counts.rounds < _ENOUGH_ROUNDS or not counts.full:
                 continue
             full, rounds = counts.seconds_full / counts.full.total(), counts.seconds_rounds / counts.rounds
-            if rounds > max(full, _LONG):
+            if rounds > max(_CLEARLY * full, _LONG):
                 self._told.add("slower")
-                other = "fresh=True, or components" if report.tokens > 1 else "bridge=2, or fewer devices"
+                remedy = (
+                    "with fresh=True every step takes as long as those"
+                    if report.tokens > 1
+                    else "nothing becomes faster so: try bridge=2, or fewer devices"
+                )
                 advise(
                     f"on this device parallel rounds of the denoiser {denoiser.name!r} took longer ({rounds:.3g} s) "
-                    f"than its steps in full ({full:.3g} s): asyncdiff makes nothing faster so; try {other}, or look "
-                    "at what `asyncdiff plan --measure` says"
+                    f"than its steps in full ({full:.3g} s); {remedy}"
                 )
 
     def on_call_outside(self, name: str, why: str) -> None:
