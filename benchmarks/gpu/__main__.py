@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.apart import SECONDS_TO_END, Bench
+from benchmarks.gpu.apart import SECONDS_TO_END, Processes
 from benchmarks.gpu.choice import chosen_way
 from benchmarks.gpu.models import SUBJECTS
 from benchmarks.gpu.ranks import two_ranks
@@ -42,7 +42,7 @@ def main() -> None:
     results.put(["settings"], {"tiny": given.tiny, "dtype": "bfloat16", "seconds": given.seconds})
     deadline = begin + given.seconds
     denoisers = [name for name in given.models if name in SUBJECTS]
-    bench = Bench(given.tiny, results) if denoisers else None
+    processes = Processes(given.tiny, results) if denoisers else None
     for number, name in enumerate(given.models):
         left = deadline - time.monotonic()
         seconds = left * _needs(name) / sum(map(_needs, given.models[number:])) - SECONDS_TO_END
@@ -54,10 +54,10 @@ def main() -> None:
             results.put([RANKS], two_ranks(seconds))
         elif name == CHOICE:
             results.put([CHOICE], chosen_way(seconds, given.tiny))
-        elif bench is not None:
-            bench.measure(name, seconds, is_last=name == denoisers[-1])
-    if bench is not None:
-        bench.close()
+        elif processes is not None:
+            processes.measure(name, seconds, is_last=name == denoisers[-1])
+    if processes is not None:
+        processes.close()
     print(show(results.read()))
     print(f"{results.path}, {time.monotonic() - begin:.0f} s")
 

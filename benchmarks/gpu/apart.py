@@ -22,7 +22,7 @@ SECONDS_TO_END = 5.0  # that a process is given beyond its time before it is sto
 _PROCESSES = multiprocessing.get_context("spawn")
 
 
-class Bench:
+class Processes:
     """Measures denoisers one after the other; the next process imports its libraries while the one before measures."""
 
     def __init__(self, tiny: bool, results: Results) -> None:

@@ -54,7 +54,7 @@ class Fresh:
     def received(self) -> int:
         """Bytes that the last rank receives at the attentions of a step."""
         last = self.division.schedule.world_size - 1
-        return sum(size for _, reader, size in self.division.exchanged_within() if reader == last)
+        return sum(size for _, reader, size in self.division.exchanged_within if reader == last)
 
     def modelled(self, wanted: Wanted) -> Iterator[Modelled]:
         """With every step computed, with every second one bridged, and beside them exact sequence parallelism."""

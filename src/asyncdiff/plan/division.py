@@ -82,6 +82,7 @@ class Division:
         """A rank's part of a step in full, where that is divided by tokens."""
         return 1.0
 
+    @property
     def exchanged_within(self) -> tuple[tuple[int, int, int], ...]:
         """What is exchanged while a step in full is computed, where that is divided: source, reader and bytes."""
         return ()

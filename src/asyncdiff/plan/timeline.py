@@ -166,7 +166,7 @@ class _Group:
 
     def _divided(self, step: Step) -> None:
         """Keys and values are waited for at every attention: in all, as long as their bytes and their messages take."""
-        division, exchanged = self._division, self._division.exchanged_within()
+        division, exchanged = self._division, self._division.exchanged_within
         for rank in self._ranks:
             self._compute(rank, division.divided_share, step)
         sizes = [(source, reader, self._load.part * size) for source, reader, size in exchanged]

@@ -111,6 +111,7 @@ class TokenDivision(Division):
         """The sites at which heads are dealt out; nowhere where keys of a step in full are kept."""
         return self.layout.dealt(self.parts) if self.schedule.fresh else frozenset()
 
+    @functools.cached_property
     def exchanged_within(self) -> tuple[tuple[int, int, int], ...]:
         parts = range(self.parts.count)
         sizes = {
@@ -139,7 +140,7 @@ class TokenDivision(Division):
     def bytes_per_round(self) -> int:
         """The same where keys and values are exchanged within a step, as they are."""
         if self.schedule.fresh:
-            return sum(size for _, _, size in self.exchanged_within())
+            return sum(size for _, _, size in self.exchanged_within)
         return sum(self.bytes_of(reads) for reads in self.partition.reads)
 
     def reads_of(self, rank: int) -> frozenset[Edge]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from asyncdiff.denoiser.attention import AttentionCall
 from asyncdiff.exchange.protocol import Exchange
 from asyncdiff.plan.moments import Moment
-from asyncdiff.plan.token_layout import Site, TokenLayout, TokenParts
+from asyncdiff.plan.token_layout import Extent, TokenLayout, TokenParts
 from asyncdiff.runtime.token_walk import Pair
 
 
@@ -58,49 +58,42 @@ class FreshKeys:
         """What attention gives for this rank's tokens, if heads are dealt out there; waits for the others twice."""
         if number not in self.dealt or not attention.heads:
             return None
-        site, parts, own = self.layout.sites[number], self.parts, self.part
-        heads = _Heads(parts.heads_of(attention.heads))
-        all_tokens = self._to_heads(number, site, heads, attention)
-        made = attention._replace(query=all_tokens[0], key=all_tokens[1], value=all_tokens[2])()
-        return self._to_tokens(number, site, heads, made, own)
+        site = self.layout.sites[number]
+        extents = site.queries or site.keys, site.keys, site.keys
+        heads = _Heads(self.parts.heads_of(attention.heads))
+        query, key, value = self._to_heads(number, extents, heads, (attention.query, attention.key, attention.value))
+        made = attention._replace(query=query, key=key, value=value)()
+        return self._to_tokens(number, extents[0], heads, made)
 
-    def _to_heads(self, number: int, site: Site, heads: "_Heads", attention: AttentionCall) -> list[Tensor]:
+    def _to_heads(
+        self, number: int, extents: Sequence[Extent], heads: "_Heads", tensors: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Queries, keys and values of all tokens, for this rank's heads."""
         parts, own = self.parts, self.part
-        queries = site.queries or site.keys
-        tensors = list(
-            zip((attention.query, attention.key, attention.value), (queries, site.keys, site.keys), strict=True)
-        )
-        mine = [parts.own(tensor, extent, own) for tensor, extent in tensors]
-        bundles = _bundled(mine)
-        given, rooms = {}, {}
-        for part, rank in self.moment.results:
-            if part != own:
-                given[rank] = [heads.of(bundle, part) for bundle in bundles]
-                lengths = [parts.length(extent, part) for _, extent in tensors]
-                rooms[rank] = _bundled_rooms([heads.of(tensor, own) for tensor in mine], lengths)
+        mine = [parts.own(tensor, extent, own) for tensor, extent in zip(tensors, extents, strict=True)]
+        own_heads, bundles = [heads.of(tensor, own) for tensor in mine], _bundled(mine)
+        lengths = {part: [parts.length(extent, part) for extent in extents] for part, _ in self.moment.results}
+        others = [(part, rank) for part, rank in self.moment.results if part != own]
+        given = {rank: [heads.of(bundle, part) for bundle in bundles] for part, rank in others}
+        rooms = {rank: _bundled_rooms(own_heads, lengths[part]) for part, rank in others}
         dealt = self.exchange.deal(given, rooms, self._named("what heads read", number)).finish()
-        from_parts = []
-        for part, rank in self.moment.results:
-            if part == own:
-                from_parts.append([heads.of(tensor, own) for tensor in mine])
-            else:
-                lengths = [parts.length(extent, part) for _, extent in tensors]
-                from_parts.append(_unbundled(dealt[rank], [tensor.shape[-1] for tensor in mine], lengths))
+        channels = [tensor.shape[-1] for tensor in mine]
+        of_parts = [
+            own_heads if part == own else _unbundled(dealt[rank], channels, lengths[part])
+            for part, rank in self.moment.results
+        ]
         return [
-            parts.join(heads.of(tensor, own), extent, own, [pieces[place] for pieces in from_parts])
-            for place, (tensor, extent) in enumerate(tensors)
+            parts.join(heads.of(tensor, own), extent, own, pieces)
+            for tensor, extent, *pieces in zip(tensors, extents, *of_parts, strict=True)
         ]
 
-    def _to_tokens(self, number: int, site: Site, heads: "_Heads", made: Tensor, own: int) -> Tensor:
+    def _to_tokens(self, number: int, extent: Extent, heads: "_Heads", made: Tensor) -> Tensor:
         """What attention gives for this rank's tokens, of all heads, from what it gave for all tokens."""
-        parts, extent = self.parts, site.queries or site.keys
+        parts, own = self.parts, self.part
         mine = parts.cut(made, extent, own)
-        given, rooms = {}, {}
-        for part, rank in self.moment.results:
-            if part != own:
-                given[rank] = [parts.cut(made, extent, part)]
-                rooms[rank] = [with_size(mine, 1, heads.counts[part])]
+        others = [(part, rank) for part, rank in self.moment.results if part != own]
+        given = {rank: [parts.cut(made, extent, part)] for part, rank in others}
+        rooms = {rank: [with_size(mine, 1, heads.counts[part])] for part, rank in others}
         dealt = self.exchange.deal(given, rooms, self._named("what heads made", number)).finish()
         return torch.cat([mine if part == own else dealt[rank][0] for part, rank in self.moment.results], 1)
 
