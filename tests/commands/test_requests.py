@@ -138,6 +138,23 @@ def test_what_a_folder_says_it_cannot_be_asked_is_refused_before_it_is_loaded(
     assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1, done.output
 
 
+@pytest.mark.parametrize("command", ["generate rocket --devices 1", "evaluate --prompts one.txt"])
+def test_what_only_the_pipeline_can_judge_is_told_where_it_fails(
+    command: str,
+    place: Path,
+    run_forked: Callable[..., Result],  # noqa: F811
+) -> None:
+    """The text encoder has no layer so far from its last one: an error of torch's, deep in the pipeline."""
+    (place / "one.txt").write_text("rocket\n")
+    done = run_forked(*command.split(), "--set", "clip_skip=99", "--steps", "1")
+    assert done.exit_code == 1, done.output
+    assert "rank 0 failed:" in done.stderr and "IndexError" in done.stderr
+    *_, last = done.stderr.strip().splitlines()
+    assert last == (
+        "Only the pipeline can judge what is given to it as it stands: clip_skip=99. Is it what the pipeline takes?"
+    )
+
+
 def test_a_video_is_evaluated_frame_by_frame(place: Path) -> None:
     save("svd", place / "svd")
     words = ["--image", "dog.png", "--size", f"{SIZE}x{SIZE}", "--frames", "3", "--steps", "5"]

@@ -1,5 +1,6 @@
 """The command `asyncdiff evaluate`."""
 
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
@@ -13,6 +14,7 @@ from asyncdiff.commands.asking import with_request
 from asyncdiff.commands.checks import check_out, check_seed, check_weights, write_file
 from asyncdiff.commands.options import AllowPickle, Model, Weights, with_settings
 from asyncdiff.commands.terminal import exit_codes, fail, refuse, stderr, stdout
+from asyncdiff.endings import WorkerFailedError
 from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.evaluation.written import METRIC_NAMES, compared, devices_of, parse_settings, title_of
 from asyncdiff.lora import Lora
@@ -124,7 +126,7 @@ def evaluate(
     )
     local = _is_local(study.settings, devices, executor)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with exit_codes():
+    with exit_codes(advice=request.advice):
         loaded = _metrics(metrics, study, device)
         drawn = _draw_locally(study, device) if local else draw_on_processes(study)
         evaluation = judge(study, local, device, drawn, loaded)
@@ -251,7 +253,12 @@ def _draw_locally(study: "Study", device: "torch.device") -> "tuple[Series, ...]
         check_settings(pipe, study)
     except AsyncDiffError as error:
         refuse(str(error))
-    return draw_locally(pipe, study, device)
+    try:
+        return draw_locally(pipe, study, device)
+    except AsyncDiffError:
+        raise
+    except Exception as error:  # whatever the pipeline stumbles over, told as that of a process of its own
+        raise WorkerFailedError(0, 1, traceback.format_exc()) from error
 
 
 def _table(evaluation: "Evaluation") -> Table:

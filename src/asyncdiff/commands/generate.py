@@ -165,7 +165,7 @@ def generate(
             f"{job.devices} devices are asked for, but here {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}; "
             "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
         )
-    with exit_codes():
+    with exit_codes(advice=request.advice):
         outcome = launch(job)
         sequential = None
         if compare:

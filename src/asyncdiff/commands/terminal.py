@@ -22,11 +22,12 @@ stderr = Console(stderr=True)
 
 
 @contextlib.contextmanager
-def exit_codes(left: str = "all processes have ended") -> Iterator[None]:
+def exit_codes(left: str = "all processes have ended", advice: str = "") -> Iterator[None]:
     """Turn what ends a run early into an exit code.
 
     Args:
         left: what is said of what was begun, where the run is interrupted.
+        advice: what is said after a process's traceback.
     """
     try:
         yield
@@ -39,7 +40,7 @@ def exit_codes(left: str = "all processes have ended") -> Iterator[None]:
     except WorkerFailedError as error:
         if error.was_interrupted:
             _interrupted(signal.SIGINT, left)
-        fail(str(error))
+        fail("\n".join(filter(None, (str(error).rstrip(), advice))))
 
 
 @contextlib.contextmanager

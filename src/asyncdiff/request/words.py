@@ -104,6 +104,14 @@ class Request:
         """The same of another prompt."""
         return dataclasses.replace(self, prompt=prompt)
 
+    @property
+    def advice(self) -> str:
+        """For whoever's call has failed inside of the pipeline; empty where nothing is to be said."""
+        if not self.arguments:
+            return ""
+        given = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
+        return f"Only the pipeline can judge what is given to it as it stands: {given}. Is it what the pipeline takes?"
+
     def arguments_for(self, signature: Signature) -> dict[str, Any]:
         """The arguments of a call of the pipeline.
 
