@@ -47,12 +47,15 @@ class FreshKeys:
     def keys(self, number: int, mine: Pair) -> list[Pair]:
         """Every part's keys and values at an attention, given those of this rank's tokens; waits for the others'."""
         extent, own = self.layout.sites[number].keys, self.part
-        pairs = {
-            part: mine if part == own else tuple(_like(tensor, self.parts.length(extent, part)) for tensor in mine)
+        lengths = {part: [self.parts.length(extent, part)] * len(mine) for part, _ in self.moment.results}
+        given = {
+            part: _bundled(mine) if part == own else _bundled_rooms(mine, lengths[part])
             for part, _ in self.moment.results
         }
-        shared = self.exchange.share(pairs, self.moment, self._named("the keys", number)).finish()
-        return [(shared[part][0], shared[part][1]) for part, _ in self.moment.results]
+        shared = self.exchange.share(given, self.moment, self._named("the keys", number)).finish()
+        channels = [tensor.shape[-1] for tensor in mine]
+        found = [_unbundled(shared[part], channels, lengths[part]) for part, _ in self.moment.results]
+        return [(key, value) for key, value in found]
 
     def attend(self, number: int, attention: AttentionCall) -> Tensor | None:
         """What attention gives for this rank's tokens, if heads are dealt out there; waits for the others twice."""
@@ -142,8 +145,3 @@ def with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
     """Room for a tensor that is as long as told along one dimension."""
     shape: Sequence[int] = [size if axis == dim % tensor.ndim else held for axis, held in enumerate(tensor.shape)]
     return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-
-
-def _like(tensor: Tensor, tokens: int) -> Tensor:
-    """Room for another part's keys or values."""
-    return with_size(tensor, tensor.ndim - 2, tokens)
