@@ -63,7 +63,10 @@ def test_the_commands_have_an_option_for_each(command: Any) -> None:
         parameter = taken[knob.option.replace("-", "_")]
         (option,) = parameter.annotation.__metadata__
         text = f"JSON file with {knob.help}" if knob.name == "split" else knob.help  # a list of lists
-        assert (option.default, option.help, option.min) == (f"--{knob.option}", text, knob.least)
+        names = f"--{knob.option}"
+        if knob.kinds == (bool,) and knob.default is None:  # what is chosen by itself can be told to be off, too
+            names += f"/--no-{knob.option}"
+        assert (option.default, option.help, option.min) == (names, text, knob.least)
         assert parameter.default == knob.default
 
 

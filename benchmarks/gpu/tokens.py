@@ -81,7 +81,7 @@ def _fresh(bench: Bench, loop: Loop, parts: int, groups: int, measured: list[Mea
 def _forecast(bench: Bench, loop: Loop, parts: int, measured: list[Measured]) -> dict[str, Any]:
     """Rounds with forecast keys."""
     world = SoloWorld(parts, bench.setting.device)
-    with attached(loop, Settings(tokens=parts, warmup=WARMUP), world):
+    with attached(loop, Settings(tokens=parts, fresh=False, warmup=WARMUP), world):
         world.become(parts - 1)
         timing, is_finite = run(loop, plan_of_round(bench), world)
     division = _divided(world)

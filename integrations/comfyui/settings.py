@@ -90,8 +90,9 @@ SETTINGS = (
     Setting(
         "fresh",
         "switch",
-        "With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact, for "
-        "links that carry it; bridge still forecasts steps.",
+        "With tokens: True exchanges the others' keys and values within every step that is computed, which is exact "
+        "(bridge still forecasts steps); False forecasts them. By default True with tokens alone, False with "
+        "components as well.",
     ),
     Setting(
         "time_shift", "switch", "After the warm-up give every component the timestep before, to match its inputs' age."

@@ -72,8 +72,9 @@ class AsyncDiff:
         tokens: P, parts of the picture's tokens: each device runs all of a transformer on its own, with the others'
             keys and values; steps in full are divided too. With components, rounds run one on each part: G · P · N
             devices.
-        fresh: With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact,
-            for links that carry it; bridge still forecasts steps.
+        fresh: With tokens: True exchanges the others' keys and values within every step that is computed, which is
+            exact (bridge still forecasts steps); False forecasts them. By default True with tokens alone, False with
+            components as well.
         time_shift: After the warm-up give every component the timestep before, to match its inputs' age.
         split: N lists of module names of the denoiser, to divide it by hand; units that no list names run on every
             device. By default found by counting costs.
@@ -122,7 +123,7 @@ class AsyncDiff:
         *,
         guidance: int | None = None,
         tokens: int | None = None,
-        fresh: bool = False,
+        fresh: bool | None = None,
         time_shift: bool = False,
         split: Split | None = None,
         bridge: int | None = None,

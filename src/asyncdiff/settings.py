@@ -95,10 +95,11 @@ class Settings:
         least=1,
         most=_MOST_DEVICES,
     )
-    fresh: bool = _setting(
-        False,
-        "With tokens alone: the others' keys and values are exchanged within every step that is computed. Exact, for "
-        "links that carry it; bridge still forecasts steps.",
+    fresh: bool | None = _setting(
+        None,
+        "With tokens: True exchanges the others' keys and values within every step that is computed, which is exact "
+        "(bridge still forecasts steps); False forecasts them. By default True with tokens alone, False with "
+        "components as well.",
     )
     time_shift: bool = _setting(
         False, "After the warm-up give every component the timestep before, to match its inputs' age."
@@ -187,7 +188,7 @@ class Settings:
                 "give one of them"
             )
         for name in ("fresh", "time_shift", "shard", "share_decode"):
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), bool | None if name == "fresh" else bool):
                 raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
             raise ConfigurationError(f"backend must be a name, for instance 'gloo', not {shown(self.backend)}")
@@ -233,10 +234,17 @@ class Settings:
         return self.components if self.split is None else len(self.split)
 
     @property
+    def has_fresh_keys(self) -> bool:
+        """Whether keys and values are those of the step itself: what is exact comes first."""
+        if self.fresh is None:
+            return (self.tokens or 1) > 1 and self.told_components == 1
+        return self.fresh
+
+    @property
     def chosen_method(self) -> Method:
         """The method itself, where its name is given: what forecasts keys is not what forecasts live edges."""
         found = method_of(self.method)
-        forecasts_keys = (self.tokens or 1) > 1 and not self.fresh and self.method == "forecast"
+        forecasts_keys = (self.tokens or 1) > 1 and not self.has_fresh_keys and self.method == "forecast"
         if not forecasts_keys:
             return found
         return FORECAST_OF_KEYS if self.told_components == 1 else FORECAST_OF_BOTH
@@ -254,7 +262,7 @@ class Settings:
             guarded=self.max_error is not None,
             chained=self.shard,
             by_tokens=(self.tokens or 1) > 1,
-            fresh=self.fresh,
+            fresh=self.has_fresh_keys,
         )
 
     def mesh(self, components: int) -> Mesh:

@@ -62,8 +62,8 @@ QUICK: dict[int, list[Layout]] = {
         ("sd15", {"components": 2}, "interrupted"),
         ("sd3", {"components": 2, "bridge": 2, "max_error": 0.1}, "in two sizes"),
         ("sd3", {"components": 2, "shard": True}, "once"),
-        ("sd3", {"tokens": 2, "max_error": 0.1}, "in two sizes"),
-        ("sd3", {"tokens": 2}, "interrupted"),
+        ("sd3", {"tokens": 2, "fresh": False, "max_error": 0.1}, "in two sizes"),
+        ("sd3", {"tokens": 2, "fresh": False}, "interrupted"),
         ("sd3", {"tokens": 2, "fresh": True, "bridge": 2}, "once"),
     ],
     4: [

@@ -17,7 +17,7 @@ from tests.tiny.narrow import save_narrow_demos
 
 STEPS, WARMUP = 10, 3
 BRIDGED, THREE = {"components": 2, "bridge": 2}, {"components": 3}
-TOKENS = {"tokens": 2}
+TOKENS = {"tokens": 2, "fresh": False}
 FRESH = {"tokens": 2, "fresh": True, "bridge": 2}
 HELD = 7 / 8  # of the versions that are counted: the report leaves out what is forecast
 

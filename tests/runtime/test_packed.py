@@ -35,8 +35,8 @@ LAYOUTS: list[tuple[int, str, dict[str, Any], float]] = [
     (2, "sd15", {"components": 2, "bridge": 2, "method": Method(bits=8)}, 0.0),
     (3, "sd3", {"components": 2, "stride": 2, "max_error": 0.3, "method": Method(bits=4)}, 0.0),
     (2, "sd3", {"components": 2, "shard": True, "resync_every": 4, "method": Method("linear", bits=8)}, 0.0),
-    (2, "flux", {"tokens": 2, "bridge": 2, "method": Method(bits=8)}, 1e-2),
-    (4, "sd3", {"tokens": 2, "guidance": 2, "method": Method(bits=4)}, 1e-2),
+    (2, "flux", {"tokens": 2, "fresh": False, "bridge": 2, "method": Method(bits=8)}, 1e-2),
+    (4, "sd3", {"tokens": 2, "fresh": False, "guidance": 2, "method": Method(bits=4)}, 1e-2),
 ]
 
 
@@ -57,7 +57,7 @@ def test_processes_give_what_one_process_gives(ranks: int, name: str, settings: 
     assert sent >= sent_by_all > 0  # predictions are sent beside them
 
 
-@pytest.mark.parametrize("settings", [{"components": 2}, {"tokens": 2}], ids=["components", "tokens"])
+@pytest.mark.parametrize("settings", [{"components": 2}, {"tokens": 2, "fresh": False}], ids=["components", "tokens"])
 def test_less_travels_and_less_is_held_and_the_picture_is_nearly_the_same(settings: dict[str, Any]) -> None:
     """The tiny numbers are of 32 bits; groups share a scale of 16."""
     found = {}
@@ -80,12 +80,12 @@ def test_other_numbers_of_bits(bits: Any) -> None:
 
 def test_what_is_said_of_nothing_is_chosen_by_what_moves() -> None:
     """Keys and values in few bits; live edges of components, and what is bridged beside fresh keys, as they are."""
-    chosen = [Settings(**given).chosen_method for given in ({"tokens": 4}, {"tokens": 4, "fresh": True}, {})]
+    chosen = [Settings(**given).chosen_method for given in ({"tokens": 4, "fresh": False}, {"tokens": 4}, {})]
     assert chosen == [FORECAST_OF_KEYS, FORECAST, FORECAST]
     assert Settings(tokens=4, components=2).chosen_method == FORECAST_OF_BOTH
     assert Settings(tokens=1, components=2).chosen_method == FORECAST
-    assert Settings(tokens=4, method=Method()).chosen_method == FORECAST
-    assert Settings(tokens=4, method="paper").chosen_method == PAPER
+    assert Settings(tokens=4, fresh=False, method=Method()).chosen_method == FORECAST
+    assert Settings(tokens=4, fresh=False, method="paper").chosen_method == PAPER
 
 
 def test_what_is_held_of_keys_is_no_more_than_two_versions() -> None:

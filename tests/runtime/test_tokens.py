@@ -45,7 +45,7 @@ def test_steps_in_full_are_the_plain_pipeline(name: str) -> None:
     """In one process bit for bit; among processes to rounding, since kernels sum in another order."""
     tiny, pipe = PIPELINES[name], PIPELINES[name].build()
     plain, found, why = run(pipe, tiny), None, ""
-    with AsyncDiff(pipe, tokens=2, warmup=ALL_STEPS, executor="local"):
+    with AsyncDiff(pipe, tokens=2, fresh=False, warmup=ALL_STEPS, executor="local"):
         try:
             found = run(pipe, tiny)
         except SplitError as error:
@@ -171,7 +171,7 @@ def emulated(denoiser: nn.Module, layout: TokenLayout, ranks: int, warmup: int, 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_rounds_use_the_keys_of_the_step_before(ranks: int) -> None:
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    settings: dict[str, Any] = dict(tokens=ranks, warmup=2, method="paper", executor="local")
+    settings: dict[str, Any] = dict(tokens=ranks, fresh=False, warmup=2, method="paper", executor="local")
     with AsyncDiff(pipe, **settings) as async_diff:
         found = run(pipe, tiny)
         layout = division_of(async_diff).layout
@@ -188,7 +188,7 @@ def test_rounds_use_the_keys_of_the_step_before(ranks: int) -> None:
 def test_a_bridged_step_has_the_last_units_output_of_the_step_before(bridge: int) -> None:
     """With the paper's method, which forecasts nothing: of a call only what comes after the tokens is computed."""
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    settings: dict[str, Any] = dict(tokens=2, warmup=2, method="paper", bridge=bridge, executor="local")
+    settings: dict[str, Any] = dict(tokens=2, fresh=False, warmup=2, method="paper", bridge=bridge, executor="local")
     with AsyncDiff(pipe, **settings) as async_diff:
         found = run(pipe, tiny, num_inference_steps=10)
         division = division_of(async_diff)
@@ -205,7 +205,9 @@ def test_a_bridged_step_has_the_last_units_output_of_the_step_before(bridge: int
 
 def test_as_many_steps_are_bridged_as_a_speed_up_takes() -> None:
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    with AsyncDiff(pipe, tokens=2, warmup=2, cooldown=0, target_speedup=2.0, executor="local") as async_diff:
+    with AsyncDiff(
+        pipe, tokens=2, fresh=False, warmup=2, cooldown=0, target_speedup=2.0, executor="local"
+    ) as async_diff:
         run(pipe, tiny, num_inference_steps=12)
         (denoiser,) = async_diff.report().denoisers
     assert denoiser.counts.bridged and denoiser.modelled_speedup >= 2.0
@@ -214,7 +216,7 @@ def test_as_many_steps_are_bridged_as_a_speed_up_takes() -> None:
 def test_what_is_added_is_forecast_and_not_the_sum() -> None:
     """The last block's output is the first one's input, and what all of them have added to it."""
     tiny, pipe = PIPELINES["sd3"], PIPELINES["sd3"].build()
-    with AsyncDiff(pipe, tokens=2, warmup=2, bridge=4, cooldown=0, executor="local") as async_diff:
+    with AsyncDiff(pipe, tokens=2, fresh=False, warmup=2, bridge=4, cooldown=0, executor="local") as async_diff:
         run(pipe, tiny)
         division = division_of(async_diff)
     first = division.layout.graph.units[division.layout.first].name
@@ -223,12 +225,15 @@ def test_what_is_added_is_forecast_and_not_the_sum() -> None:
 
 LAYOUTS: dict[int, list[tuple[str, dict[str, Any]]]] = {
     2: [
-        ("flux", {"tokens": 2, "bridge": 4}),
-        ("wan22", {"tokens": 2, "max_error": 0.05}),
-        ("qwen_image", {"tokens": 2}),
+        ("flux", {"tokens": 2, "fresh": False, "bridge": 4}),
+        ("wan22", {"tokens": 2, "fresh": False, "max_error": 0.05}),
+        ("qwen_image", {"tokens": 2, "fresh": False}),
     ],
-    3: [("sd3_controlnet", {"tokens": 3}), ("flux", {"tokens": 3, "bridge": 4, "max_error": 0.5})],
-    4: [("sd3", {"tokens": 2, "guidance": 2})],
+    3: [
+        ("sd3_controlnet", {"tokens": 3, "fresh": False}),
+        ("flux", {"tokens": 3, "fresh": False, "bridge": 4, "max_error": 0.5}),
+    ],
+    4: [("sd3", {"tokens": 2, "fresh": False, "guidance": 2})],
 }
 
 
@@ -269,7 +274,7 @@ def test_processes_give_what_one_process_gives(ranks: int, name: str, settings: 
 
 def test_the_report_counts_what_is_divided() -> None:
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    with AsyncDiff(pipe, tokens=3, warmup=2, cooldown=0, method=Method(), executor="local") as async_diff:
+    with AsyncDiff(pipe, tokens=3, fresh=False, warmup=2, cooldown=0, method=Method(), executor="local") as async_diff:
         run(pipe, tiny)
         report = async_diff.report()
         division = division_of(async_diff)
@@ -309,7 +314,7 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> T
 def test_attention_that_is_not_seen_any_more_is_an_error() -> None:
     """As with an attention backend of another library, chosen between two generations: a wrong picture, unnoticed."""
     tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
-    with AsyncDiff(pipe, tokens=2, warmup=2, executor="local"):
+    with AsyncDiff(pipe, tokens=2, fresh=False, warmup=2, executor="local"):
         run(pipe, tiny)
 
         def unseen(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
@@ -381,7 +386,11 @@ def test_forecasts_of_keys_are_closer_than_old_ones_and_than_components() -> Non
         return picture
 
     plain, off = draw(), list[float]()
-    ways: tuple[dict[str, Any], ...] = ({"tokens": 2}, {"tokens": 2, "method": "paper"}, {"components": 2})
+    ways: tuple[dict[str, Any], ...] = (
+        {"tokens": 2, "fresh": False},
+        {"tokens": 2, "fresh": False, "method": "paper"},
+        {"components": 2},
+    )
     for way in ways:
         with AsyncDiff(pipe, warmup=4, guidance=1, executor="local", **way):
             off.append(float((draw() - plain).norm()))

@@ -111,7 +111,10 @@ def _option(knob: Knob) -> inspect.Parameter:
     if knob.name == "split":
         kind, text, metavar = Path, f"JSON file with {knob.help}", "FILE"
     # Files are read, and refused in words of our own, by `checks`.
-    option = typer.Option(f"--{knob.option}", help=text, min=least, metavar=metavar, readable=False)
+    name = f"--{knob.option}"
+    if kind is bool and default is None:
+        name += f"/--no-{knob.option}"
+    option = typer.Option(name, help=text, min=least, metavar=metavar, readable=False)
     annotation: Any = Annotated[kind | None if default is None else kind, option]  # type: ignore[valid-type]
     return inspect.Parameter(
         _parameter_name(knob), inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation

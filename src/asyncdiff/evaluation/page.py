@@ -142,7 +142,7 @@ def _divided(setting: Settings, components: int) -> list[str]:
     of_layers = [f"{components} component{'s' * (components > 1)}"]
     if setting.tokens is None:
         return [*of_layers, f"stride {setting.stride}"]
-    of_tokens = f"{setting.tokens} parts of the tokens{' with fresh keys' if setting.fresh else ''}"
+    of_tokens = f"{setting.tokens} parts of the tokens{' with fresh keys' if setting.has_fresh_keys else ''}"
     return [of_tokens, *(of_layers if components > 1 else [])]
 
 

@@ -45,8 +45,7 @@ def title_of(settings: Settings) -> str:
         parts += [] if value is None else [f"{name.replace('_', '-')} {value:g}"]
     if settings.guidance is not None and settings.guidance > 1:
         parts.append(f"guidance {settings.guidance}")
-    for name in ("fresh", "time_shift"):
-        parts += [name.replace("_", "-")] if getattr(settings, name) else []
+    parts += ["fresh"] * settings.has_fresh_keys + ["time-shift"] * settings.time_shift
     return " ".join(parts)
 
 

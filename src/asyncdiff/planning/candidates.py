@@ -59,7 +59,7 @@ class Way:
         """As `AsyncDiff` takes them, the warm-up left out, which all ways have in common."""
         parts = [f"guidance={self.guidance}"] if self.guidance > 1 else []
         parts += [f"components={self.components}"] if self.tokens == 1 else [f"tokens={self.tokens}"]
-        parts += ["fresh=True"] * self.fresh
+        parts += ["fresh=False"] * (self.tokens > 1 and not self.fresh)
         parts += [f"stride={self.stride}"] if self.stride > 1 else []
         parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
         return ", ".join(parts + ["shard=True"] * self.shard)

@@ -63,7 +63,7 @@ class Advice:
             if rounds > max(_CLEARLY * full, _LONG):
                 self._told.add("slower")
                 remedy = (
-                    "with fresh=True every step takes as long as those"
+                    "with fresh=True, as tokens alone have it by default, every step takes as long as those"
                     if report.tokens > 1
                     else "nothing becomes faster so: try bridge=2, or fewer devices"
                 )

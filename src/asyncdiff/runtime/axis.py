@@ -120,7 +120,7 @@ class Axis:
             components = plain
         count = self._context.schedule.components
         logger.info(
-            "%r: %d steps take %.3g s, with tokens=%d, fresh=True %.3g s, with components=%d %.3g s, as modelled by "
+            "%r: %d steps take %.3g s, with tokens=%d %.3g s, with components=%d %.3g s, as modelled by "
             "what was measured here",
             *(self._context.name, steps, plain, count, tokens, count, components),
         )
