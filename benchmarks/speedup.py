@@ -76,6 +76,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "components=2": {"components": 2},
     "components=2 bridge=2": {"components": 2, "bridge": 2},
 }
+# Of transformers alone.
+TOKEN_WAYS: dict[str, dict[str, Any]] = {
+    "tokens=2": {"tokens": 2, "guidance": 1},
+    "tokens=2 bridge=2": {"tokens": 2, "guidance": 1, "bridge": 2},
+}
 
 # A thread that got less of its core than this had to share it.
 BUSY = 0.95
@@ -497,8 +502,13 @@ def measure_model(name: str, settings: Settings) -> ModelResult:
         plan=plan,
         breakdown=break_down(timed, plan, settings, contended, hooks),
         pairs=tuple(timed),
-        ways={way: measure_way(plain, build(), knobs, settings) for way, knobs in WAYS.items()},
+        ways={way: measure_way(plain, build(), knobs, settings) for way, knobs in ways_of(plain).items()},
     )
+
+
+def ways_of(subject: Subject) -> dict[str, dict[str, Any]]:
+    """The other ways that its denoiser can go."""
+    return WAYS if isinstance(subject.denoiser, UNet2DConditionModel) else {**WAYS, **TOKEN_WAYS}
 
 
 def measure_way(plain: Subject, attached: Subject, knobs: dict[str, Any], settings: Settings) -> WayResult:
