@@ -9,6 +9,7 @@ from torch import Tensor
 from asyncdiff import AsyncDiff, ConfigurationError, SplitError
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.plan.token_layout import TokenLayout, TokenParts
+from asyncdiff.settings import Settings
 from tests.processes import run_ranks
 from tests.runtime.test_tokens import division_of, divisions_of, emulated
 from tests.tiny import PIPELINES, every, run
@@ -129,6 +130,22 @@ def test_it_is_about_tokens() -> None:
         AsyncDiff(PIPELINES["flux"].build(), fresh=True, components=2)
     with pytest.raises(ConfigurationError, match="fresh must be True or False"):
         AsyncDiff(PIPELINES["flux"].build(), tokens=2, fresh="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "is_fresh"),
+    [
+        ({"tokens": 4}, True),
+        ({"tokens": 4, "fresh": False}, False),
+        ({"tokens": 4, "components": 2}, False),
+        ({"tokens": 1}, False),
+        ({"components": 2}, False),
+    ],
+    ids=str,
+)
+def test_what_is_exact_comes_first(given: dict[str, Any], is_fresh: bool) -> None:
+    settings = Settings(**given)
+    assert settings.has_fresh_keys is settings.schedule().fresh is is_fresh
 
 
 def _wherever_there_are_heads(layout: TokenLayout, parts: TokenParts) -> frozenset[int]:
