@@ -18,7 +18,7 @@ from benchmarks.machine import machine
 
 LINKS = ("nvlink", "pcie4")
 DEVICES = (2, 4, 8)
-STEPS = 28
+STEPS = 50
 SIZE = {"height": 1024, "width": 1024}
 GUIDED = {"true_cfg_scale": 4.0, "negative_prompt": "blurred"}
 

@@ -26,7 +26,7 @@ SECONDS = 10.0
 # What a pipeline of videos takes beside; of the file that it makes, all that is here.
 FILM = dataclasses.replace(
     SIGNATURE,
-    names=(*SIGNATURE.names, "image", "video", "mask_image", "num_frames", "fps", "strength", "tone", "output_type"),
+    names=(*SIGNATURE.names, "image", "video", "mask", "num_frames", "fps", "strength", "tone", "output_type"),
     kinds={"fps": ("int",), "strength": ("float",), "tone": ("str",)},
 )
 FILE = b"a film, pictures a second: "

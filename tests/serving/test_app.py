@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from asyncdiff.errors import ConfigurationError
 from asyncdiff.serving.app import build
+from asyncdiff.serving.door import body_of
 from asyncdiff.serving.front import Front
 from asyncdiff.serving.keys import is_key, read_keys
 from asyncdiff.serving.limits import BODY_BYTES
 from asyncdiff.serving.orders import Drawn, Order, Progress
 from asyncdiff.serving.pictures import Pictures
+from asyncdiff.serving.refusals import RequestError
 from asyncdiff.timeline import Row, Span, Timeline
 from tests.serving.stand_ins import SECONDS, SERVICE, StandIn, front_of, picture
 
@@ -150,6 +153,20 @@ def test_bodies_that_are_too_long_or_of_another_kind(service: Served) -> None:
         assert answer.status_code == 415 and error_of(answer)["code"] == "invalid_content_type"
     answer = service.client.post(GENERATIONS, content=b"\x80\x04K\x01.", headers=as_json)
     assert answer.status_code == 400 and error_of(answer)["code"] == "invalid_json"
+
+
+def test_a_body_that_is_too_long_is_let_through_to_its_end() -> None:
+    """Whoever is answered while still sending sees a broken connection in place of the answer."""
+    taken = []
+
+    async def receive() -> dict[str, Any]:
+        taken.append(1)
+        return {"type": "http.request", "body": b" " * BODY_BYTES, "more_body": len(taken) < 5}
+
+    request = Request({"type": "http", "method": "POST", "headers": [(b"content-type", b"application/json")]}, receive)
+    with pytest.raises(RequestError, match="is longer than") as raised:
+        asyncio.run(body_of(request, BODY_BYTES))
+    assert raised.value.status == 413 and len(taken) == 5
 
 
 def test_what_there_is_not(service: Served) -> None:

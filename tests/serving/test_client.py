@@ -79,7 +79,7 @@ def test_several_in_another_format(address: str, place: Path) -> None:
             "latents is Image, which cannot be sent to a service",
         ),
         (["one", "--steps", "7", "--components", "3"], 2, "3 devices, not devices=2; use devices=3"),
-        (["one", "--steps", "7", "--shard"], 2, "'shard', which is not known here"),
+        (["one", "--steps", "7", "--shard"], 2, "--shard cannot be given together with --server"),
         (["one", "--steps", "7", "--model", "demo-dit"], 2, "--model: the service has 'stand-in'"),
         (["one", "--devices", "2"], 2, "--devices cannot be given together with --server"),
         (["one", "--compare", "--report"], 2, "--compare, --report cannot be given together with --server"),

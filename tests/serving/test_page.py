@@ -352,7 +352,7 @@ def test_stop_frees_the_place(place: Place) -> None:
         ("refused", "Because of refused."),
         pytest.param("memory", "Because of memory.", marks=pytest.mark.whole),
         ("lose", "The process that was drawing has died."),
-        ("unforeseen", "The picture could not be drawn (KeyError)."),
+        ("unforeseen", "What was asked for could not be made (KeyError)."),
     ],
 )
 def test_what_the_service_says(place: Place, prompt: str, sentence: str) -> None:

@@ -155,7 +155,25 @@ def test_pictures_as_they_come() -> None:
     broken = base64.encodebytes(written.getvalue()).decode()
     found = read_video_request(_film(image=broken, mask=as_text(deep), arguments={"tone": 5}), SERVICE, FILM).arguments
     assert found["image"].size == (4, 8) and found["tone"] == "5"
-    assert found["mask_image"].getpixel((0, 0)) == (128, 128, 128)
+    assert found["mask"].getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_what_the_pipeline_cannot_do_without() -> None:
+    """The sentences of the command line."""
+    painting = dataclasses.replace(FILM, names=(*FILM.names, "mask_image"))
+    controlled = dataclasses.replace(FILM, parts=("controlnet",))
+    for signature, own, sentence in (
+        (
+            painting,
+            {"image": DOG},
+            "StandIn paints a part of a picture anew, and needs the mask: 'mask' in 'asyncdiff'",
+        ),
+        (painting, {"mask": DOG}, "needs the image: 'image' in 'asyncdiff'"),
+        (controlled, {}, "StandIn is controlled by a picture: 'control_image' in 'asyncdiff'"),
+    ):
+        with pytest.raises(RequestError, match=sentence) as raised:
+            read_video_request(_film(**own), SERVICE, signature)
+        assert raised.value.status == 400
 
 
 def test_as_other_clients_ask() -> None:

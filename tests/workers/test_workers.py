@@ -255,6 +255,10 @@ def test_methods_run_on_all_ranks(pipe: Workers, plain: Any, tmp_path: Path, req
     pipe.vae.enable_slicing()
     with pytest.raises(AttributeError, match="has a method or a part 'load_lora'"):
         _ = pipe.load_lora
+    with pytest.raises(AttributeError, match="'scheduler' cannot be set: the pipeline is in other processes"):
+        pipe.scheduler = None
+    with pytest.raises(AttributeError, match="'use_tiling' cannot be set"):
+        pipe.vae.use_tiling = True
     with pytest.raises(AttributeError, match="'vae' has no method 'enable'"):
         _ = pipe.vae.enable
 

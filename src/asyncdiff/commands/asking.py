@@ -16,7 +16,7 @@ from asyncdiff.lora import Lora, read_lora
 from asyncdiff.request.files import read_picture, read_pictures
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import read_arguments, read_values
-from asyncdiff.request.words import Request, is_controlled, missing_of_painted, read_size
+from asyncdiff.request.words import Request, lacking, read_size
 
 LoraFiles = Annotated[
     list[str] | None,
@@ -119,13 +119,10 @@ def _check(request: Request, signature: Signature, has_prompt: bool) -> None:
         request = request.of("" if "prompt" in signature.names else None)
     elif request.prompt is None and "prompt" in signature.names and not _begins_with_something(request):
         raise ConfigurationError(f"{signature.pipeline} draws a prompt, and none is given")
-    if is_controlled(signature) and not (request.control_image or request.image or request.video or request.arguments):
-        raise ConfigurationError(f"{signature.pipeline} is controlled by a picture: --control-image")
-    missing = missing_of_painted(request, signature)
+    missing = lacking(request, signature)
     if missing is not None:
-        raise ConfigurationError(
-            f"{signature.pipeline} paints a part of a picture anew, and needs the {missing}: --{missing}"
-        )
+        word, sentence = missing
+        raise ConfigurationError(f"{sentence}: --{word.replace('_', '-')}")
     request.arguments_for(signature)
 
 

@@ -17,7 +17,7 @@ from asyncdiff.lora import Lora
 from asyncdiff.made.files import FRAMES_PER_SECOND
 from asyncdiff.made.media import Made
 from asyncdiff.request.words import Request
-from asyncdiff.settings import Settings
+from asyncdiff.settings import Settings, knobs
 
 if TYPE_CHECKING:
     from asyncdiff.launch import Job, Outcome
@@ -129,12 +129,14 @@ def generate(
     if server is not None:
         own = {"--devices": devices, "--dtype": dtype, "--lora": loras, "--trace": trace, "--compare": compare}
         given = [name for name, value in {**own, "--report": report, "--allow-pickle": allow_pickle}.items() if value]
+        typed = typed_settings(context, settings)
+        given += [f"--{knob.option}" for knob in knobs() if knob.is_fixed and knob.name in typed]
         if given:
             refuse(f"{', '.join(given)} cannot be given together with --server: the service has its own.")
         request = asked()
         if not is_typed(context, "steps"):
             request = dataclasses.replace(request, steps=None)
-        ask(server, model, request, seed, typed_settings(context, settings), out, fps)
+        ask(server, model, request, seed, typed, out, fps)
         return
     devices = _fit(devices, settings)
     check_weights(model, allow_pickle)

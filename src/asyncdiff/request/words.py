@@ -107,10 +107,7 @@ class Request:
     @property
     def advice(self) -> str:
         """For whoever's call has failed inside of the pipeline; empty where nothing is to be said."""
-        if not self.arguments:
-            return ""
-        given = ", ".join(f"{name}={shown(value)}" for name, value in self.arguments.items())
-        return f"Only the pipeline can judge what is given to it as it stands: {given}. Is it what the pipeline takes?"
+        return advice_on(self.arguments)
 
     def arguments_for(self, signature: Signature) -> dict[str, Any]:
         """The arguments of a call of the pipeline.
@@ -155,12 +152,32 @@ class Request:
         return {word: value for word, value in every.items() if value is not None}
 
 
-def is_controlled(signature: Signature) -> bool:
+def _is_controlled(signature: Signature) -> bool:
     """Whether the pipeline has a part that a picture controls."""
     return any(part in signature.parts for part in _CONTROLLING_PARTS)
 
 
-def missing_of_painted(request: Request, signature: Signature) -> str | None:
+def advice_on(arguments: Mapping[str, Any]) -> str:
+    """On a call that has failed inside of the pipeline, given its arguments; empty where nothing is to be said."""
+    further = {name: value for name, value in arguments.items() if name not in GOVERNED}
+    if not further:
+        return ""
+    given = ", ".join(f"{name}={shown(value)}" for name, value in further.items())
+    return f"Only the pipeline can judge what is given to it as it stands: {given}. Is it what the pipeline takes?"
+
+
+def lacking(request: Request, signature: Signature) -> tuple[str, str] | None:
+    """The word for what the pipeline cannot do without and is not given, and a sentence that says so."""
+    is_given = request.control_image or request.image or request.video or request.arguments
+    if _is_controlled(signature) and not is_given:
+        return "control_image", f"{signature.pipeline} is controlled by a picture"
+    missing = _missing_of_painted(request, signature)
+    if missing is not None:
+        return missing, f"{signature.pipeline} paints a part of a picture anew, and needs the {missing}"
+    return None
+
+
+def _missing_of_painted(request: Request, signature: Signature) -> str | None:
     """Of a pipeline that paints a part of a picture anew: the word for what it is not given of picture and mask."""
     if _PAINTED_PART not in signature.names or _ENCODED_PART in request.arguments:
         return None
@@ -184,7 +201,7 @@ def read_size(name: str, value: Any) -> Size:
 def _name_of(word: str, signature: Signature) -> str:
     """The pipeline's argument for a word."""
     names = _NAMES[word]
-    if word == "control_image" and is_controlled(signature):
+    if word == "control_image" and _is_controlled(signature):
         names = (*names, "image")
     name = next((name for name in names if name in signature.names), None)
     if name is not None:

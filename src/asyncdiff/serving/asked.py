@@ -14,7 +14,7 @@ from asyncdiff.plan.numbers import shown
 from asyncdiff.request.files import rgb_of
 from asyncdiff.request.signature import Signature
 from asyncdiff.request.values import check_kind
-from asyncdiff.request.words import GOVERNED, OURS, Request
+from asyncdiff.request.words import GOVERNED, OURS, Request, lacking
 from asyncdiff.serving.limits import Limits
 from asyncdiff.serving.refusals import checked, mapping, refuse
 
@@ -67,7 +67,12 @@ def read_asked(
         arguments=_arguments(own.get("arguments"), limits, signature),
     )
     _check_pixels((*request.image, *request.control_image, *request.video, *filter(None, [request.mask])))
-    return checked(request.arguments_for, None, signature)
+    arguments = checked(request.arguments_for, None, signature)
+    missing = lacking(request, signature)
+    if missing is not None:
+        word, sentence = missing
+        refuse(f"{sentence}: {word!r} in 'asyncdiff'", param)
+    return arguments
 
 
 def read_picture(name: str, value: Any, limits: Limits) -> Image.Image:

@@ -157,7 +157,14 @@ class Client:
                 kind = ConfigurationError if error.code < 500 else ServiceError
                 raise kind(_sentence(error)) from error
             except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
-                said = " ".join(str(getattr(error, "reason", error)).split())
+                reason = getattr(error, "reason", error)
+                said = " ".join(str(reason).split())
+                if isinstance(reason, (BrokenPipeError, ConnectionResetError)):
+                    size = 0 if data is None else len(data)
+                    raise ServiceError(
+                        f"{self._address} has ended the connection before it answered ({said}); a request of {size} "
+                        "bytes may be longer than it takes"
+                    ) from error
                 raise ServiceError(f"nobody answers at {self._address}: {said}") from error
 
 

@@ -20,6 +20,7 @@ from asyncdiff.serving.refusals import RequestError
 
 _OPEN = re.compile(r"/health|/v1/images/[^/]+\.png")  # the second: a picture's name is as good as a key
 _SECONDS_TO_READ = 30.0  # a request that is this slow to arrive is given up
+_MOST_BYTES_LET_GO = 2**26  # of a request that is too long: so much of it is read and forgotten before that is said
 _FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 _FIELD = re.compile(r"\w+(?:\[\w+\]){0,2}")  # of a form: name, name[part], name[part][part]
 _MOST_FIELDS = 100
@@ -123,15 +124,21 @@ def _plain(text: str) -> Any:
 async def _read(request: Request, most: int) -> bytes:
     why = ", and this pipeline takes no pictures" if most == BODY_BYTES else ""
     too_long = RequestError(f"the request is longer than {most} bytes{why}", 413, code="too_long")
-    if _length(request) > most:
-        raise too_long
-    body = bytearray()
+    body, size, announced = bytearray(), 0, _length(request)
 
     async def read() -> None:
+        nonlocal size
+        if announced > _MOST_BYTES_LET_GO:
+            raise too_long
         async for part in request.stream():
-            body.extend(part)
-            if len(body) > most:
+            size += len(part)
+            if max(size, announced) <= most:
+                body.extend(part)
+            # Who is answered while still sending sees a broken connection, and not the answer.
+            elif size > _MOST_BYTES_LET_GO:
                 raise too_long
+        if size > most:
+            raise too_long
 
     try:
         await asyncio.wait_for(read(), _SECONDS_TO_READ)

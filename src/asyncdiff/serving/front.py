@@ -163,7 +163,7 @@ class Front:
             return Failed("gone", str(error))
         except Exception as error:  # (one request fails, whatever it is; the line goes on)
             logger.exception("order %d", job.order.number)
-            return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
+            return Failed("error", f"what was asked for could not be made ({type(error).__name__})")
         finally:
             stopping.cancel()
 

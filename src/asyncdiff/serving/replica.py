@@ -17,9 +17,11 @@ from PIL import Image
 from asyncdiff.errors import AsyncDiffError, ConfigurationError, ExchangeError
 from asyncdiff.lora import put_on
 from asyncdiff.made.files import can_write_mp4, write_video
-from asyncdiff.made.media import Made
+from asyncdiff.made.media import Made, kind_by
 from asyncdiff.made.output import made_by
 from asyncdiff.report import Report
+from asyncdiff.request.signature import Signature
+from asyncdiff.request.words import advice_on
 from asyncdiff.serving.orders import Drawn, Failed, Form, Order, Outcome, Pipeline, Progress, Ready
 from asyncdiff.workers.parcel import pack, unpack
 from asyncdiff.workers.progress import Events, News
@@ -98,6 +100,7 @@ class Drawer:
             own = self._pipeline
             workers = Workers(own.model, own.devices, dtype=own.dtype, allow_pickle=own.allow_pickle, **own.settings)
             try:
+                _check_kind(workers.signature)
                 put_on(workers, own.loras)
             except BaseException:
                 workers.close()
@@ -122,7 +125,8 @@ class Drawer:
             if _NO_MEMORY in str(error):
                 return _TOO_LARGE
             logger.exception("order %d", order.number)
-            return Failed("error", f"the picture could not be drawn ({type(error).__name__})")
+            said = f"what was asked for could not be made ({type(error).__name__})"
+            return Failed("error", ". ".join(filter(None, (said, advice_on(order.arguments)))))
         finally:
             self._rest = self._events.end()
 
@@ -150,6 +154,17 @@ class Drawer:
             _steps(report),
             report.bytes_sent,
             workers.timeline() if order.is_timed else None,
+        )
+
+
+def _check_kind(signature: Signature) -> None:
+    """
+    Raises:
+        ConfigurationError: what the pipeline makes has no route.
+    """
+    if kind_by(signature) == "sound":
+        raise ConfigurationError(
+            f"{signature.pipeline} makes sound, which this service does not send: use `asyncdiff generate`, or Workers"
         )
 
 

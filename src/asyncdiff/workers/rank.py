@@ -174,6 +174,13 @@ class Rank:
         try:
             owner = getattr(self._pipe, use.part) if use.part else self._pipe
             result = getattr(owner, use.name)(*use.args, **use.kwargs)
+        except ConfigurationError as error:
+            if self._order.settings["shard"] and self._has_drawn:  # what it advises is for who has the pipeline
+                raise ConfigurationError(
+                    f"{use.name}: with shard=True each process has a part of the denoiser's weights since the first "
+                    "picture, and they cannot be changed any more: open other Workers, and call it before"
+                ) from error
+            raise
         finally:
             if is_divided:
                 self._attach()

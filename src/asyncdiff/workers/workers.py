@@ -105,6 +105,15 @@ class Workers:
         with self._in_turn():
             return self._draw(self._description.signature.call(args, kwargs))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Only what is this object's own: of the pipeline there is one in each process.
+
+        Raises:
+            AttributeError: it is not.
+        """
+        _check_own(name)
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         """A method of the pipeline, to be run in all processes, or a part of it that has such methods."""
         description = self.__dict__.get("_description")
@@ -387,10 +396,26 @@ class Part:
         self._methods = methods
         self._use = use
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_own(name)
+        super().__setattr__(name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name not in self._methods:
             raise AttributeError(f"the pipeline's {self._name!r} has no method {name!r}")
         return functools.partial(self._use, self._name, name)
+
+
+def _check_own(name: str) -> None:
+    """
+    Raises:
+        AttributeError: the attribute is one of the pipeline, or of a part of it.
+    """
+    if not name.startswith("_"):
+        raise AttributeError(
+            f"{name!r} cannot be set: the pipeline is in other processes. Save the pipeline with it "
+            "(save_pretrained), and open Workers of that folder; or call a method that changes it"
+        )
 
 
 def _ray() -> Any:
@@ -416,7 +441,8 @@ def _checked_model(model: str, allow_pickle: bool) -> str:
 
 
 def _checked_dtype(dtype: str | None) -> str | None:
-    if dtype is not None and not (isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)):
+    kind = None if not isinstance(dtype, str) else getattr(torch, dtype, None)
+    if dtype is not None and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ConfigurationError(f"dtype must be the name of a number format, for instance 'bfloat16', not {dtype!r}")
     return dtype
 
