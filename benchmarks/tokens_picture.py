@@ -54,7 +54,8 @@ def draw(axis: Axes, ways: dict[str, dict[str, Any]]) -> None:
             speed, mean, [worst, [0] * len(worst)], marker="o", color=line.colour, label=line.title, capsize=2, lw=1
         )
         for word, x, y in zip(there, speed, mean, strict=True):
-            axis.annotate(word, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=line.colour)
+            beside = (4, 4) if word[0] != "k" else (-22, -10)
+            axis.annotate(word, (x, y), beside, textcoords="offset points", fontsize=8, color=line.colour)
     _say_doublings(axis, [ways[name] for name in LINES[-1].points.values() if name in ways])
     axis.axhline(_EQUAL, color="#999999", ls=":", lw=1)
     axis.set_xscale("log", base=2)
@@ -62,6 +63,7 @@ def draw(axis: Axes, ways: dict[str, dict[str, Any]]) -> None:
     axis.set_xlabel("speed-up, modelled without communication")
     axis.set_ylabel("PSNR, dB: mean, and the worst picture")
     axis.grid(alpha=0.25)
+    axis.margins(y=0.08)
     axis.legend(fontsize=8, frameon=False, loc="lower left")
 
 
@@ -70,7 +72,13 @@ def _say_doublings(axis: Axes, ways: Sequence[dict[str, Any]]) -> None:
         first, second = one["modelled_speedup"], other["modelled_speedup"]
         place = (first * second) ** 0.5, (one["mean"] + other["mean"]) / 2
         axis.annotate(
-            f"{second / first:.2f}×", place, (0, 10), textcoords="offset points", ha="center", fontsize=9, weight="bold"
+            f"{second / first:.2f}×",
+            place,
+            (0, -14),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            weight="bold",
         )
 
 
