@@ -103,24 +103,26 @@ def test_on_the_group_that_is_given() -> None:
             torch.testing.assert_close(one, expected, rtol=1e-5, atol=1e-5)
 
 
-def _made_late(rank: int) -> list[bool]:
+def _made_late(rank: int, of_all: bool) -> list[bool]:
     """Rank 0 is slow to have a group: has it when the other goes on, each time?"""
-    store, real, found = distributed_c10d._get_default_store(), groups._among_members, []
-    pair = dist.new_group([0, 1])  # every rank makes it, as torch wants it
+    store, found = distributed_c10d._get_default_store(), []
+    owner, name = (dist, "new_group") if of_all else (groups, "_among_members")
+    real = getattr(owner, name)
+    pair = None if of_all else dist.new_group([0, 1])  # every rank makes it, as torch wants it
     if rank == 2:
         return []
     made = groups.Groups(pair, 20)
     for each in ("first", "second"):
 
-        def make(*given: Any, each: str = each) -> dist.ProcessGroup:
-            group = real(*given)
+        def make(*given: Any, each: str = each, **named: Any) -> dist.ProcessGroup:
+            group: dist.ProcessGroup = real(*given, **named)
             if rank == 0:
                 time.sleep(0.3)
                 store.set(f"test: {each} made", "")
             return group
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(groups, "_among_members", make)
+            patch.setattr(owner, name, make)
             group = made.make([[0, 1]], "gloo", 20)
         found.append(store.check([f"test: {each} made"]))
         made.end(group)
@@ -128,9 +130,11 @@ def _made_late(rank: int) -> list[bool]:
     return found
 
 
-def test_a_group_is_there_when_all_have_it() -> None:
+@pytest.mark.parametrize("of_all", [False, True], ids=["of some", "of all"])
+def test_a_group_is_there_when_all_have_it(of_all: bool) -> None:
     """A member that ended it at once would close connections that another is still making."""
-    assert run_ranks(3, _made_late) == [[True, True], [True, True], []]
+    expected = [[True, True], [True, True]]
+    assert run_ranks(2 if of_all else 3, _made_late, of_all) == expected + [[]] * (not of_all)
 
 
 def _stop(pipe: Any, index: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class Groups:
             for team in teams:
                 each = dist.new_group(list(team), backend=backend, timeout=limit, group_desc=kind)
                 mine = cast(dist.ProcessGroup, each) if self.rank in team else mine
+            self._meet(own)  # as above: torch itself does not wait for the others' connections
         except BaseException:
             if mine is not None:
                 self.end(mine)
