@@ -88,6 +88,13 @@ def test_a_picture_of_a_picture(tmp_path: Path) -> None:
     assert found.tobytes() == made.pictures[0].tobytes()
 
 
+def test_sound_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = save("stable_audio", tmp_path / "stable_audio")
+    sentence = "StableAudioPipeline makes sound, which this service does not send"
+    with pytest.raises(RuntimeError, match=sentence), served("--model", str(folder), *FULL):
+        pass
+
+
 def test_lora_weights(tmp_path: Path) -> None:
     folder = save_narrow_demo(tmp_path / "narrow")
     save_adapter(tmp_path)
