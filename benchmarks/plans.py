@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncdiff
 from asyncdiff.planning.candidates import Candidate
+from benchmarks.gpu.models import SUBJECTS
 from benchmarks.machine import machine
 
 LINKS = ("nvlink", "pcie4")
@@ -35,9 +36,8 @@ _VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-_TRANSFORMER = {"guidance_embeds": True, "joint_attention_dim": 4096, "pooled_projection_dim": 768}
 _FILES: Mapping[str, Mapping[str, Any]] = {
-    "transformer/config.json": {"_class_name": "FluxTransformer2DModel", **_TRANSFORMER},
+    "transformer/config.json": {"_class_name": "FluxTransformer2DModel", **SUBJECTS["flux"].config},
     "vae/config.json": {"_class_name": "AutoencoderKL", **_VAE},
     "scheduler/scheduler_config.json": {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True},
     "text_encoder/config.json": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **_CLIP},

@@ -187,9 +187,10 @@ class Settings:
                 "process_group names the processes that take part, but executor='local' computes in this one alone; "
                 "give one of them"
             )
-        for name in ("fresh", "time_shift", "shard", "share_decode"):
-            if not isinstance(getattr(self, name), bool | None if name == "fresh" else bool):
-                raise ConfigurationError(f"{name} must be True or False, not {shown(getattr(self, name))}")
+        for own in dataclasses.fields(self):
+            kind: Any = own.type
+            if kind in (bool, bool | None) and not isinstance(getattr(self, own.name), kind):
+                raise ConfigurationError(f"{own.name} must be True or False, not {shown(getattr(self, own.name))}")
         if self.backend is not None and (not isinstance(self.backend, str) or not self.backend):
             raise ConfigurationError(f"backend must be a name, for instance 'gloo', not {shown(self.backend)}")
         if self.bridge is not None and self.target_speedup is not None:

@@ -19,7 +19,7 @@ from asyncdiff.errors import AsyncDiffError, ConfigurationError
 from asyncdiff.evaluation.written import METRIC_NAMES, compared, devices_of, parse_settings, title_of
 from asyncdiff.lora import Lora
 from asyncdiff.model_files import DEMO_MODELS
-from asyncdiff.request.words import Request
+from asyncdiff.request.words import Request, advice_on
 from asyncdiff.settings import Settings
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def evaluate(
     )
     local = _is_local(study.settings, devices, executor)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with exit_codes(advice=request.advice):
+    with exit_codes(advice=advice_on(request.arguments)):
         loaded = _metrics(metrics, study, device)
         drawn = _draw_locally(study, device) if local else draw_on_processes(study)
         evaluation = judge(study, local, device, drawn, loaded)

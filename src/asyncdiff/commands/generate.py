@@ -16,7 +16,7 @@ from asyncdiff.commands.writing import check_made, write_out
 from asyncdiff.lora import Lora
 from asyncdiff.made.files import FRAMES_PER_SECOND
 from asyncdiff.made.media import Made
-from asyncdiff.request.words import Request
+from asyncdiff.request.words import Request, advice_on
 from asyncdiff.settings import Settings, knobs
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def generate(
             f"{job.devices} devices are asked for, but here {'is 1 GPU' if gpus == 1 else f'are {gpus} GPUs'}; "
             "set CUDA_VISIBLE_DEVICES to nothing to run on the CPU."
         )
-    with exit_codes(advice=request.advice):
+    with exit_codes(advice=advice_on(request.arguments)):
         outcome = launch(job)
         sequential = None
         if compare:

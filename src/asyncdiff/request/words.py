@@ -104,11 +104,6 @@ class Request:
         """The same of another prompt."""
         return dataclasses.replace(self, prompt=prompt)
 
-    @property
-    def advice(self) -> str:
-        """For whoever's call has failed inside of the pipeline; empty where nothing is to be said."""
-        return advice_on(self.arguments)
-
     def arguments_for(self, signature: Signature) -> dict[str, Any]:
         """The arguments of a call of the pipeline.
 

@@ -124,15 +124,15 @@ def _plain(text: str) -> Any:
 async def _read(request: Request, most: int) -> bytes:
     why = ", and this pipeline takes no pictures" if most == BODY_BYTES else ""
     too_long = RequestError(f"the request is longer than {most} bytes{why}", 413, code="too_long")
-    body, size, announced = bytearray(), 0, _length(request)
+    if _length(request) > _MOST_BYTES_LET_GO:
+        raise too_long
+    body, size = bytearray(), 0
 
     async def read() -> None:
         nonlocal size
-        if announced > _MOST_BYTES_LET_GO:
-            raise too_long
         async for part in request.stream():
             size += len(part)
-            if max(size, announced) <= most:
+            if size <= most:
                 body.extend(part)
             # Who is answered while still sending sees a broken connection, and not the answer.
             elif size > _MOST_BYTES_LET_GO:

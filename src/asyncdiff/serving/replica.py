@@ -35,6 +35,7 @@ _NO_MEMORY = "can't allocate memory"
 _TOO_LARGE = Failed(
     "memory", "there is not enough memory for this request; ask for a smaller size, or for fewer at once"
 )
+_SOUND = "makes sound, which this service does not send: use `asyncdiff generate`, or Workers"
 _ENDED = Failed("stopped", "the generation was ended")
 
 
@@ -163,9 +164,7 @@ def _check_kind(signature: Signature) -> None:
         ConfigurationError: what the pipeline makes has no route.
     """
     if kind_by(signature) == "sound":
-        raise ConfigurationError(
-            f"{signature.pipeline} makes sound, which this service does not send: use `asyncdiff generate`, or Workers"
-        )
+        raise ConfigurationError(f"{signature.pipeline} {_SOUND}")
 
 
 def _progress(news: News) -> Iterator[Progress]:
@@ -180,7 +179,7 @@ def _files(made: Made, frames_per_second: int) -> tuple[Form, tuple[bytes, ...]]
         ConfigurationError: it is sound alone.
     """
     if made.kind == "sound":
-        raise ConfigurationError("the pipeline makes sound, which this service does not send")
+        raise ConfigurationError(f"the pipeline {_SOUND}")
     if made.kind == "picture":
         return "png", tuple(map(_png, made.pictures))
     form: Form = "mp4" if can_write_mp4() else "gif"
