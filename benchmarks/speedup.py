@@ -65,7 +65,10 @@ LARGE_DIT = dict(
     pooled_projection_dim=64,
     pos_embed_max_size=32,
 )
-LARGE_DIT_TEXT_LENGTH = 20
+# The same as wide as Stable Diffusion 3 medium, and of few layers: what is exchanged at an attention grows with the
+# width, what is computed between two of them with its square.
+WIDE_DIT = {**LARGE_DIT, "num_layers": 2, "num_attention_heads": 24, "caption_projection_dim": 1536}
+DIT_TEXT_LENGTH = 20
 
 # What these denoisers consist of, many times over.
 REPEATED_BLOCKS = {"BasicTransformerBlock", "JointTransformerBlock", "ResnetBlock2D"}
@@ -325,6 +328,11 @@ def large_dit() -> Subject:
     return dit(LARGE_DIT)
 
 
+def wide_dit() -> Subject:
+    """One of its real width."""
+    return dit(WIDE_DIT)
+
+
 def dit(config: Mapping[str, Any]) -> Subject:
     """The same of any size."""
     torch.manual_seed(0)
@@ -340,7 +348,7 @@ def dit(config: Mapping[str, Any]) -> Subject:
         vae=AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=16).eval(),
         **missing,
     )
-    embeds, negative = torch.randn(2, 1, LARGE_DIT_TEXT_LENGTH, config["joint_attention_dim"]).unbind()
+    embeds, negative = torch.randn(2, 1, DIT_TEXT_LENGTH, config["joint_attention_dim"]).unbind()
     pooled, negative_pooled = torch.randn(2, 1, config["pooled_projection_dim"]).unbind()
     arguments = {
         "prompt_embeds": embeds,
@@ -371,6 +379,7 @@ MODELS: dict[str, Callable[[], Subject]] = {
     "demo-dit": demo_dit,
     "large-unet": large_unet,
     "large-dit": large_dit,
+    "wide-dit": wide_dit,
 }
 COMPILED = {f"{name}-compiled": with_compiled_blocks(build) for name, build in MODELS.items()}
 
@@ -597,6 +606,7 @@ def save(path: Path, settings: Settings, measured: list[ModelResult]) -> None:
             "stride": STRIDE,
             "large_unet": LARGE_UNET,
             "large_dit": LARGE_DIT,
+            "wide_dit": WIDE_DIT,
             **asdict(settings),
         },
         "models": [asdict(result) for result in measured],
