@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from asyncdiff.denoiser.attention import AttentionCall, AttentionCalls
 
@@ -116,3 +117,35 @@ def test_what_others_put_there_meanwhile_is_kept(monkeypatch: pytest.MonkeyPatch
         with AttentionCalls(lambda call: call()):
             assert torch.equal(F.scaled_dot_product_attention(*tensors()), plain)
     assert len(seen) == 2 and F.scaled_dot_product_attention is own
+
+
+class ValuesOnly(TorchFunctionMode):
+    """As diffusers' perturbed attention guidance has it: attention is known by where it is looked up."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[2] if func is F.scaled_dot_product_attention else func(*args, **(kwargs or {}))
+
+
+def test_modes_of_torch_know_the_function_by_its_place() -> None:
+    """In this thread, and in another that nobody looks at."""
+    query, key, value = tensors()
+    seen: list[AttentionCall] = []
+    results: list[Tensor] = []
+
+    def call() -> None:
+        with ValuesOnly():
+            results.append(F.scaled_dot_product_attention(query, key, value))
+
+    def answer(call: AttentionCall) -> Tensor:
+        seen.append(call)
+        return call()
+
+    with AttentionCalls(answer):
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        call()
+        with torch.device("cpu"):  # a mode that has nothing to say of it
+            found = F.scaled_dot_product_attention(query, key, value)
+    assert all(result is value for result in results) and len(results) == 2
+    assert len(seen) == 1 and torch.equal(found, F.scaled_dot_product_attention(query, key, value))

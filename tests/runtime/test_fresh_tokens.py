@@ -37,6 +37,17 @@ def test_every_step_is_the_plain_pipelines(name: str) -> None:
         assert 1.0 < denoiser.modelled_speedup <= 2.0
 
 
+def test_a_part_with_its_text_may_be_as_long_as_all_tokens_are() -> None:
+    """Z-Image: 32 of the picture's 64 tokens before 32 of a text are not taken for all 64."""
+    tiny, pipe = PIPELINES["z_image"], PIPELINES["z_image"].build()
+    plain = run(pipe, tiny)
+    with AsyncDiff(pipe, tokens=2, executor="local") as async_diff:
+        assert torch.equal(run(pipe, tiny), plain)
+        layout = division_of(async_diff).layout
+    (total,) = {site.total for site in layout.sites.values()} - {layout.tokens}
+    assert layout.text == 0 and layout.tokens // 2 + total - layout.tokens == layout.tokens == 64
+
+
 @pytest.mark.parametrize("bridge", [4, 5])
 def test_bridged_steps_are_those_of_one_device(bridge: int) -> None:
     """With the paper's method; one part of the tokens has all keys of its own, whatever the step."""

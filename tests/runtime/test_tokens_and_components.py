@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
 REUSE = Method("reuse", residual=True, fresh_sum=False)
 
 
-@pytest.mark.parametrize("name", every("sd3"))
+@pytest.mark.parametrize("name", every("sd3", "modular_z_image_perturbed"))
 def test_steps_in_full_are_the_plain_pipeline(name: str) -> None:
     """Three parts of 64 tokens, in one process bit for bit."""
     tiny, pipe = PIPELINES[name], PIPELINES[name].build()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 
 class AttentionCall(NamedTuple):
@@ -97,10 +98,18 @@ _ANSWERS, _PLACE = _Answers(), _Place()
 
 
 def _asking(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function in its place: asks the innermost of the thread, which does not see what it calls itself."""
+    """The function in its place: asks the innermost of the thread, which does not see what it calls itself.
+
+    Modes of torch's are told first, as they are of the plain one: diffusers' perturbed attention guidance is one, which
+    knows the function by its place.
+    """
 
     @functools.wraps(plain)
     def attention(*args: Any, **kwargs: Any) -> Tensor:
+        given = (*args, *kwargs.values())
+        if has_torch_function(given):
+            told: Tensor = handle_torch_function(attention, given, *args, **kwargs)
+            return told
         answers = _ANSWERS.of_thread
         if not answers:
             return plain(*args, **kwargs)

@@ -22,11 +22,13 @@ class Extent(NamedTuple):
         dim: along which dimension.
         start: the place of the picture's first; None where it has none of them.
         text: the same of the text's, where it is divided as well.
+        length: how long a tensor of all tokens is along it, where one may come with all of them or with a part's own.
     """
 
     dim: int
     start: int | None
     text: int | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)
@@ -222,10 +224,6 @@ class TokenParts:
     def total(self, extent: Extent) -> int:
         """How many tokens in a tensor are dealt out."""
         return sum(run.bounds[-1] for run in self._runs(extent))
-
-    def end(self, extent: Extent) -> int:
-        """How long a tensor of all tokens must be at least."""
-        return self._runs(extent)[-1].end
 
     def cut(self, tensor: Tensor, extent: Extent, part: int) -> Tensor:
         """What goes with a part of a tensor of all tokens: its own, and what lies around all of them."""

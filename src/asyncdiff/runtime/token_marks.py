@@ -38,11 +38,11 @@ class Marked(NamedTuple):
     def extent(self, tokens: int) -> Extent | None:
         """Where all tokens lie in what is marked, if they do."""
         if isinstance(self.mark, Block):
-            return Extent(self.mark.dim, self.mark.start) if self.mark.length == tokens else None
+            return self._extent(self.mark.dim, self.mark.start) if self.mark.length == tokens else None
         if not self.mark:
             return None
         dim = next((dim for dim in self._likely_dims() if self.shape[dim] == tokens), None)
-        return None if dim is None else Extent(dim, 0)
+        return None if dim is None else self._extent(dim, 0)
 
     def unmarked_extent(self, starts: dict[int, int]) -> Extent | None:
         """Where all tokens may lie in what is not marked: in rotary embeddings, say.
@@ -52,13 +52,16 @@ class Marked(NamedTuple):
         """
         if self.mark is not False:
             return None
-        found = (Extent(dim, starts[self.shape[dim]]) for dim in self._likely_dims() if self.shape[dim] in starts)
-        return next(found, None)
+        found = (dim for dim in self._likely_dims() if self.shape[dim] in starts)
+        return next((self._extent(dim, starts[self.shape[dim]]) for dim in found), None)
 
     def lies_along_channels(self, starts: dict[int, int]) -> bool:
         """Whether the one dimension of what is not marked that is as long as all tokens is the channels' place."""
         found = self.unmarked_extent(starts)
         return found is not None and len(self.shape) > 2 and found.dim == len(self.shape) - 1
+
+    def _extent(self, dim: int, start: int) -> Extent:
+        return Extent(dim, start, length=self.shape[dim])
 
     def _likely_dims(self) -> list[int]:
         """Dimensions along which tokens may lie, the likeliest first: after the batch, before the channels."""

@@ -55,13 +55,11 @@ class TextTokens:
 
     def _extent(self, extent: Extent | None, given: Marked) -> Extent | None:
         if given.mark is not False:
-            found = given.extent(self.tokens)
-            return None if found is None else Extent(found.dim, None, found.start)
+            return _of_text(given.extent(self.tokens))
         if extent is not None:
             start = self.starts.get(given.shape[extent.dim])
-            return None if start is None else Extent(extent.dim, None, start)
-        found = given.unmarked_extent({self.tokens: 0}) if self.cuts_unmarked else None
-        return None if found is None else Extent(found.dim, None, found.start)
+            return None if start is None else extent._replace(start=None, text=start)
+        return _of_text(given.unmarked_extent({self.tokens: 0})) if self.cuts_unmarked else None
 
 
 def text_of(
@@ -95,6 +93,11 @@ def text_of(
         return None
     found = mark(units, graph, call, given)
     return TextTokens(size, found, starts) if len(found.sites) == len(marks.sites) else None
+
+
+def _of_text(found: Extent | None) -> Extent | None:
+    """What was found, as a place of the text's tokens."""
+    return None if found is None else found._replace(start=None, text=found.start)
 
 
 def _may_be_text(tensor: Tensor, size: int) -> bool:

@@ -207,7 +207,7 @@ class _OwnTensors:
             if not isinstance(leaf, Tensor):
                 return leaf
             extent = extents.get(next(places))
-            if extent is None or leaf.shape[extent.dim] < self._parts.end(extent):
+            if extent is None or leaf.shape[extent.dim] != extent.length:  # it has no others any more
                 return leaf
             return self._cut(leaf, extent)
 
