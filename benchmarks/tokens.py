@@ -122,6 +122,7 @@ def draw(task: Task) -> Drawn:
         pictures = []
         for start in range(0, len(prompts), _AT_ONCE):
             batch = list(prompts[start : start + _AT_ONCE])
+            torch.manual_seed(start)  # of samplers whose noise the pipeline draws without its generators
             generators = [torch.Generator().manual_seed(start + number) for number in range(len(batch))]
             pictures.append(pipe(batch, generator=generators, **given)[0])
         return torch.cat(pictures)

@@ -276,7 +276,7 @@ class TokenFinder:
             place: extent
             for place, given in enumerate(marks.arguments)
             if choice.cuts_arguments and len(given.shape) > 2
-            if (extent := given.unmarked_extent({found.tokens: 0})) is not None
+            if (extent := given.unmarked_extent(found.starts)) is not None
         }
         made = {
             unit: {
