@@ -41,6 +41,7 @@ QUICK = [
     "StableCascadeUNet (decoder)",  # lists in lists, blocks that are repeated
     "UNet2DConditionModel (ControlNet and T2I-Adapter)",  # glue that writes into skips, and one that does not
     "ZImageTransformer2DModel",  # lists of tensors
+    "ZImageTransformer2DModel (ControlNet)",  # arguments that lie beside picture and text
 ]
 
 
