@@ -36,6 +36,22 @@ def test_a_number_is_off_by_half_a_step_at_most(bits: int, group: int, groups: i
 
 
 @BITS
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("largest", [6e4, 1.0, 1e-3, 3e-5, 1e-6], ids=str)
+def test_half_precision_is_as_close(bits: int, dtype: torch.dtype, largest: float) -> None:
+    """Scales of small numbers are smaller than what half precision can tell apart."""
+    numbers = (torch.randn(32, 64, generator=torch.Generator().manual_seed(0)) * largest / 5).to(dtype)
+    packing, exact = Packing(bits, 64), numbers.float()
+    room = packing.room(numbers.numel(), CPU)
+    packing.pack(numbers.flatten(), room)
+    steps = exact.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
+    least = steps * (0.5 + 2**-8 * 2 ** (bits - 1))
+    assert bool(((packing.unpack(room).view(32, 64) - exact).abs() <= least + 1e-38).all())
+    found = packing.unpack(room, dtype)
+    assert found.dtype == dtype and torch.equal(found, packing.unpack(room).to(dtype))
+
+
+@BITS
 def test_zeros_are_zeros(bits: int) -> None:
     packing = Packing(bits, 3)
     assert there_and_back(packing, torch.zeros(9)).tolist() == [0.0] * 9

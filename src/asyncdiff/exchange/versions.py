@@ -111,8 +111,7 @@ class PackedVersions:
 
     def put(self, start: int, stop: int, part: Tensor) -> None:
         if not self._is_empty:
-            difference = part - self._base(start, stop)  # in single precision
-            self._packing.pack(difference, self._packing.part(self._next, start, stop))
+            self._packing.pack(part - self._base(start, stop), self._packing.part(self._next, start, stop))
 
     def arriving(self, start: int, stop: int) -> tuple[Tensor, ...]:
         return tuple(self._packing.part(self._next, start, stop))
@@ -123,8 +122,8 @@ class PackedVersions:
             return
         for start in range(0, len(self.newest), ELEMENTS_AT_ONCE):
             stop = min(start + ELEMENTS_AT_ONCE, len(self.newest))
-            difference = self._packing.unpack(self._packing.part(self._next, start, stop))
-            self.newest[start:stop] = self._base(start, stop) + difference
+            difference = self._packing.unpack(self._packing.part(self._next, start, stop), self.newest.dtype)
+            torch.add(self._base(start, stop), difference, out=self.newest[start:stop])
         if slot is not None:
             self._differences.codes[slot] = self._next.codes
             self._differences.scales[slot] = self._next.scales
@@ -133,12 +132,12 @@ class PackedVersions:
         self._differences.scales[slot].zero_()
 
     def differences(self, start: int, stop: int) -> Tensor:
-        return self._packing.unpack(self._packing.part(self._differences, start, stop)).to(self.newest.dtype)
+        return self._packing.unpack(self._packing.part(self._differences, start, stop), self.newest.dtype)
 
     def difference(self, slot: int, start: int, stop: int) -> Tensor:
         packed = Packed(self._differences.codes[slot], self._differences.scales[slot])
-        return self._packing.unpack(self._packing.part(packed, start, stop)).to(self.newest.dtype)
+        return self._packing.unpack(self._packing.part(packed, start, stop), self.newest.dtype)
 
     def _base(self, start: int, stop: int) -> Tensor:
         """What the next version is told apart from."""
-        return self.newest[start:stop].float().nan_to_num(0.0, 0.0, 0.0)
+        return self.newest[start:stop].nan_to_num(0.0, 0.0, 0.0)

@@ -21,7 +21,7 @@ class Packed(NamedTuple):
     """Numbers of which every group shares a scale.
 
     Attributes:
-        codes: uint8, shape (…, groups, bytes of a group).
+        codes: uint8, shape (…, groups, bytes of a group): signed numbers, of 4 bits two in a byte.
         scales: shape (…, groups).
     """
 
@@ -53,7 +53,7 @@ class Packing:
     def room(self, numbers: int, device: torch.device, *more: int) -> Packed:
         """Room for so many numbers, once or several times; they are 0."""
         groups = numbers // self.group
-        codes = torch.full((*more, groups, self._bytes), self._zeros, dtype=torch.uint8, device=device)
+        codes = torch.zeros(*more, groups, self._bytes, dtype=torch.uint8, device=device)
         return Packed(codes, torch.zeros(*more, groups, dtype=_SCALE, device=device))
 
     def part(self, packed: Packed, start: int, stop: int) -> Packed:
@@ -62,41 +62,41 @@ class Packing:
         return Packed(packed.codes[..., groups, :], packed.scales[..., groups])
 
     def pack(self, numbers: Tensor, into: Packed) -> None:
-        """Pack numbers, shape (numbers,). What is no number makes its whole group none."""
-        groups = numbers.view(-1, self.group).float()
-        into.scales.copy_(torch.linalg.vector_norm(groups, math.inf, -1) / self._most)
-        scales = into.scales.float().clamp_min(_SMALLEST).unsqueeze(-1)
-        whole = (groups / scales).round().clamp(-self._most, self._most).nan_to_num()
-        codes = (whole + self._offset).to(torch.uint8)
-        if self.bits == 4:
-            low, high = torch.nn.functional.pad(codes, (0, self.group % 2)).chunk(2, -1)
-            codes = low | high << 4
-        into.codes.copy_(codes)
+        """Pack numbers, group by group, as many as there is room for. What is no number makes its whole group none."""
+        groups = numbers.reshape(*into.scales.shape, self.group)
+        into.scales.copy_(torch.linalg.vector_norm(groups, math.inf, -1).float() / self._most)
+        of_one = into.scales.float().clamp_min(_SMALLEST).reciprocal().unsqueeze(-1)
+        whole = (groups * of_one).round_()  # no larger than it may be: the scale is rounded by less than half a code
+        codes = into.codes.view(torch.int8)
+        if self.bits == 8:
+            codes.copy_(whole)
+        else:
+            if self.group % 2:
+                whole = torch.nn.functional.pad(whole, (0, 1))
+            low, high = whole.to(torch.int8).chunk(2, -1)
+            torch.bitwise_or(low & 15, high << 4, out=codes)
 
-    def unpack(self, packed: Packed) -> Tensor:
-        """The numbers, shape (…, numbers), in single precision."""
-        codes = packed.codes
-        if self.bits == 4:
-            codes = torch.cat((codes & 15, codes >> 4), -1)[..., : self.group]
-        return ((codes.float() - self._offset) * packed.scales.float().unsqueeze(-1)).flatten(-2)
+    def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The numbers, shape (…, numbers), rounded to a number format."""
+        codes, exact = packed.codes.view(torch.int8), dtype if dtype == _SCALE else torch.float32
+        scales = packed.scales.to(exact).unsqueeze(-1)
+        if self.bits == 8:
+            numbers = codes * scales
+        else:
+            half = codes.shape[-1]
+            numbers = torch.empty(*codes.shape[:-1], self.group, dtype=exact, device=codes.device)
+            torch.mul((codes << 4).bitwise_right_shift_(4), scales, out=numbers[..., :half])
+            torch.mul((codes >> 4)[..., : self.group - half], scales, out=numbers[..., half:])
+        return numbers.to(dtype).flatten(-2)
 
     @property
     def _most(self) -> int:
         return int(2 ** (self.bits - 1)) - 1
 
     @property
-    def _offset(self) -> int:
-        return int(2 ** (self.bits - 1))
-
-    @property
     def _bytes(self) -> int:
         """Of a group's codes."""
         return math.ceil(self.group * self.bits / 8)
-
-    @property
-    def _zeros(self) -> int:
-        """The code of zeros, a byte."""
-        return self._offset if self.bits == 8 else self._offset | self._offset << 4
 
 
 def packing_for(bits: int, blocks: Iterable[int]) -> Packing:

@@ -6,7 +6,7 @@ where it reads it: predictions at once, live edges before it computes again.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division
 from asyncdiff.plan.link import Link
-from asyncdiff.plan.method import Method
+from asyncdiff.plan.method import Bits, Method
 from asyncdiff.plan.moments import Moment, Order
 from asyncdiff.plan.schedule import Step, StepKind
 
@@ -107,18 +107,34 @@ def forecast_shares(division: Division, of_a_byte: float) -> tuple[tuple[float, 
 
 def passes_of_held(method: Method, versions: int) -> float:
     """How often a round goes through what is held of one version, in operators that make copies: as it arrives, and as
-    it is forecast. Of packed differences most of it is unpacking them, in single precision. Counted in half precision
+    it is forecast; of packed differences they unpack them. Counted in half precision
     (`tests/exchange/test_traffic.py`)."""
-    if method.bits is None:
-        of_arrival, of_fit, of_line = 3, 6 * versions + 1, 3
-    else:
-        of_arrival, of_fit, of_line = 29, 36 * versions - 29, 19
-    return of_arrival + {"fitted": of_fit, "linear": of_line, "reuse": 0}[method.forecast]
+    passes = _PASSES[method.bits]
+    of_forecast = {"fitted": passes.fit * versions + passes.weights, "linear": passes.line, "reuse": 0.0}
+    return passes.arrival + of_forecast[method.forecast]
 
 
 def passes_of_sent(method: Method) -> float:
     """The same of what a rank sends: packing it, and noting what the readers have of it then."""
-    return 4 if method.bits is None else 72
+    return _PASSES[method.bits].sent
+
+
+class _Passes(NamedTuple):
+    """How often what is held, or sent, is gone through: in all where it arrives, is sent, or is forecast by a line; for
+    each version, and once, where weights are fitted."""
+
+    arrival: float
+    sent: float
+    line: float
+    fit: float
+    weights: float
+
+
+_PASSES: Mapping[Bits | None, _Passes] = {
+    None: _Passes(3, 4, 3, 6, 1),
+    8: _Passes(6.5, 22, 5.5, 9, -1),
+    4: _Passes(8, 25, 6, 11.5, -4),
+}
 
 
 def timeline(division: Division, course: Course, load: Load, link: Link) -> Timeline:
