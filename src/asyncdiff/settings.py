@@ -210,6 +210,11 @@ class Settings:
             raise SplitError(f"the split has {len(self.split)} lists of module names, but components={self.components}")
 
     def _check_tokens(self) -> None:
+        if self.has_fresh_keys and method_of(self.method).bits == 4:
+            raise ConfigurationError(
+                f"tokens={self.tokens} exchanges the keys of the step itself, which Method(bits=4) would leave far "
+                "off: give bits=8, or fresh=False, where what travels is their difference to the step before"
+            )
         if self.fresh and self.components not in (None, 1):
             raise ConfigurationError(
                 f"fresh=True makes every step that is computed one in full, in which components={self.components} have "

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from asyncdiff import AsyncDiff, ConfigurationError, SplitError
+from asyncdiff import AsyncDiff, ConfigurationError, Method, SplitError
 from asyncdiff.errors import ShapeChangedError
+from asyncdiff.plan.method import Bits
 from asyncdiff.plan.token_layout import TokenLayout, TokenParts
 from asyncdiff.settings import Settings
 from tests.processes import run_ranks
@@ -84,6 +85,7 @@ SETTINGS: list[tuple[int, dict[str, Any]]] = [
     (2, {"tokens": 2, "bridge": 4, "max_error": 0.05}),
     (4, {"tokens": 2, "guidance": 2, "bridge": 2}),
     (3, {"tokens": 3}),
+    (2, {"tokens": 2, "method": Method(bits=8)}),
 ]
 
 
@@ -118,22 +120,43 @@ def _dealt_out(rank: int, settings: dict[str, Any]) -> tuple[Tensor, int, int]:
     return found, report.bytes_sent, report.denoisers[0].counts.divided - 1
 
 
-def test_heads_are_dealt_out() -> None:
+@pytest.mark.parametrize("bits", [None, 8])
+def test_heads_are_dealt_out(bits: Bits | None) -> None:
     """From three ranks on less travels so; and it is what the plan counts, beside the results."""
-    settings: dict[str, Any] = {"tokens": 3, "warmup": 2}
+    settings: dict[str, Any] = {"tokens": 3, "warmup": 2, "method": Method(bits=bits)}
     tiny = PIPELINES["flux"]
     pipe: Any = build_flux(transformer=tiny_flux_transformer(num_attention_heads=4))
     plain = run(pipe, tiny)
     with AsyncDiff(pipe, fresh=True, executor="local", **settings) as async_diff:
-        run(pipe, tiny)
+        local = run(pipe, tiny)
         division = division_of(async_diff)
+    assert torch.equal(local, plain) is (bits is None)
     assert division.dealt == division.layout.sites.keys()
     everyone = run_ranks(3, _dealt_out, settings)
     steps = everyone[0][2]
     for picture, _, _ in everyone:
-        torch.testing.assert_close(picture, plain, rtol=0, atol=1e-3 * float(plain.abs().max()))
+        torch.testing.assert_close(picture, local, rtol=0, atol=1e-3 * float(plain.abs().max()))
     results = 2 * division.graph.bytes(division.partition.end.reads)  # each part goes to two others
     assert sum(sent for _, sent, _ in everyone) == steps * (division.bytes_per_round + results)
+
+
+def test_in_few_bits_the_picture_is_nearly_the_same_whatever_the_number_of_parts() -> None:
+    """Keys and values are rounded on every rank alike, so that it does not matter whose they are."""
+    tiny, pipe = PIPELINES["flux"], PIPELINES["flux"].build()
+    plain, found = run(pipe, tiny), []
+    for count in (2, 3):
+        with AsyncDiff(pipe, tokens=count, warmup=1, cooldown=0, executor="local", method=Method(bits=8)) as async_diff:
+            found.append(run(pipe, tiny))
+            division = division_of(async_diff)
+    assert not division.dealt, "there are two heads, for three ranks"
+    assert torch.equal(found[0], found[1])
+    assert 0 < (found[0] - plain).norm() < 0.05 * plain.norm()
+
+
+def test_four_bits_are_too_few_for_keys_of_the_step_itself() -> None:
+    with pytest.raises(ConfigurationError, match=r"Method\(bits=4\) would leave far off: give bits=8, or fresh=False"):
+        AsyncDiff(PIPELINES["flux"].build(), tokens=2, method=Method(bits=4))
+    assert not Settings(tokens=2, fresh=False, method=Method(bits=4)).has_fresh_keys
 
 
 def test_it_is_about_tokens() -> None:

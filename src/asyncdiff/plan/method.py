@@ -29,7 +29,8 @@ class Method:
         fresh_sum: where the denoiser's last layers read a sum that several components have added to, the prediction
             is made from what all of them have added in this very round.
         bits: of each number of the difference to the version before, which is what travels then, and what is held of
-            older versions: 4 or 8; None for whole versions in the denoiser's own number format.
+            older versions: 4 or 8; None for whole versions in the denoiser's own number format. Where tokens' keys are
+            exchanged within the step, 8 bits of each number of what is exchanged there, which is not exact then.
         most_versions: how many versions are looked at, and held, at most; None for as many as the forecast can use, six
             where it is fitted.
     """

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 _LARGEST_GROUP = 128  # numbers
-_SCALE = torch.bfloat16  # as far as any number reaches; both ends use it as it was rounded
 _SMALLEST = 1e-30
 
 
@@ -46,15 +45,20 @@ class Packing:
     bits: int
     group: int
 
+    @property
+    def scale(self) -> torch.dtype:
+        """The number format of scales: as far as any number reaches; both ends use them as they were rounded."""
+        return torch.bfloat16
+
     def nbytes(self, numbers: int) -> int:
         """What so many numbers take."""
-        return numbers // self.group * (self._bytes + _SCALE.itemsize)
+        return numbers // self.group * (self.bytes_of_group + self.scale.itemsize)
 
     def room(self, numbers: int, device: torch.device, *more: int) -> Packed:
         """Room for so many numbers, once or several times; they are 0."""
         groups = numbers // self.group
-        codes = torch.zeros(*more, groups, self._bytes, dtype=torch.uint8, device=device)
-        return Packed(codes, torch.zeros(*more, groups, dtype=_SCALE, device=device))
+        codes = torch.zeros(*more, groups, self.bytes_of_group, dtype=torch.uint8, device=device)
+        return Packed(codes, torch.zeros(*more, groups, dtype=self.scale, device=device))
 
     def part(self, packed: Packed, start: int, stop: int) -> Packed:
         """Some of the numbers."""
@@ -78,7 +82,7 @@ class Packing:
 
     def unpack(self, packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, shape (…, numbers), rounded to a number format."""
-        codes, exact = packed.codes.view(torch.int8), dtype if dtype == _SCALE else torch.float32
+        codes, exact = packed.codes.view(torch.int8), dtype if dtype == self.scale else torch.float32
         scales = packed.scales.to(exact).unsqueeze(-1)
         if self.bits == 8:
             numbers = codes * scales
@@ -94,8 +98,8 @@ class Packing:
         return int(2 ** (self.bits - 1)) - 1
 
     @property
-    def _bytes(self) -> int:
-        """Of a group's codes."""
+    def bytes_of_group(self) -> int:
+        """What a group's codes take."""
         return math.ceil(self.group * self.bits / 8)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from asyncdiff.denoiser.graph import Graph, UnitCall
 from asyncdiff.denoiser.trace import Leaf
+from asyncdiff.plan.key_form import AS_IT_IS, KeyForm
 from asyncdiff.plan.storage import contiguous_stride
 
 
@@ -121,12 +122,12 @@ class TokenLayout:
             < sum(self.given_bytes(number, parts, source) for source in range(last))
         )
 
-    def given_bytes(self, number: int, parts: "TokenParts", source: int) -> int:
+    def given_bytes(self, number: int, parts: "TokenParts", source: int, form: KeyForm = AS_IT_IS) -> int:
         """What another rank receives of a part's keys and values at a site."""
         site = self.sites[number]
-        return sum(_bytes_of_rows(form, parts.length(site.keys, source)) for form in site.forms)
+        return sum(form.nbytes(vectors, parts.length(site.keys, source)) for vectors in site.forms)
 
-    def dealt_bytes(self, number: int, parts: "TokenParts", source: int, reader: int) -> int:
+    def dealt_bytes(self, number: int, parts: "TokenParts", source: int, reader: int, form: KeyForm = AS_IT_IS) -> int:
         """What a part's rank sends to another's at a site where heads are dealt out: there and back.
 
         Raises:
@@ -136,9 +137,9 @@ class TokenLayout:
         if site.queries is None:
             raise ValueError("there are no heads to be dealt out")
         key, value = site.forms
-        there = _bytes_of_rows(key, parts.length(site.queries, source)) + self.given_bytes(number, parts, source)
+        there = form.nbytes(key, parts.length(site.queries, source)) + self.given_bytes(number, parts, source, form)
         rows = site.rows - parts.total(site.queries) + parts.length(site.queries, reader)
-        back = _bytes_of_rows(value, rows)
+        back = form.nbytes(value, rows)
         return (there * heads[reader] + back * heads[source]) // site.heads
 
     def cut(self, parts: "TokenParts", part: int) -> Graph:
@@ -287,11 +288,6 @@ class TokenParts:
 
     def _bounds_of(self, number: int) -> tuple[int, ...]:
         return tuple(part * number // self.count for part in range(self.count + 1))
-
-
-def _bytes_of_rows(form: Leaf, rows: int) -> int:
-    """So many keys, values or queries of all heads."""
-    return form.bytes // form.shape[-2] * rows
 
 
 def _taken(tensor: Tensor, dim: int, places: Sequence[tuple[int, int]]) -> Tensor:

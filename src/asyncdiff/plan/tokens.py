@@ -23,6 +23,7 @@ from asyncdiff.denoiser.residual import find_bases
 from asyncdiff.denoiser.trace import Leaf, Trace
 from asyncdiff.plan.cost import fast_enough
 from asyncdiff.plan.division import Division, Goal
+from asyncdiff.plan.key_form import KeyForm, key_form
 from asyncdiff.plan.layers import check_exit, undivided_layers
 from asyncdiff.plan.method import Method
 from asyncdiff.plan.moments import Moment
@@ -112,13 +113,19 @@ class TokenDivision(Division):
         return self.layout.dealt(self.parts) if self.schedule.fresh else frozenset()
 
     @functools.cached_property
+    def key_form(self) -> KeyForm:
+        """In what form that travels which is exchanged within a step; as it is where keys of some steps are forecast:
+        these are what the forecasts begin with."""
+        return key_form(self.method.bits if self.schedule.fresh else None)
+
+    @functools.cached_property
     def exchanged_within(self) -> tuple[tuple[int, int, int], ...]:
         parts = range(self.parts.count)
         sizes = {
             (source, reader): sum(
-                self.layout.dealt_bytes(number, self.parts, source, reader)
+                self.layout.dealt_bytes(number, self.parts, source, reader, self.key_form)
                 if number in self.dealt
-                else self.layout.given_bytes(number, self.parts, source)
+                else self.layout.given_bytes(number, self.parts, source, self.key_form)
                 for number in self.layout.sites
             )
             for source in parts

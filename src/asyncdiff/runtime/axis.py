@@ -77,6 +77,7 @@ class Axis:
         """Whether there is anything to choose: several processes, and nothing said of how they share a call out."""
         settings, context = self._context.settings, self._context
         is_told = settings.told_components is not None or settings.stride > 1 or settings.shard
+        is_told = is_told or settings.chosen_method.bits == 4  # keys of the step itself do not bear that
         return not is_told and context.schedule.components > 1 and len(context.exchange.ranks) == 1
 
     @property

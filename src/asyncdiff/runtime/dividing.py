@@ -19,6 +19,7 @@ from asyncdiff.denoiser.trace import Trace, record
 from asyncdiff.errors import AsyncDiffError, OtherUnitsError, SplitError, TraceError
 from asyncdiff.exchange.agreement import Statement
 from asyncdiff.plan.division import Division, Goal, divide_denoiser
+from asyncdiff.plan.key_form import key_form
 from asyncdiff.plan.layers import check_cut, divide_layers
 from asyncdiff.plan.link import Link
 from asyncdiff.plan.moments import Moment
@@ -183,7 +184,8 @@ class Divisions:
         parts = layout.parts(context.schedule.components)
         link = measured_link(context.exchange, parts.count, context.device)
         everyone = Moment(results=tuple((part, part) for part in range(parts.count)))
-        others = FreshKeys(context.exchange, layout, parts, everyone, context.name, layout.dealt(parts))
+        form = key_form(axis.by_tokens.chosen_method.bits)
+        others = FreshKeys(context.exchange, layout, parts, everyone, context.name, layout.dealt(parts), form)
         part = tokens.trial.divided(layout, parts, context.exchange.ranks[0], [], others)
         with uncounted(context.exchange.traffic):
             divided = seconds_of(lambda: part(), context.device)

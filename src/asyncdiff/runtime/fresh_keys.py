@@ -14,9 +14,12 @@ from torch import Tensor
 
 from asyncdiff.denoiser.attention import AttentionCall
 from asyncdiff.exchange.protocol import Exchange
+from asyncdiff.plan.key_form import AS_IT_IS, KeyForm
 from asyncdiff.plan.moments import Moment
 from asyncdiff.plan.token_layout import Extent, TokenLayout, TokenParts
 from asyncdiff.runtime.token_walk import Pair
+
+_HEADS = 1  # the dimension along which they lie
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class FreshKeys:
         moment: which rank makes which part's keys.
         name: of the denoiser, for errors.
         dealt: the sites at which heads are dealt out.
+        form: in which all of it travels.
     """
 
     exchange: Exchange
@@ -37,6 +41,7 @@ class FreshKeys:
     moment: Moment
     name: str
     dealt: frozenset[int] = frozenset()
+    form: KeyForm = AS_IT_IS
 
     @property
     def part(self) -> int:
@@ -46,15 +51,23 @@ class FreshKeys:
 
     def keys(self, number: int, mine: Pair) -> list[Pair]:
         """Every part's keys and values at an attention, given those of this rank's tokens; waits for the others'."""
-        extent, own = self.layout.sites[number].keys, self.part
+        form, extent, own = self.form, self.layout.sites[number].keys, self.part
         lengths = {part: [self.parts.length(extent, part)] * len(mine) for part, _ in self.moment.results}
+        bundles = _bundled(mine)
+        shapes = {part: _bundled_shapes(mine, lengths[part]) for part, _ in self.moment.results}
         given = {
-            part: _bundled(mine) if part == own else _bundled_rooms(mine, lengths[part])
+            part: [
+                form.pack(bundle, 0) if part == own else form.room(shape, 0, bundle)
+                for bundle, shape in zip(bundles, shapes[part], strict=True)
+            ]
             for part, _ in self.moment.results
         }
         shared = self.exchange.share(given, self.moment, self._named("the keys", number)).finish()
         channels = [tensor.shape[-1] for tensor in mine]
-        found = [_unbundled(shared[part], channels, lengths[part]) for part, _ in self.moment.results]
+        found = [
+            _unbundled(self._unpacked(shared[part], shapes[part], 0, bundles), channels, lengths[part])
+            for part, _ in self.moment.results
+        ]
         return [(key, value) for key, value in found]
 
     def attend(self, number: int, attention: AttentionCall) -> Tensor | None:
@@ -72,17 +85,31 @@ class FreshKeys:
         self, number: int, extents: Sequence[Extent], heads: "_Heads", tensors: Sequence[Tensor]
     ) -> list[Tensor]:
         """Queries, keys and values of all tokens, for this rank's heads."""
-        parts, own = self.parts, self.part
+        form, parts, own, dim = self.form, self.parts, self.part, _HEADS
         mine = [parts.own(tensor, extent, own) for tensor, extent in zip(tensors, extents, strict=True)]
-        own_heads, bundles = [heads.of(tensor, own) for tensor in mine], _bundled(mine)
+        bundles = _bundled(mine)
+        travels = [form.pack(bundle, dim) for bundle in bundles]
+
+        def for_heads(part: int) -> list[Tensor]:
+            return [heads.of(each, part, form.along(dim)) for each in travels]
+
+        own_heads = [heads.of(tensor, own) for tensor in mine]
         lengths = {part: [parts.length(extent, part) for extent in extents] for part, _ in self.moment.results}
+        shapes = {part: _bundled_shapes(own_heads, lengths[part]) for part, _ in self.moment.results}
         others = [(part, rank) for part, rank in self.moment.results if part != own]
-        given = {rank: [heads.of(bundle, part) for bundle in bundles] for part, rank in others}
-        rooms = {rank: _bundled_rooms(own_heads, lengths[part]) for part, rank in others}
+        given = {rank: for_heads(part) for part, rank in others}
+        rooms = {
+            rank: [form.room(shape, dim, bundle) for shape, bundle in zip(shapes[part], bundles, strict=True)]
+            for part, rank in others
+        }
         dealt = self.exchange.deal(given, rooms, self._named("what heads read", number)).finish()
         channels = [tensor.shape[-1] for tensor in mine]
         of_parts = [
-            own_heads if part == own else _unbundled(dealt[rank], channels, lengths[part])
+            _unbundled(
+                self._unpacked(for_heads(own) if part == own else dealt[rank], shapes[part], dim, bundles),
+                channels,
+                lengths[part],
+            )
             for part, rank in self.moment.results
         ]
         return [
@@ -92,13 +119,29 @@ class FreshKeys:
 
     def _to_tokens(self, number: int, extent: Extent, heads: "_Heads", made: Tensor) -> Tensor:
         """What attention gives for this rank's tokens, of all heads, from what it gave for all tokens."""
-        parts, own = self.parts, self.part
-        mine = parts.cut(made, extent, own)
+        form, parts, own, dim = self.form, self.parts, self.part, extent.dim
+        travels, place = form.pack(made, dim), extent._replace(dim=form.along(dim))
+        mine = parts.cut(travels, place, own)
         others = [(part, rank) for part, rank in self.moment.results if part != own]
-        given = {rank: [parts.cut(made, extent, part)] for part, rank in others}
-        rooms = {rank: [with_size(mine, 1, heads.counts[part])] for part, rank in others}
+        shape = _with_size(made.shape, dim, mine.shape[place.dim])
+        shapes = {part: _with_size(shape, _HEADS, heads.counts[part]) for part, _ in self.moment.results}
+        given = {rank: [parts.cut(travels, place, part)] for part, rank in others}
+        rooms = {rank: [form.room(shapes[part], dim, made)] for part, rank in others}
         dealt = self.exchange.deal(given, rooms, self._named("what heads made", number)).finish()
-        return torch.cat([mine if part == own else dealt[rank][0] for part, rank in self.moment.results], 1)
+        found = [
+            form.unpack(mine if part == own else dealt[rank][0], shapes[part], dim, made.dtype)
+            for part, rank in self.moment.results
+        ]
+        return torch.cat(found, _HEADS)
+
+    def _unpacked(
+        self, travelled: Sequence[Tensor], shapes: Sequence[Sequence[int]], dim: int, like: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The bundles that travelled."""
+        return [
+            self.form.unpack(each, shape, dim, bundle.dtype)
+            for each, shape, bundle in zip(travelled, shapes, like, strict=True)
+        ]
 
     def _named(self, what: str, number: int) -> str:
         return f"{what} of attention {number} of the denoiser {self.name!r}, part"
@@ -111,9 +154,9 @@ class _Heads:
         self.counts = counts
         self._begins = [0, *itertools.accumulate(counts)]
 
-    def of(self, tensor: Tensor, part: int) -> Tensor:
-        """Those of a tensor, shape (batch, heads, tokens, channels)."""
-        return tensor.narrow(1, self._begins[part], self.counts[part])
+    def of(self, tensor: Tensor, part: int, dim: int = _HEADS) -> Tensor:
+        """Those of a tensor, by default of shape (batch, heads, tokens, channels)."""
+        return tensor.narrow(dim, self._begins[part], self.counts[part])
 
 
 def _bundled(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -122,13 +165,13 @@ def _bundled(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat(list(group), -2) for _, group in groups]
 
 
-def _bundled_rooms(like: Sequence[Tensor], lengths: Sequence[int]) -> list[Tensor]:
-    """Room for as many of another rank."""
+def _bundled_shapes(like: Sequence[Tensor], lengths: Sequence[int]) -> list[list[int]]:
+    """The shapes of as many with so many tokens each."""
     groups = itertools.groupby(zip(like, lengths, strict=True), key=lambda item: item[0].shape[-1])
     found = []
     for _, group in groups:
         items = list(group)
-        found.append(with_size(items[0][0], -2, sum(length for _, length in items)))
+        found.append(_with_size(items[0][0].shape, -2, sum(length for _, length in items)))
     return found
 
 
@@ -143,5 +186,8 @@ def _unbundled(bundles: Sequence[Tensor], channels: Sequence[int], lengths: Sequ
 
 def with_size(tensor: Tensor, dim: int, size: int) -> Tensor:
     """Room for a tensor that is as long as told along one dimension."""
-    shape: Sequence[int] = [size if axis == dim % tensor.ndim else held for axis, held in enumerate(tensor.shape)]
-    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+    return torch.empty(_with_size(tensor.shape, dim, size), dtype=tensor.dtype, device=tensor.device)
+
+
+def _with_size(shape: Sequence[int], dim: int, size: int) -> list[int]:
+    return [size if axis == dim % len(shape) else held for axis, held in enumerate(shape)]

@@ -12,6 +12,7 @@ from asyncdiff.denoiser.graph import Edge, Graph
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
+from asyncdiff.plan.key_form import InBits
 from asyncdiff.plan.moments import StepOrder
 from asyncdiff.plan.schedule import StepKind, Task
 from asyncdiff.plan.tokens import TokenDivision
@@ -19,6 +20,7 @@ from asyncdiff.report import Counts
 from asyncdiff.runtime.context import Context
 from asyncdiff.runtime.dividing import Divisions
 from asyncdiff.runtime.fresh_keys import FreshKeys
+from asyncdiff.runtime.rounded_keys import RoundedKeys
 from asyncdiff.runtime.rules import Received, Residuals, Work, run_component, substitute, unshared
 from asyncdiff.runtime.stream import Stream
 from asyncdiff.runtime.token_exit import Exit, joined
@@ -63,7 +65,7 @@ class TokenStepRunner:
         return result
 
     def _in_one_process(self, stream: Stream, channel: Channel | None, call: Call) -> Any:
-        """The undivided call gives what all ranks would make of it."""
+        """The undivided call gives what all ranks would make of it, but for what is lost on the way."""
         division = _of_tokens(stream)
         layout, parts, end = division.layout, division.parts, Exit(division)
 
@@ -86,7 +88,10 @@ class TokenStepRunner:
                 end.keep(channel, tree_leaves(result))
             return result
 
-        return walk_whole(self._context.units, layout, call, note, run, end.enter)
+        form, attend = division.key_form, None
+        if isinstance(form, InBits):
+            attend = RoundedKeys(layout, parts, division.dealt, form).attend
+        return walk_whole(self._context.units, layout, call, note, run, end.enter, attend)
 
     def _among_processes(self, stream: Stream, channel: Channel | None, call: Call, order: StepOrder) -> Any:
         """Keys and values go to those that have the other parts at every site, and are waited for there.
@@ -97,8 +102,8 @@ class TokenStepRunner:
         layout, parts, end = division.layout, division.parts, Exit(division)
         (rank,), (results,) = exchange.ranks, order.moments
         (_, part), moment = division.place(rank), division.keys_of_step(rank)
-
-        fresh = FreshKeys(exchange, layout, parts, moment, self._context.name, division.dealt)
+        name, dealt, form = self._context.name, division.dealt, division.key_form
+        fresh = FreshKeys(exchange, layout, parts, moment, name, dealt, form)
 
         def keys(number: int, mine: Pair) -> list[Pair]:
             found = fresh.keys(number, mine)

@@ -52,6 +52,7 @@ def walk_whole(
     note: Callable[[int, Pair], None],
     run: Callable[[int, Call], Any],
     enter: Callable[[Call], None] | None = None,
+    attend: Callable[[int, AttentionCall], Tensor] | None = None,
 ) -> Any:
     """Make a call with all tokens.
 
@@ -59,6 +60,7 @@ def walk_whole(
         note: is told the keys and values of all tokens at every site, by its number.
         run: gives the output of each unit, given its number and its call.
         enter: is told the first unit's call.
+        attend: gives what attention gives at a site, given its number and call; by default what the call gives.
 
     Raises:
         OtherUnitsError: attention is not called as often as it was when the call was recorded.
@@ -77,6 +79,8 @@ def walk_whole(
         if site is not None:
             _check_keys(attention, site.total)
             note(number, (attention.key, attention.value))
+            if attend is not None:
+                return attend(number, attention)
         return attention()
 
     with AttentionCalls(answer):
