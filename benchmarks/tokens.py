@@ -5,8 +5,8 @@ ordinary picture, its mean, the worst, and the paired difference to other ways w
 and what all of them send in a round. The modelled speed-up counts no communication. With `--processes` several ways are
 drawn at the same time. What the file has already, of the same prompts and conditions, is not drawn again.
 
-With keys of the step itself (`tokens=P`) every step is the ordinary one: of those ways that alone is drawn in which
-steps are bridged.
+With keys of the step itself (`tokens=P`) every step is the ordinary one, unless they travel in few bits: of those ways
+that alone is drawn in which steps are bridged.
 """
 
 import argparse
@@ -39,6 +39,12 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"components={count}": {"components": count} for count in _COUNTS},
     **{f"components={count}, bridge=2": {"components": count, "bridge": 2} for count in _COUNTS},
     **{f"tokens={count}, bridge=2": {"tokens": count, "bridge": 2} for count in _COUNTS},
+    # In 8 bits the picture is the same for every number of devices that deals out heads.
+    **{f"tokens={count}, 8 bits": {"tokens": count, "method": Method(bits=8)} for count in (2, 4)},
+    **{
+        f"tokens={count}, bridge=2, 8 bits": {"tokens": count, "bridge": 2, "method": Method(bits=8)}
+        for count in (2, 4)
+    },
     **{f"tokens={count}, fresh=False": {"tokens": count, "fresh": False} for count in _COUNTS},
     **{
         f"tokens={count}, fresh=False, not packed": {"tokens": count, "fresh": False, "method": Method()}
@@ -50,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
 # Pairs whose difference is told: the first is closer by so much.
 PAIRS = (
     *((f"tokens={count}, bridge=2", f"components={count}") for count in _COUNTS),
+    *((f"tokens={count}, bridge=2, 8 bits", f"components={count}") for count in (2, 4)),
     *((f"tokens={count}, fresh=False", f"components={count}") for count in _COUNTS),
     ("tokens=4, bridge=2", "one device, bridge=6"),
 )

@@ -170,6 +170,13 @@ def test_tokens_of_a_transformer(dit: str) -> None:
     assert fast[place]["devices"] == 4 and fast[place]["speedup"] > 2
     assert slow[place]["speedup"] < 1
     assert any((way["guidance"], way["tokens"], way["bridge"]) == (2, 2, 2) for way in ways)
+    assert not any(way["bits"] for way in ways), "only where that is faster"
+    few = [candidate for candidate in slow if candidate["way"]["bits"]]
+    assert {way["bits"] for way in (candidate["way"] for candidate in few)} == {8}
+    for candidate in few:
+        whole = next(one for one in slow if one["way"] == candidate["way"] | {"bits": None})
+        assert candidate["speedup"] > 1.5 * whole["speedup"]
+        assert not candidate["is_exact"] and candidate["indication"] is None
 
 
 def test_from_python(dit: str) -> None:

@@ -90,9 +90,9 @@ def divided_by_tokens(schedule: Schedule, components: int = 1) -> TokenDivision:
     return divide_tokens(layout, schedule, OPERATIONS_ALONE, PAPER, share, {}, layers=layers)
 
 
-def of_tokens(schedule: Schedule, steps: int, link: Link = LINK, components: int = 1) -> Timeline:
+def of_tokens(schedule: Schedule, steps: int, link: Link = LINK, components: int = 1, divided: float = 0.0) -> Timeline:
     division = divided_by_tokens(schedule, components)
-    load = Load(CALL, 1, 1.0, TENSOR, 1, (0.0,) * division.schedule.world_size, 0.0)
+    load = Load(CALL, 1, 1.0, TENSOR, 1, (0.0,) * division.schedule.world_size, 0.0, divided)
     return timeline(division, Course(division.schedule, steps - 1), load, link)
 
 
@@ -113,6 +113,8 @@ def test_divided_tokens_by_hand() -> None:
     assert both.sent == pytest.approx(2 * (2 * keys + 3 * result)), "nobody reads the last round's keys"
     fresh = of_tokens(Schedule(2, 1, 1, by_tokens=True, fresh=True), 3)
     assert fresh.seconds == pytest.approx(3 * full.seconds)
+    packing = of_tokens(Schedule(2, 1, 1, by_tokens=True, fresh=True), 3, divided=2.0)
+    assert packing.seconds == pytest.approx(fresh.seconds + 3 * 2.0), "in every step that is divided"
 
 
 def test_tokens_and_components_by_hand() -> None:

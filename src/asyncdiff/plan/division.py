@@ -92,6 +92,11 @@ class Division:
         """How often it is waited for."""
         return 0
 
+    @property
+    def passes_within(self) -> float:
+        """Bytes that a rank goes through to pack and unpack it."""
+        return 0.0
+
     @functools.cached_property
     def replicated(self) -> frozenset[int]:
         """The units that every device runs."""

@@ -57,6 +57,7 @@ class Load:
         groups: how many groups share out every step.
         rounds: for each rank, seconds that a round takes beside the rank's component: forecasts, above all.
         bridged: seconds that a bridged step takes beside the denoiser's last layers.
+        divided: seconds that a step in full which is divided by tokens takes to pack and unpack what is exchanged.
         outside: seconds that every device spends outside of the denoiser, for each call.
     """
 
@@ -67,6 +68,7 @@ class Load:
     groups: int
     rounds: tuple[float, ...]
     bridged: float
+    divided: float = 0.0
     outside: float = 0.0
 
 
@@ -184,7 +186,7 @@ class _Group:
         """Keys and values are waited for at every attention: in all, as long as their bytes and their messages take."""
         division, exchanged = self._division, self._division.exchanged_within
         for rank in self._ranks:
-            self._compute(rank, division.divided_share, step)
+            self._compute(rank, division.divided_share, step, self._load.divided)
         sizes = [(source, reader, self._load.part * size) for source, reader, size in exchanged]
         self._transfer(sizes, self.clocks, step, moments=division.moments_within)
         for rank in self._ranks:

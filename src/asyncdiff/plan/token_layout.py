@@ -142,6 +142,23 @@ class TokenLayout:
         back = form.nbytes(value, rows)
         return (there * heads[reader] + back * heads[source]) // site.heads
 
+    def passes_within(self, number: int, parts: "TokenParts", part: int, is_dealt: bool, form: KeyForm) -> float:
+        """Bytes that a part's rank goes through at a site, to pack and unpack what is exchanged there."""
+        site, plain = self.sites[number], AS_IT_IS
+        key, value = site.forms
+        everyone = range(parts.count)
+        if not is_dealt or site.queries is None:
+            mine, *others = (self.given_bytes(number, parts, source) for source in (part, *everyone))
+            return form.passes(mine, sum(others))
+        heads = parts.heads_of(site.heads)[part] / site.heads
+        rows = site.rows - parts.total(site.queries) + parts.length(site.queries, part)
+        read = [
+            self.given_bytes(number, parts, source) + plain.nbytes(key, parts.length(site.queries, source))
+            for source in everyone
+        ]
+        made = heads * plain.nbytes(value, site.rows)
+        return form.passes(read[part] + made, heads * sum(read) + plain.nbytes(value, rows))
+
     def cut(self, parts: "TokenParts", part: int) -> Graph:
         """The graph of a call with one of the parts between the first unit and the last."""
         sizes = parts.sizes(part)

@@ -139,6 +139,14 @@ class TokenDivision(Division):
             if source != reader
         )
 
+    @functools.cached_property
+    def passes_within(self) -> float:
+        last = self.parts.count - 1  # which is no smaller than the others
+        return sum(
+            self.layout.passes_within(number, self.parts, last, number in self.dealt, self.key_form)
+            for number in self.layout.sites
+        )
+
     @property
     def moments_within(self) -> int:
         return len(self.layout.sites) + len(self.dealt)

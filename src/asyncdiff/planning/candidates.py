@@ -9,7 +9,7 @@ from asyncdiff.errors import SplitError
 from asyncdiff.plan.course import Course
 from asyncdiff.plan.division import Division, divide_denoiser
 from asyncdiff.plan.link import Link
-from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS
+from asyncdiff.plan.method import FORECAST, FORECAST_OF_KEYS, Bits
 from asyncdiff.plan.routing import messages, parts_of_round
 from asyncdiff.plan.schedule import Schedule
 from asyncdiff.plan.timeline import Load, Timeline, forecast_shares, timeline
@@ -22,6 +22,11 @@ from asyncdiff.planning.subject import Share, Subject
 _STRIDES = (1, 2)
 _BRIDGES = (1, 2, 3)
 _BRIDGES_OF_ONE = (1, 2, 3, 4)
+_FEW_BITS: Bits = 8
+_WAYS_OF_TOKENS: tuple[tuple[bool, int, Bits | None], ...] = (
+    *((True, bridge, bits) for bridge in _BRIDGES for bits in (None, _FEW_BITS)),
+    (False, 1, None),
+)
 # With keys that are forecast: more parts are not safe, and bridged steps are farther off than on one device
 # (docs/tokens.md).
 _MOST_PARTS = 4
@@ -39,6 +44,7 @@ class Way:
     warmup: int
     tokens: int = 1
     fresh: bool = False
+    bits: Bits | None = None
 
     @property
     def devices(self) -> int:
@@ -47,8 +53,8 @@ class Way:
 
     @property
     def computes_what_is_due(self) -> bool:
-        """Whether what is computed is what one device would compute: nothing is of an earlier step."""
-        return self.components == 1 and (self.tokens == 1 or self.fresh)
+        """Whether what is computed is what one device would compute: nothing is of an earlier step, nor rounded."""
+        return self.components == 1 and (self.tokens == 1 or (self.fresh and self.bits is None))
 
     @property
     def is_exact(self) -> bool:
@@ -62,6 +68,7 @@ class Way:
         parts += ["fresh=False"] * (self.tokens > 1 and not self.fresh)
         parts += [f"stride={self.stride}"] if self.stride > 1 else []
         parts += [f"bridge={self.bridge}"] if self.bridge > 1 else []
+        parts += [f"method=Method(bits={self.bits})"] if self.bits else []
         return ", ".join(parts + ["shard=True"] * self.shard)
 
 
@@ -160,17 +167,23 @@ class Planner:
         self._subject, self._given, self._indications = subject, given, indications
         self._divisions: dict[tuple[int, bool], Division | None] = {}
         self._by_tokens: dict[Way, Division | None] = {}
-        self._operations = operations(subject.trace, given.rates)
+        # What going through one byte takes, as a part of a call.
+        self._of_a_byte = given.rates.per_byte / operations(subject.trace, given.rates)
 
     def candidates(self) -> Iterator[Candidate]:
-        """All sensible ways."""
+        """All sensible ways; those in few bits a number only where they are faster for it."""
+        seconds: dict[Way, float] = {}
         for way in ways(self._given.devices, self._given.warmup):
             share = self._subject.share_out(way.guidance)
             if share is None:
                 continue
             division = self._divided(way)
-            if division is not None:
-                yield self._candidate(way, share, division)
+            if division is None:
+                continue
+            found = self._candidate(way, share, division)
+            seconds[way] = found.seconds
+            if way.bits is None or found.seconds < seconds[replace(way, bits=None)]:
+                yield found
 
     def timeline(self, way: Way) -> Timeline:
         """Who does what when, of one group, if one goes this way.
@@ -218,6 +231,7 @@ class Planner:
             groups=way.guidance,
             rounds=rounds,
             bridged=bridged,
+            divided=call * division.passes_within * self._of_a_byte,
             outside=given.outside,
         )
         return timeline(division, Course(division.schedule, given.steps - 1), load, given.link)
@@ -228,7 +242,7 @@ class Planner:
         ranks = range(schedule.world_size)
         alone = None if schedule.by_tokens else self._given.alone.get(schedule.components)
         if alone is None:
-            rounds, bridged = forecast_shares(division, self._given.rates.per_byte / self._operations)
+            rounds, bridged = forecast_shares(division, self._of_a_byte)
             return tuple(call * share for share in rounds), call * bridged
         computed = self._given.call[1.0] * sum(partition.shares)
         each = max(0.0, alone.round - computed) / schedule.components
@@ -258,7 +272,7 @@ class Planner:
             counted = counted.with_text
         if key not in self._by_tokens:
             share = given.by_tokens.get((way.tokens, way.fresh), counted.share(way.tokens))
-            method = FORECAST if way.fresh else FORECAST_OF_KEYS
+            method = replace(FORECAST, bits=way.bits) if way.fresh else FORECAST_OF_KEYS
             schedule = Schedule(
                 way.tokens,
                 1,
@@ -300,10 +314,10 @@ def ways(devices: int, warmup: int) -> Iterator[Way]:
         if stride == 1 or bridge == 1
     ]
     found += [
-        Way(guidance, 1, 1, bridge, False, warmup, tokens, fresh)
+        Way(guidance, 1, 1, bridge, False, warmup, tokens, fresh, bits)
         for guidance in range(1, devices // 2 + 1)
         for tokens in range(2, devices // guidance + 1)
-        for fresh, bridge in (*((True, bridge) for bridge in _BRIDGES), (False, 1))
+        for fresh, bridge, bits in _WAYS_OF_TOKENS
         if fresh or tokens <= _MOST_PARTS
     ]
     return iter(sorted((way for way in found if way.devices <= devices), key=lambda way: way.devices))
