@@ -18,7 +18,7 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner, Result
 
-from asyncdiff import AsyncDiff
+from asyncdiff import AsyncDiff, Method
 from asyncdiff.commands.app import app
 from asyncdiff.commands.terminal import BAD_USAGE, WORKER_FAILED
 from asyncdiff.errors import ConfigurationError
@@ -119,6 +119,7 @@ def test_tokens_and_components_are_both_told() -> None:
     assert (devices_of(both), devices_of(alone)) == (12, 2)
     assert "P=2 N=3 w=3" in title_of(both) and "P=2 w=3" in title_of(alone)
     assert "2 parts of the tokens, 3 components, 3 warm-up" in describe(both) and "component" not in describe(alone)
+    assert title_of(Settings(tokens=2, method=Method(bits=8))) == "fitted 8 bits P=2 w=3 fresh"
 
 
 def test_the_interval_is_students() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from asyncdiff.errors import ConfigurationError, SplitError
+from asyncdiff.plan.method import Method
 from asyncdiff.settings import Knob, Settings, in_options, knobs
 
 METRIC_NAMES = ("lpips", "clip", "fid")
@@ -33,7 +34,7 @@ def devices_of(settings: Settings) -> int:
 
 def title_of(settings: Settings) -> str:
     """What tells settings from others, in a few letters."""
-    method = settings.method if isinstance(settings.method, str) else settings.method.forecast
+    method = settings.method if isinstance(settings.method, str) else _title_of_method(settings.method)
     divided = f"N={settings.told_components} S={settings.stride}"
     if settings.tokens is not None:
         divided = f"P={settings.tokens}" + f" N={settings.components}" * ((settings.components or 1) > 1)
@@ -47,6 +48,10 @@ def title_of(settings: Settings) -> str:
         parts.append(f"guidance {settings.guidance}")
     parts += ["fresh"] * settings.has_fresh_keys + ["time-shift"] * settings.time_shift
     return " ".join(parts)
+
+
+def _title_of_method(method: Method) -> str:
+    return method.forecast if method.bits is None else f"{method.forecast} {method.bits} bits"
 
 
 def parse_settings(text: str, base: Settings) -> Settings:
