@@ -188,28 +188,34 @@ def _wherever_there_are_heads(layout: TokenLayout, parts: TokenParts) -> frozens
     )
 
 
-def _dealt_out_wherever(rank: int, names: list[str]) -> list[tuple[str, float, int]]:
-    """By name, how far each is from the plain one, relative to its largest number, and at how many sites heads went."""
+def _dealt_out_wherever(rank: int, names: list[str], bits: Bits | None) -> list[tuple[str, float, int]]:
+    """By name, how far each is from the plain one, or in few bits from what one process draws, relative to its largest
+    number, and at how many sites heads went."""
     found = []
+    settings: dict[str, Any] = {"tokens": 2, "warmup": 1, "cooldown": 0, "guidance": 1, "method": Method(bits=bits)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TokenLayout, "dealt", _wherever_there_are_heads)
         for name in names:
             tiny, pipe = PIPELINES[name], PIPELINES[name].build()
-            plain = run(pipe, tiny).float()
-            with AsyncDiff(pipe, tokens=2, fresh=True, warmup=1, cooldown=0, timeout=60, guidance=1) as async_diff:
-                try:
-                    off = (run(pipe, tiny).float() - plain).abs().max() / plain.abs().max()
-                except (SplitError, ShapeChangedError):
-                    continue
-                divisions = divisions_of(async_diff)
+            expected = run(pipe, tiny).float()
+            try:
+                if bits is not None:
+                    with AsyncDiff(pipe, executor="local", **settings):
+                        expected = run(pipe, tiny).float()
+                with AsyncDiff(pipe, timeout=60, **settings) as async_diff:
+                    off = (run(pipe, tiny).float() - expected).abs().max() / expected.abs().max()
+                    divisions = divisions_of(async_diff)
+            except (SplitError, ShapeChangedError):
+                continue
             found.append((name, float(off), sum(len(division.dealt) for division in divisions)))
     return found
 
 
 @pytest.mark.whole
-def test_heads_dealt_out_on_two_ranks_are_every_pipelines() -> None:
+@pytest.mark.parametrize("bits", [None, 8])
+def test_heads_dealt_out_on_two_ranks_are_every_pipelines(bits: Bits | None) -> None:
     """Where it gains nothing, with two of them; of all that can be divided, in two processes."""
-    everyone = run_ranks(2, _dealt_out_wherever, sorted(PIPELINES), limit=1200)
+    everyone = run_ranks(2, _dealt_out_wherever, sorted(PIPELINES), bits, limit=1200)
     dealt = [(name, off) for name, off, sites in everyone[0] if sites]
     assert len(dealt) > 20
     assert {name: off for name, off in dealt if not off < 1e-3} == {}
