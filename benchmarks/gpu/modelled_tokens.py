@@ -58,13 +58,16 @@ class Fresh:
 
     def modelled(self, wanted: Wanted) -> Iterator[Modelled]:
         """With every step computed, with every second one bridged, and beside them exact sequence parallelism."""
+        bits = self.division.method.bits
+        fresh = "fresh" if bits is None else f"fresh, {bits} bits"
         for link in LINKS:
             waited = link.seconds(self.received, self.division.moments_within)
             for bridge in (1, self.division.schedule.bridge):
                 division = _timed(self.division, wanted, bridge, step=self.computed, round_=self.computed)
-                way = "fresh" if bridge == 1 else f"fresh, bridge={bridge}"
+                way = fresh if bridge == 1 else f"{fresh}, bridge={bridge}"
                 yield _modelled(division, wanted, link, way, self.computed, self.bridged, waited)
-            yield self._passed_around(wanted, link)
+            if bits is None:
+                yield self._passed_around(wanted, link)
 
     def _passed_around(self, wanted: Wanted, link: Link) -> Modelled:
         layout, parts = self.division.layout, self.division.parts

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from asyncdiff.plan.course import Course
+from asyncdiff.plan.method import Bits, Method
 from asyncdiff.plan.schedule import Schedule, StepKind
 from asyncdiff.plan.tokens import TokenDivision
 from asyncdiff.settings import Settings
@@ -43,6 +44,8 @@ def measure_tokens(bench: Bench, loop: Loop, half: Loop | None) -> list[Measured
         bench.stage(f"tokens={parts}, fresh", expected, partial(_fresh, bench, loop, parts, 1, found))
         if parts != PARTS[0]:
             continue  # for want of time
+        few = partial(_fresh, bench, loop, parts, 1, found, bits=8)
+        bench.stage(f"tokens={parts}, fresh, 8 bits", expected, few)
         bench.stage(f"tokens={parts}", expected, partial(_forecast, bench, loop, parts, found))
         if half is not None:
             name = f"half tokens={parts}, fresh"
@@ -54,10 +57,12 @@ def measure_tokens(bench: Bench, loop: Loop, half: Loop | None) -> list[Measured
     return found
 
 
-def _fresh(bench: Bench, loop: Loop, parts: int, groups: int, measured: list[Measured]) -> dict[str, Any]:
+def _fresh(
+    bench: Bench, loop: Loop, parts: int, groups: int, measured: list[Measured], bits: Bits | None = None
+) -> dict[str, Any]:
     """Steps with fresh keys, the bridged ones between them, and what passes from one attention to the next."""
     world, marks = SoloWorld(parts, bench.setting.device), Marks(bench.setting.device)
-    settings = Settings(tokens=parts, fresh=True, bridge=BRIDGE, warmup=WARMUP)
+    settings = Settings(tokens=parts, fresh=True, bridge=BRIDGE, warmup=WARMUP, method=Method(bits=bits))
     with attached(loop, settings, world):
         world.become(parts - 1)
         schedule, steps = settings.schedule(), bench.subject.steps
