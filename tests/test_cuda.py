@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from asyncdiff import AsyncDiff, ExchangeError, load_demo
+from asyncdiff import AsyncDiff, ExchangeError, Method, load_demo
 from asyncdiff.events import Events
 from asyncdiff.exchange.world import LocalWorld
 from asyncdiff.runtime.units import UnitHooks
@@ -60,6 +60,7 @@ def test_warm_up_throughout_is_the_ordinary_pipeline(model: str) -> None:
         *[(model, {"components": 1, "bridge": 2}) for model in MODELS],
         *[(model, {"components": parts}) for model in MODELS for parts in (2, 3)],
         *[("dit", {"tokens": parts, "fresh": False}) for parts in (2, 3)],
+        *[("dit", {"tokens": parts, "method": Method(bits=8)}) for parts in (2, 3)],
     ],
     ids=str,
 )
@@ -167,6 +168,7 @@ def _two_on_one(rank: int, model: str, settings: dict[str, Any], tolerance: floa
         ("dit", {"components": 2, "bridge": 2}, 0.0),
         ("unet", {"guidance": 2, "components": 1}, 0.0),
         ("dit", {"tokens": 2}, 1e-4),
+        ("dit", {"tokens": 2, "method": Method(bits=8)}, 1e-2),
         # A number that is rounded otherwise may fall on the other side of one of 16 codes.
         ("dit", {"tokens": 2, "fresh": False}, 0.05),
     ],
