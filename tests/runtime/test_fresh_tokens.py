@@ -85,7 +85,7 @@ SETTINGS: list[tuple[int, dict[str, Any]]] = [
     (2, {"tokens": 2, "bridge": 4, "max_error": 0.05}),
     (4, {"tokens": 2, "guidance": 2, "bridge": 2}),
     (3, {"tokens": 3}),
-    (2, {"tokens": 2, "method": Method(bits=8)}),
+    (2, {"tokens": 2, "bridge": 4, "max_error": 0.05, "method": Method(bits=8)}),
 ]
 
 

@@ -184,6 +184,18 @@ def test_a_loop_by_hand_is_a_generation() -> None:
             assert counts(async_diff).rounds == STEPS - 5
 
 
+@pytest.mark.parametrize("steps", [STEPS - 1, STEPS + 1])
+def test_a_loop_by_hand_has_its_own_number_of_steps(steps: int) -> None:
+    """What the pipeline says of its steps is said of the call before."""
+    pipe = SMALL.build()
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    with attach(pipe) as async_diff:
+        expected = by_hand(pipe)
+        run(pipe, SMALL, num_inference_steps=steps)
+        assert torch.equal(by_hand(pipe), expected)
+        assert counts(async_diff).rounds == STEPS - 5
+
+
 @pytest.mark.filterwarnings("ignore:a call of the 'unet'")
 def test_timesteps_in_any_order_are_no_generation() -> None:
     """Log-probabilities of a trajectory: the scheduler is set up, but takes no step."""

@@ -49,6 +49,7 @@ class Clock:
         self._is_announced = False
         self._is_at_first_call = False
         self._has_no_known_end = False
+        self._is_by_hand = False
         self._times: dict[str, Any] = {}
         self._pending: list[Any] = []
         self._has_views = False
@@ -95,6 +96,10 @@ class Clock:
         if not self._is_announced or (is_new and not self._is_at_first_call):
             self._begin(self._likely_scheduler())
 
+    def drive_by_hand(self) -> None:
+        """No pipeline makes the calls of this generation: what one says of its steps is said of another."""
+        self._is_by_hand = True
+
     def goes_on(self, times: dict[str, Any]) -> bool:
         """Whether a call with these time arguments can be the next one of a generation whose steps are all heard."""
         return bool(self._pending) or not self._times or _are_equal(times, self._times)
@@ -136,7 +141,7 @@ class Clock:
         self.is_complete = False
         self._times = {}
         self._pending = []
-        self._has_views = self._has_no_known_end = False
+        self._has_views = self._has_no_known_end = self._is_by_hand = False
         for notify in self.on_generation:
             notify()
 
@@ -202,7 +207,7 @@ class Clock:
         """
         whole = self._whole
         first = getattr(self._set_up, "begin_index", None)
-        told = getattr(self._pipeline, "num_timesteps", None)
+        told = None if self._is_by_hand else getattr(self._pipeline, "num_timesteps", None)
         count = told if isinstance(told, int) else 0
         if first is None:
             # A timestep may be there twice. Of those that begin later than the first, most go on to the last.

@@ -105,6 +105,7 @@ class Generations:
             self._clock.end()
             return _OUT_OF_ORDER
         self._turn.take(lambda: self._is_driven_by_hand(thread))
+        self._clock.drive_by_hand()
         return ""
 
     def is_pipelines_own(self, part: nn.Module, call: Call) -> bool:
