@@ -33,8 +33,10 @@ _AT_ONCE = 8  # pictures in a call
 _T95 = 1.96
 
 _COUNTS = (2, 4, 8)  # of devices
+_IN_BF16 = "ordinary, in bf16"  # what the number format of most users costs: no way to draw on several devices
 # What can be compared, as arguments of AsyncDiff.
 WAYS: dict[str, dict[str, Any]] = {
+    _IN_BF16: {},
     **{f"one device, bridge={bridge}": {"components": 1, "bridge": bridge} for bridge in (2, 3, 4, 6)},
     **{f"components={count}": {"components": count} for count in _COUNTS},
     **{f"components={count}, bridge=2": {"components": count, "bridge": 2} for count in _COUNTS},
@@ -119,6 +121,8 @@ def draw(task: Task) -> Drawn:
     condition, prompts = task.condition, task.prompts
     pipe: Any = load_demo("dit")
     pipe.set_progress_bar_config(disable=True)
+    if task.way == _IN_BF16:
+        pipe.to(dtype=torch.bfloat16)
     if condition.fresh_noise:
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, stochastic_sampling=True)
     given: dict[str, Any] = {"num_inference_steps": condition.steps, "output_type": "pt"}
@@ -132,10 +136,10 @@ def draw(task: Task) -> Drawn:
             torch.manual_seed(start)  # of samplers whose noise the pipeline draws without its generators
             generators = [torch.Generator().manual_seed(start + number) for number in range(len(batch))]
             pictures.append(pipe(batch, generator=generators, **given)[0])
-        return torch.cat(pictures)
+        return torch.cat(pictures).float()
 
-    if task.way is None:
-        return Drawn(None, every())
+    if task.way in (None, _IN_BF16):
+        return Drawn(task.way, every())
     with AsyncDiff(pipe, warmup=condition.warmup, guidance=1, executor="local", **WAYS[task.way]) as async_diff:
         pictures = every()
         (denoiser,) = async_diff.report().denoisers
