@@ -52,6 +52,17 @@ def test_half_precision_is_as_close(bits: int, dtype: torch.dtype, largest: floa
 
 
 @BITS
+def test_the_largest_numbers_of_half_precision_stay_numbers(bits: int) -> None:
+    """FLUX clips what it computes in this format to them; a scale that is rounded up must not lead beyond."""
+    numbers = torch.linspace(65024, 65504, 16).to(torch.float16).repeat_interleave(2)
+    packing = Packing(bits, 2)
+    room = packing.room(len(numbers), CPU)
+    packing.pack(numbers, room)
+    found = packing.unpack(room, torch.float16)
+    assert bool(found.isfinite().all()) and torch.allclose(found.float(), numbers.float(), rtol=0.01)
+
+
+@BITS
 def test_zeros_are_zeros(bits: int) -> None:
     packing = Packing(bits, 3)
     assert there_and_back(packing, torch.zeros(9)).tolist() == [0.0] * 9

@@ -72,6 +72,21 @@ def test_less_travels_and_less_is_held_and_the_picture_is_nearly_the_same(settin
     assert float((near - plain).norm()) < 0.2 * error and float((far - plain).norm()) < error
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_differences_may_be_larger_than_half_precision_reaches(bits: int) -> None:
+    """A number that goes from one end of it to the other, and one at its end, as FLUX clips them."""
+    packing = packing_for(bits, [4])
+    held = PackedVersions(4, torch.float16, 3, torch.device("cpu"), packing)
+    for step, numbers in enumerate(([60000.0, -60000, 1, 65504], [-60000.0, 60000, 2, 65504], [60000.0, 0, 3, -65504])):
+        version = torch.tensor(numbers, dtype=torch.float16)
+        room = held.room(0, 4)
+        room.copy_(version)
+        held.put(0, 4, room)
+        held.take_over(None if step == 0 else step - 1)
+        assert bool(held.newest.isfinite().all())
+        assert (held.newest.float() - version.float()).abs().max() <= 120_000 / (2 ** (bits - 1) - 1) * 0.6
+
+
 @pytest.mark.parametrize("bits", [0, 2, 16, 8.5, True, "8"])
 def test_other_numbers_of_bits(bits: Any) -> None:
     with pytest.raises(ConfigurationError, match="bits must be 4, 8 or None"):

@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from asyncdiff.plan.packing import Packed, Packing
+from asyncdiff.plan.packing import Packed, Packing, narrowed, wide
 
 ELEMENTS_AT_ONCE = 2**22  # of a buffer, where more is computed than is held; a multiple of every packed group
 
@@ -111,7 +111,7 @@ class PackedVersions:
 
     def put(self, start: int, stop: int, part: Tensor) -> None:
         if not self._is_empty:
-            self._packing.pack(part - self._base(start, stop), self._packing.part(self._next, start, stop))
+            self._packing.pack(wide(part) - self._base(start, stop), self._packing.part(self._next, start, stop))
 
     def arriving(self, start: int, stop: int) -> tuple[Tensor, ...]:
         return tuple(self._packing.part(self._next, start, stop))
@@ -122,8 +122,9 @@ class PackedVersions:
             return
         for start in range(0, len(self.newest), ELEMENTS_AT_ONCE):
             stop = min(start + ELEMENTS_AT_ONCE, len(self.newest))
-            difference = self._packing.unpack(self._packing.part(self._next, start, stop), self.newest.dtype)
-            torch.add(self._base(start, stop), difference, out=self.newest[start:stop])
+            base = self._base(start, stop)
+            difference = self._packing.unpack(self._packing.part(self._next, start, stop), base.dtype)
+            self.newest[start:stop] = narrowed(base.add_(difference), self.newest.dtype)
         if slot is not None:
             self._differences.codes[slot] = self._next.codes
             self._differences.scales[slot] = self._next.scales
@@ -139,5 +140,5 @@ class PackedVersions:
         return self._packing.unpack(self._packing.part(packed, start, stop), self.newest.dtype)
 
     def _base(self, start: int, stop: int) -> Tensor:
-        """What the next version is told apart from."""
-        return self.newest[start:stop].nan_to_num(0.0, 0.0, 0.0)
+        """What the next version is told apart from, a copy."""
+        return wide(self.newest[start:stop]).nan_to_num(0.0, 0.0, 0.0)

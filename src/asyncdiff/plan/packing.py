@@ -91,7 +91,7 @@ class Packing:
             numbers = torch.empty(*codes.shape[:-1], self.group, dtype=exact, device=codes.device)
             torch.mul((codes << 4).bitwise_right_shift_(4), scales, out=numbers[..., :half])
             torch.mul((codes >> 4)[..., : self.group - half], scales, out=numbers[..., half:])
-        return numbers.to(dtype).flatten(-2)
+        return narrowed(numbers, dtype).flatten(-2)
 
     @property
     def _most(self) -> int:
@@ -101,6 +101,19 @@ class Packing:
     def bytes_of_group(self) -> int:
         """What a group's codes take."""
         return math.ceil(self.group * self.bits / 8)
+
+
+def wide(numbers: Tensor) -> Tensor:
+    """Numbers in a format in which the difference of any two of them is a number."""
+    return numbers.float() if numbers.dtype == torch.float16 else numbers
+
+
+def narrowed(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Numbers rounded to a format, none of them beyond what that reaches: what was rounded before may lie there."""
+    if dtype == torch.float16:
+        most = torch.finfo(dtype).max
+        numbers = numbers.clamp(-most, most)
+    return numbers.to(dtype)
 
 
 def packing_for(bits: int, blocks: Iterable[int]) -> Packing:
