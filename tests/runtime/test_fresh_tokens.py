@@ -147,6 +147,7 @@ def test_in_few_bits_the_picture_is_nearly_the_same_whatever_the_number_of_parts
     for count in (2, 3):
         with AsyncDiff(pipe, tokens=count, warmup=1, cooldown=0, executor="local", method=Method(bits=8)) as async_diff:
             found.append(run(pipe, tiny))
+            assert torch.equal(run(pipe, tiny), found[-1]), "the first one, in which calls are recorded, is like others"
             division = division_of(async_diff)
     assert not division.dealt, "there are two heads, for three ranks"
     assert torch.equal(found[0], found[1])

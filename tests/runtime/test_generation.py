@@ -197,6 +197,42 @@ def test_a_loop_by_hand_has_its_own_number_of_steps(steps: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a call of the 'unet'")
+@pytest.mark.parametrize("looks_at", [None, 1, STEPS - 2])
+@pytest.mark.parametrize("settings", [{}, {"components": 1, "bridge": 2}], ids=str)
+def test_a_look_at_something_else_in_a_loop_by_hand(looks_at: int | None, settings: dict[str, Any]) -> None:
+    """At another time than the next step's it is the plain denoiser's, and the loop goes on; so it is after a loop that
+    ends early."""
+    other, seen = noise(1, 4, 16, 16, seed=40), []
+
+    def loop(pipe: Any, stop: int) -> Tensor:
+        latents = LATENTS
+        pipe.scheduler.set_timesteps(STEPS)
+        with torch.no_grad():
+            for number, timestep in enumerate(pipe.scheduler.timesteps[:stop]):
+                predicted = pipe.unet(latents, timestep, encoder_hidden_states=PROMPT).sample
+                latents = pipe.scheduler.step(predicted, timestep, latents).prev_sample
+                if number == looks_at:
+                    seen.append(pipe.unet(other, torch.tensor(20.0), encoder_hidden_states=PROMPT).sample)
+        return latents
+
+    plain = SMALL.build()
+    pipe = SMALL.build()
+    for each in (plain, pipe):
+        each.scheduler = DDIMScheduler.from_config(each.scheduler.config)
+    with attach(pipe, **settings) as async_diff:
+        expected = by_hand(pipe)
+        assert torch.equal(loop(pipe, STEPS), expected)
+        assert counts(async_diff).rounds + counts(async_diff).bridged == STEPS - 5
+        loop(pipe, STEPS - 2)
+        with torch.no_grad():
+            seen.append(pipe.unet(other, torch.tensor(20.0), encoder_hidden_states=PROMPT).sample)
+    with torch.no_grad():
+        ordinary = plain.unet(other, torch.tensor(20.0), encoder_hidden_states=PROMPT).sample
+    for found in seen:
+        assert torch.equal(found, ordinary)
+
+
+@pytest.mark.filterwarnings("ignore:a call of the 'unet'")
 def test_timesteps_in_any_order_are_no_generation() -> None:
     """Log-probabilities of a trajectory: the scheduler is set up, but takes no step."""
     pipe, plain = SMALL.build(), SMALL.build()

@@ -2,9 +2,13 @@
 
 import functools
 import inspect
+import itertools
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
 
 from asyncdiff.call import is_equal
 from asyncdiff.hooks import listen
@@ -12,6 +16,7 @@ from asyncdiff.runtime.labels import Timetable, numbers_of
 
 # In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
 _WATCHED_STEPS = 2
+_ROUNDING = 0.01  # of times in half precision
 # Of a scheduler's step: every scheduler takes them first, in this order.
 _STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 
@@ -103,6 +108,37 @@ class Clock:
     def goes_on(self, times: dict[str, Any]) -> bool:
         """Whether a call with these time arguments can be the next one of a generation whose steps are all heard."""
         return bool(self._pending) or not self._times or _are_equal(times, self._times)
+
+    def is_out_of_turn(self, times: dict[str, Any]) -> bool:
+        """Whether a call comes after a step, and is not for the next one, as far as times tell that.
+
+        They do where the denoiser is given the scheduler's timesteps, as they are or as thousandths.
+        """
+        if not self._pending or self._has_views:
+            return False
+        now, last = next(iter(times.values()), None), self._pending[-1]
+        if self._comes_next(now, last) or _are_equal(times, self._times):
+            return False
+        begun, step, called = (_number_of(time) for time in (next(iter(self._times.values()), None), last, now))
+        whole = self._whole.timesteps
+        if not begun or not step or called is None or step not in whole:
+            return False
+        following = [after for before, after in itertools.pairwise(whole) if before == step]
+        return any(
+            math.isclose(begun, step * unit, rel_tol=_ROUNDING)
+            and not any(
+                math.isclose(called, each * unit, rel_tol=_ROUNDING, abs_tol=_ROUNDING * unit) for each in following
+            )
+            for unit in (1.0, 1e-3)
+        )
+
+    def _comes_next(self, time: Any, last: Any) -> bool:
+        """Whether these are the scheduler's own timesteps, one after the other, which is seen without reading them."""
+        steps = getattr(self._set_up, "timesteps", None)
+        if not (isinstance(steps, Tensor) and isinstance(time, Tensor) and isinstance(last, Tensor)):
+            return False
+        memory = {each.untyped_storage().data_ptr() for each in (steps, time, last)}
+        return len(memory) == 1 and bool(time.storage_offset() - last.storage_offset() == steps.stride(0))
 
     def call(self, times: dict[str, Any]) -> None:
         """A denoiser is about to be called with these time arguments."""
@@ -251,8 +287,13 @@ def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
     return times.keys() == others.keys() and all(is_equal(times[name], others[name]) for name in times)
 
 
+def _number_of(time: Any) -> float | None:
+    """The one number that a call has for its time, however often."""
+    numbers = set(_numbers(time))
+    return numbers.pop() if len(numbers) == 1 else None
+
+
 def _places_of(time: Any, timesteps: tuple[float, ...]) -> list[int]:
     """Where in a timetable a call's time stands; at its beginning, where that cannot be told."""
-    numbers = set(_numbers(time))
-    number = numbers.pop() if len(numbers) == 1 else None
+    number = _number_of(time)
     return [place for place, timestep in enumerate(timesteps) if timestep == number] or [0]

@@ -101,7 +101,10 @@ class Generations:
             return "a pipeline that is a generator is between two of its steps"
         if not self._is_driven_by_hand(thread):
             return "no pipeline is generating"
-        if not self._clock.goes_on(self._forms[name].read(call).times):
+        times = self._forms[name].read(call).times
+        if self._clock.is_out_of_turn(times):
+            return _OUT_OF_ORDER  # a look at something between two steps: the loop may go on
+        if not self._clock.goes_on(times):
             self._clock.end()
             return _OUT_OF_ORDER
         self._turn.take(lambda: self._is_driven_by_hand(thread))

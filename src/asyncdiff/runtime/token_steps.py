@@ -12,7 +12,7 @@ from asyncdiff.denoiser.graph import Edge, Graph
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
-from asyncdiff.plan.key_form import InBits
+from asyncdiff.plan.key_form import AS_IT_IS, InBits
 from asyncdiff.plan.moments import StepOrder
 from asyncdiff.plan.schedule import StepKind, Task
 from asyncdiff.plan.tokens import TokenDivision
@@ -47,7 +47,8 @@ class TokenStepRunner:
                 result = self._round(stream, course, call, counts)
             elif step.kind is StepKind.BRIDGED:
                 result = self._bridged(stream, course, call, counts)
-            elif result is None or step.keeps:
+            elif result is None or step.keeps or _of_tokens(stream).key_form != AS_IT_IS:
+                # What was recorded was rounded nowhere: the same noise would give another picture later.
                 result = self._in_full(stream, course, call)
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
