@@ -133,7 +133,7 @@ def test_heads_are_dealt_out(bits: Bits | None) -> None:
     assert torch.equal(local, plain) is (bits is None)
     assert division.dealt == division.layout.sites.keys()
     everyone = run_ranks(3, _dealt_out, settings)
-    steps = everyone[0][2]
+    steps = everyone[0][2] + (bits is not None)  # in bits the recorded step is made once more, rounded
     for picture, _, _ in everyone:
         torch.testing.assert_close(picture, local, rtol=0, atol=1e-3 * float(plain.abs().max()))
     results = 2 * division.graph.bytes(division.partition.end.reads)  # each part goes to two others
@@ -152,6 +152,40 @@ def test_in_few_bits_the_picture_is_nearly_the_same_whatever_the_number_of_parts
     assert not division.dealt, "there are two heads, for three ranks"
     assert torch.equal(found[0], found[1])
     assert 0 < (found[0] - plain).norm() < 0.05 * plain.norm()
+
+
+class Fading:
+    """An attention processor that counts its calls, and from the sixth on gives less; it notes them all, too."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.calls, self.noted = inner, 0, list[int]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        self.noted.append(self.calls)
+        factor = 0.3 if self.calls > 5 else 1.0
+        found = self.inner(*args, **kwargs)
+        return tuple(each * factor for each in found) if isinstance(found, tuple) else found * factor
+
+
+@pytest.mark.filterwarnings("ignore:asyncdiff accelerates nothing")
+@pytest.mark.parametrize("settings", [{}, {"method": Method(bits=8)}, {"fresh": False, "warmup": 99}], ids=str)
+def test_processors_that_count_see_the_calls_of_the_generation_alone(settings: dict[str, Any]) -> None:
+    """Tokens are found by some calls beside them."""
+    tiny = PIPELINES["sd3"]
+
+    def built() -> Any:
+        pipe: Any = tiny.build()
+        inner = pipe.transformer.attn_processors
+        pipe.transformer.set_attn_processor({name: Fading(found) for name, found in inner.items()})
+        return pipe
+
+    plain, pipe = run(built(), tiny, num_inference_steps=10), built()
+    with AsyncDiff(pipe, tokens=2, executor="local", **settings):
+        found = run(pipe, tiny, num_inference_steps=10)
+    assert (found - plain).norm() <= (0.01 if "method" in settings else 0.0) * plain.norm()
+    counted = [(each.calls, each.noted) for each in pipe.transformer.attn_processors.values()]
+    assert counted == [(10, list(range(1, 11)))] * len(counted)
 
 
 def test_four_bits_are_too_few_for_keys_of_the_step_itself() -> None:

@@ -40,12 +40,13 @@ def is_watched(denoiser: nn.Module) -> bool:
     Of attention processors, those of diffusers are known not to.
     """
     return any(
-        module._forward_hooks or module._forward_pre_hooks or _is_foreign(getattr(module, "processor", None))
+        module._forward_hooks or module._forward_pre_hooks or is_foreign(getattr(module, "processor", None))
         for module in denoiser.modules()
     )
 
 
-def _is_foreign(processor: object) -> bool:
+def is_foreign(processor: object) -> bool:
+    """Whether an attention processor is none of diffusers', nor of torch's."""
     return processor is not None and not type(processor).__module__.startswith(("diffusers.", "torch."))
 
 

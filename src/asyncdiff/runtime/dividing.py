@@ -6,11 +6,10 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from asyncdiff.call import Call
 from asyncdiff.denoiser.form import Signature
 from asyncdiff.denoiser.graph import build_graph, operations
+from asyncdiff.denoiser.keeping import keeping_state
 from asyncdiff.denoiser.look import Look
 from asyncdiff.denoiser.rates import rates_of
 from asyncdiff.denoiser.rehearsal import rehearse
@@ -35,11 +34,6 @@ from asyncdiff.runtime.token_finding import FoundTokens, TokenFinder
 from asyncdiff.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-
-def keeping_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """What is drawn within, of the default generators, is drawn again afterwards."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 class Divisions:
@@ -150,7 +144,8 @@ class Divisions:
         context.units.add(graph)
         is_bridged = goal is not None or schedule.bridge > 1
         finder = TokenFinder(context.denoiser, context.units, context.form, trace, graph, is_bridged, schedule.fresh)
-        return finder.find(call, settings.tokens or 1)
+        with keeping_state(context.denoiser, context.device):
+            return finder.find(call, settings.tokens or 1)
 
     def _divide_tokens(self, settings: Settings, trace: Trace, call: Call, goal: Goal | None) -> TokenDivision:
         """Give each rank of the group a part of the call's tokens, and of its units."""
@@ -171,7 +166,7 @@ class Divisions:
 
     def _find_rivals(self, call: Call) -> Rivals | None:
         """Divide a call by tokens and by components, and time it; all ranks take part."""
-        with keeping_random_state(self._context.device):
+        with keeping_state(self._context.denoiser, self._context.device):
             return self._timed_rivals(call)
 
     def _timed_rivals(self, call: Call) -> Rivals | None:
@@ -237,11 +232,10 @@ class Divisions:
         """By tokens, where that was chosen and can be done with such a call; else by components."""
         division: Division | None = None
         if self._axis.takes_tokens:
-            with keeping_random_state(self._context.device):
-                try:
-                    division = self._divide_tokens(self._axis.by_tokens, trace, call, goal)
-                except SplitError as error:
-                    logger.info("%s", error)
+            try:
+                division = self._divide_tokens(self._axis.by_tokens, trace, call, goal)
+            except SplitError as error:
+                logger.info("%s", error)
             what = f"how the denoiser {self._context.name!r} is divided"
             if not self._context.exchange.agree(division is not None, what):
                 division = None

@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from asyncdiff.call import Call
 from asyncdiff.denoiser.graph import Edge, Graph
+from asyncdiff.denoiser.keeping import keeping_state
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
@@ -47,9 +48,12 @@ class TokenStepRunner:
                 result = self._round(stream, course, call, counts)
             elif step.kind is StepKind.BRIDGED:
                 result = self._bridged(stream, course, call, counts)
-            elif result is None or step.keeps or _of_tokens(stream).key_form != AS_IT_IS:
-                # What was recorded was rounded nowhere: the same noise would give another picture later.
+            elif result is None:
                 result = self._in_full(stream, course, call)
+            elif step.keeps or _of_tokens(stream).key_form != AS_IT_IS:
+                # Keys are needed of it; and it was rounded nowhere, while the same noise would be in later calls.
+                with keeping_state(self._context.denoiser, self._context.device):
+                    result = self._in_full(stream, course, call)
         leaves, stream.structure = tree_flatten(result)
         stream.predictions = {step.index: leaves}
 

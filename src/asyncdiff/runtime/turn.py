@@ -41,8 +41,9 @@ class Turn:
             while self._holder not in (None, me) and self._is_in_use():
                 if time.monotonic() > end:
                     raise BusyError(
-                        f"another thread has been generating with this denoiser for {self._timeout:g} s; one "
-                        "generation at a time can run on it: wait for the other one, or load the denoiser twice"
+                        f"another thread has been generating with this denoiser for {self._timeout:g} s (a loop by "
+                        "hand does until its last step, or its thread ends); one generation at a time can run on it: "
+                        "wait for the other one, or load the denoiser twice"
                     )
                 self._changed.wait(_SECONDS_BETWEEN_LOOKS)
             self._holder, self._is_in_use = me, is_in_use
