@@ -197,6 +197,23 @@ def test_a_loop_by_hand_has_its_own_number_of_steps(steps: int) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a call of the 'unet'")
+def test_a_loop_by_hand_with_a_scheduler_that_has_come_since() -> None:
+    pipe = SMALL.build()
+    first, later = (DDIMScheduler.from_config(pipe.scheduler.config, trained_betas=None) for _ in range(2))
+    pipe.scheduler = first
+    with attach(pipe) as async_diff:
+        expected = by_hand(pipe)
+        pipe.scheduler = later
+        with torch.no_grad():  # it is not set up
+            pipe.unet(LATENTS, 999, encoder_hidden_states=PROMPT)
+        assert torch.equal(by_hand(pipe), expected)
+        assert counts(async_diff).rounds == STEPS - 5
+        pipe.scheduler = first  # which stands at its end
+        assert torch.equal(by_hand(pipe), expected)
+        assert counts(async_diff).rounds == STEPS - 5
+
+
+@pytest.mark.filterwarnings("ignore:a call of the 'unet'")
 @pytest.mark.parametrize("looks_at", [None, 1, STEPS - 2])
 @pytest.mark.parametrize("settings", [{}, {"components": 1, "bridge": 2}], ids=str)
 def test_a_look_at_something_else_in_a_loop_by_hand(looks_at: int | None, settings: dict[str, Any]) -> None:

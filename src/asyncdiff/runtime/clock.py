@@ -17,6 +17,7 @@ from asyncdiff.runtime.labels import Timetable, numbers_of
 # In so many steps it is looked at whether a step consists of several calls with a scheduler step each.
 _WATCHED_STEPS = 2
 _ROUNDING = 0.01  # of times in half precision
+_UNITS = (1.0, 1e-3)  # in which denoisers are told the scheduler's timesteps
 # Of a scheduler's step: every scheduler takes them first, in this order.
 _STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 
@@ -101,6 +102,23 @@ class Clock:
         if not self._is_announced or (is_new and not self._is_at_first_call):
             self._begin(self._likely_scheduler())
 
+    def take_up(self, pipeline: Any, times: dict[str, Any]) -> None:
+        """A call is made by hand: if the pipeline has got another scheduler, that may have been set up unheard.
+
+        Then a generation begins, if the call is for its first step.
+        """
+        is_anothers = self.is_open and self.thread != threading.get_ident()
+        if is_anothers or not self._is_elsewhere(pipeline):
+            return
+        self.end()
+        self._listen_to(pipeline)
+        scheduler, called = self._likely_scheduler(), _number_of(next(iter(times.values()), None))
+        first = _numbers(scheduler.timesteps)[:1] if getattr(scheduler, "num_inference_steps", None) else ()
+        if called is not None and any(
+            math.isclose(called, first[0] * unit, rel_tol=_ROUNDING) for unit in _UNITS if first
+        ):
+            self._begin(scheduler)
+
     def drive_by_hand(self) -> None:
         """No pipeline makes the calls of this generation: what one says of its steps is said of another."""
         self._is_by_hand = True
@@ -129,7 +147,7 @@ class Clock:
             and not any(
                 math.isclose(called, each * unit, rel_tol=_ROUNDING, abs_tol=_ROUNDING * unit) for each in following
             )
-            for unit in (1.0, 1e-3)
+            for unit in _UNITS
         )
 
     def _comes_next(self, time: Any, last: Any) -> bool:

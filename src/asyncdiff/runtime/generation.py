@@ -99,9 +99,11 @@ class Generations:
             return self._why_outside_of(calling, name, call)
         if self._generators.is_at_rest:
             return "a pipeline that is a generator is between two of its steps"
+        times = self._forms[name].read(call).times
+        if not self._running:  # a call of a pipeline, in another thread, follows its own schedulers
+            self._clock.take_up(self._pipeline, times)
         if not self._is_driven_by_hand(thread):
             return "no pipeline is generating"
-        times = self._forms[name].read(call).times
         if self._clock.is_out_of_turn(times):
             return _OUT_OF_ORDER  # a look at something between two steps: the loop may go on
         if not self._clock.goes_on(times):
