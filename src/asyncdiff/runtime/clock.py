@@ -102,21 +102,18 @@ class Clock:
         if not self._is_announced or (is_new and not self._is_at_first_call):
             self._begin(self._likely_scheduler())
 
-    def take_up(self, pipeline: Any, times: dict[str, Any]) -> None:
-        """A call is made by hand: if the pipeline has got another scheduler, that may have been set up unheard.
-
-        Then a generation begins, if the call is for its first step.
-        """
+    def has_not_heard(self, pipeline: Any) -> bool:
+        """Whether a loop by hand in this thread may have set up a scheduler that the pipeline has got since."""
         is_anothers = self.is_open and self.thread != threading.get_ident()
-        if is_anothers or not self._is_elsewhere(pipeline):
-            return
+        return not is_anothers and self._is_elsewhere(pipeline)
+
+    def take_up(self, pipeline: Any, times: dict[str, Any]) -> None:
+        """Listen to a pipeline's schedulers; a call by hand that is for the first step is the first of a generation."""
         self.end()
         self._listen_to(pipeline)
-        scheduler, called = self._likely_scheduler(), _number_of(next(iter(times.values()), None))
+        scheduler, called = self._likely_scheduler(), _number_of(_first_of(times))
         first = _numbers(scheduler.timesteps)[:1] if getattr(scheduler, "num_inference_steps", None) else ()
-        if called is not None and any(
-            math.isclose(called, first[0] * unit, rel_tol=_ROUNDING) for unit in _UNITS if first
-        ):
+        if first and called is not None and any(_is_close(called, first[0] * unit) for unit in _UNITS):
             self._begin(scheduler)
 
     def drive_by_hand(self) -> None:
@@ -134,19 +131,17 @@ class Clock:
         """
         if not self._pending or self._has_views:
             return False
-        now, last = next(iter(times.values()), None), self._pending[-1]
+        now, last = _first_of(times), self._pending[-1]
         if self._comes_next(now, last) or _are_equal(times, self._times):
             return False
-        begun, step, called = (_number_of(time) for time in (next(iter(self._times.values()), None), last, now))
+        begun, step, called = map(_number_of, (_first_of(self._times), last, now))
         whole = self._whole.timesteps
         if not begun or not step or called is None or step not in whole:
             return False
         following = [after for before, after in itertools.pairwise(whole) if before == step]
         return any(
-            math.isclose(begun, step * unit, rel_tol=_ROUNDING)
-            and not any(
-                math.isclose(called, each * unit, rel_tol=_ROUNDING, abs_tol=_ROUNDING * unit) for each in following
-            )
+            _is_close(begun, step * unit)
+            and not any(_is_close(called, each * unit, _ROUNDING * unit) for each in following)
             for unit in _UNITS
         )
 
@@ -265,7 +260,7 @@ class Clock:
         count = told if isinstance(told, int) else 0
         if first is None:
             # A timestep may be there twice. Of those that begin later than the first, most go on to the last.
-            places = _places_of(next(iter(times.values()), None), whole.timesteps)
+            places = _places_of(_first_of(times), whole.timesteps)
             first = next((place for place in places if place + count == len(whole.timesteps)), places[0])
         if not 0 < count <= len(whole.timesteps) - first:
             count = len(whole.timesteps) - first
@@ -303,6 +298,14 @@ def _numbers(values: Any) -> tuple[float, ...]:
 
 def _are_equal(times: dict[str, Any], others: dict[str, Any]) -> bool:
     return times.keys() == others.keys() and all(is_equal(times[name], others[name]) for name in times)
+
+
+def _first_of(times: dict[str, Any]) -> Any:
+    return next(iter(times.values()), None)
+
+
+def _is_close(time: float, other: float, least: float = 0.0) -> bool:
+    return math.isclose(time, other, rel_tol=_ROUNDING, abs_tol=least)
 
 
 def _number_of(time: Any) -> float | None:

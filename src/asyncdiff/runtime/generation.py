@@ -26,6 +26,7 @@ from asyncdiff.runtime.turn import Turn
 
 PAUSED = "paused"
 _BY_CALLBACK = "a callback made it"
+_NOBODY = "no pipeline is generating"
 _OUT_OF_ORDER = "it is none of the steps in order"
 
 
@@ -99,11 +100,15 @@ class Generations:
             return self._why_outside_of(calling, name, call)
         if self._generators.is_at_rest:
             return "a pipeline that is a generator is between two of its steps"
+        # A call of a pipeline, in another thread, follows its own schedulers.
+        is_unheard = not self._running and self._clock.has_not_heard(self._pipeline)
+        if not is_unheard and not self._is_driven_by_hand(thread):
+            return _NOBODY
         times = self._forms[name].read(call).times
-        if not self._running:  # a call of a pipeline, in another thread, follows its own schedulers
+        if is_unheard:
             self._clock.take_up(self._pipeline, times)
-        if not self._is_driven_by_hand(thread):
-            return "no pipeline is generating"
+            if not self._is_driven_by_hand(thread):
+                return _NOBODY
         if self._clock.is_out_of_turn(times):
             return _OUT_OF_ORDER  # a look at something between two steps: the loop may go on
         if not self._clock.goes_on(times):

@@ -13,7 +13,7 @@ from asyncdiff.denoiser.keeping import keeping_state
 from asyncdiff.errors import ShapeChangedError
 from asyncdiff.exchange.protocol import Channel
 from asyncdiff.plan.course import Course
-from asyncdiff.plan.key_form import AS_IT_IS, InBits
+from asyncdiff.plan.key_form import InBits
 from asyncdiff.plan.moments import StepOrder
 from asyncdiff.plan.schedule import StepKind, Task
 from asyncdiff.plan.tokens import TokenDivision
@@ -50,7 +50,7 @@ class TokenStepRunner:
                 result = self._bridged(stream, course, call, counts)
             elif result is None:
                 result = self._in_full(stream, course, call)
-            elif step.keeps or _of_tokens(stream).key_form != AS_IT_IS:
+            elif step.keeps or isinstance(_of_tokens(stream).key_form, InBits):
                 # Keys are needed of it; and it was rounded nowhere, while the same noise would be in later calls.
                 with keeping_state(self._context.denoiser, self._context.device):
                     result = self._in_full(stream, course, call)
